@@ -1,0 +1,1 @@
+"""Rows, media, prompts and batches: what a model is fed (middle floor; knows nothing of Ray)."""
