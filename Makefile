@@ -17,7 +17,7 @@ BENCH_INSTALLED := $(VENV)/.bench-installed
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	if $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then command -v $$p; break; fi; done)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS)
 
 .PHONY: help demo serve test test-all check format bench clean
 

@@ -1,0 +1,91 @@
+"""What every test shares: a hygienic environment and, for tests marked `ray`, one small cluster.
+
+The environment is set before anything imports Ray or a tokenizer: both read it once, at import.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+ENVIRONMENT = {
+    # without this a local cluster writes a token into the home directory and asks for it
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # the controller polls its workers this often: the default of 2 s is most of a short run
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # a rank that skips a report would otherwise hang the run for ever
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "120",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    # nothing in the tests may reach a model hub
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+os.environ.update(ENVIRONMENT)
+for inherited in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_RUNTIME_ENV_HOOK"):
+    os.environ.pop(inherited, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the cluster as `ray`; skip `gpu` and `browser` where there is none."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            _skip(items, "gpu", "no CUDA device on this machine")
+    if shutil.which("chromium") is None:
+        _skip(items, "browser", "no chromium on this machine")
+
+
+def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
+    for item in items:
+        if item.get_closest_marker(marker):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One in-process cluster of four logical CPUs for every test that asks for it.
+
+    Four, whatever the machine has: with two, two training workers leave nothing for reading data
+    and the run waits without a word. The dashboard stays on, since Train V2 asks its state API.
+    """
+    import ray
+
+    # sockets live below it and their paths are limited to about 100 bytes
+    temp_dir = tempfile.mkdtemp(prefix="rr-", dir="/tmp")
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    ray.init(
+        num_cpus=4,
+        num_gpus=0,
+        object_store_memory=300_000_000,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=temp_dir,
+        runtime_env={"env_vars": {**ENVIRONMENT, "PYTHONPATH": path}},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temp_dir, ignore_errors=True)
