@@ -1,0 +1,57 @@
+"""The argument parser that every verb uses: one-line complaints, long help on request."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+EXIT_MISTAKE = 2
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line that names the place to look."""
+
+    appendix: Callable[[], str] | None = None
+
+    def error(self, message: str) -> NoReturn:
+        """Report a mistake in the arguments and leave with exit code 2."""
+        self.exit(EXIT_MISTAKE, f"{self.prog}: {message} (see '{self.prog} --help')\n")
+
+    def format_help(self) -> str:
+        """The arguments, then what the verb adds, for example every key of its configuration."""
+        text = super().format_help()
+        return f"{text}\n{self.appendix()}\n" if self.appendix else text
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``, which every verb takes."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as one JSON object, last line of stdout",
+    )
+
+
+def add_config_arguments(parser: OneLineParser, kind: str) -> None:
+    """Add ``--config FILE.yaml key=value ...`` and list every key of that configuration in --help.
+
+    Args:
+        parser: the verb's parser.
+        kind: the configuration that ``rematch_ray.config.describe_keys`` lists.
+    """
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that replace the file's, dotted: train.num_workers=4",
+    )
+
+    def keys() -> str:
+        from rematch_ray.config import describe_keys
+
+        return f"keys of the configuration:\n{describe_keys(kind)}"
+
+    parser.appendix = keys

@@ -1,0 +1,182 @@
+"""Search an index by text, image or both, in this process: no server and no Ray.
+
+The model comes from the index's manifest unless --model names one. Scores are means over the query
+vectors (-1..1) and comparable only within one budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rematch_ray.commands.parser import OneLineParser
+from rematch_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from rematch_ray.data.schema import Item
+    from rematch_ray.index.search import SearchResult
+
+
+def add_arguments(parser: OneLineParser) -> None:
+    """Add what ``rematch-ray search`` takes."""
+    parser.add_argument("query", nargs="?", help="text to search for")
+    parser.add_argument("--index", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="image to search for, alone or with text"
+    )
+    parser.add_argument(
+        "--model", metavar="CKPT", help="default: the model the index was built with"
+    )
+    parser.add_argument(
+        "--budget", metavar="RxR", help="a rung such as 8x16, or fast, balanced, full, fused, auto"
+    )
+    parser.add_argument(
+        "--candidates",
+        type=_candidates,
+        default="auto",
+        metavar="auto|N|all",
+        help="how many documents are scored at the final budget; all = exact",
+    )
+    parser.add_argument(
+        "--top-k", type=_positive, default=10, metavar="N", help="hits to return (10)"
+    )
+    parser.add_argument(
+        "--filter", metavar="JSON", help='payload fields to match: \'{"source": "emoji"}\''
+    )
+    parser.add_argument(
+        "--group-by", metavar="FIELD", help="at most one hit per value of this field"
+    )
+    parser.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help='default: the one recorded with the model; "" for none',
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="sheet.png", help="write a contact sheet of the hits"
+    )
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Search; returns the hits and what was used to find them."""
+    condition = _parse_filter(options.filter)
+    query = _read_query(options.query, options.image)
+    from rematch_ray.index.search import SearchIndex
+    from rematch_ray.model.embedder import Embedder
+
+    index = SearchIndex.open(options.index)
+    model = Embedder.from_pretrained(model_path(index, options.model))
+    index.check_model(model.identity)
+    embeddings = model.encode_query(query, instruction=options.instruction)
+    budget = None if options.budget == "auto" else options.budget
+    [found] = index.search(
+        embeddings,
+        budget=budget,
+        candidates=options.candidates,
+        top_k=options.top_k,
+        filter=condition,
+        group_by=options.group_by,
+    )
+    print_hits(found)
+    if options.out:
+        _write_sheet(found, options)
+    instruction = options.instruction
+    if instruction is None:
+        instruction = model.instruction_for("query", None)
+    return {**asdict(found), "instruction": instruction, "index": str(options.index)}
+
+
+def model_path(index: Any, given: str | None) -> str:
+    """The checkpoint to search with: the one given, else the one that the index's manifest names.
+
+    Raises:
+        UserError: none was given and the manifest's is not there.
+    """
+    if given:
+        return given
+    recorded = index.info().get("model_path")
+    if recorded and Path(recorded).exists():
+        return str(recorded)
+    where = f"{recorded}, which is not there" if recorded else "no model"
+    raise UserError(f"the index names {where}; say which checkpoint made it with --model CKPT")
+
+
+def print_hits(found: SearchResult) -> None:
+    """Print a result as a table, and what it took, to stderr."""
+    for rank, hit in enumerate(found.hits, start=1):
+        print(f"{rank:>3}  {hit.score:+.4f}  {title(hit.payload) or hit.id}", file=sys.stderr)
+    if not found.hits:
+        print("no document matches", file=sys.stderr)
+    spent = sum(stage["ms"] for stage in found.stages)
+    certainty = "exact" if found.exact else "approximate"
+    print(
+        f"budget {found.budget}, {found.candidates} candidates, {found.scored} of {found.live} "
+        f"documents scored, {certainty}, {spent:.1f} ms",
+        file=sys.stderr,
+    )
+
+
+def title(payload: Mapping[str, Any]) -> str:
+    """The first of the payload's fields that reads like a title; "" when there is none."""
+    for field in ("name", "title", "caption", "text"):
+        if isinstance(value := payload.get(field), str) and value:
+            return value
+    return ""
+
+
+def _read_query(text: str | None, image: Path | None) -> Item:
+    if not text and image is None:
+        raise UserError('nothing to search for: give a text ("an otter"), --image FILE, or both')
+    parts: list[str | bytes] = []
+    if image is not None:
+        try:
+            parts.append(image.read_bytes())
+        except OSError as unreadable:
+            raise UserError(f"--image {image}: {unreadable.strerror or unreadable}") from unreadable
+        from rematch_ray.data.media import MediaError, decode_image
+
+        try:
+            decode_image(parts[-1])
+        except MediaError as bad:
+            raise UserError(f"--image {image}: {bad}") from bad
+    if text:
+        parts.append(text)
+    from rematch_ray.data.schema import Item
+
+    return Item.of(*parts)
+
+
+def _parse_filter(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        condition = json.loads(text)
+    except json.JSONDecodeError as bad:
+        raise UserError(
+            f'--filter is not JSON ({bad}): write it like \'{{"source": "emoji"}}\''
+        ) from bad
+    if not isinstance(condition, dict):
+        raise UserError('--filter must be a JSON object: write it like \'{"source": "emoji"}\'')
+    return condition
+
+
+def _candidates(text: str) -> int | str:
+    return text if text in ("auto", "all") else _positive(text)
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def _write_sheet(found: SearchResult, options: argparse.Namespace) -> None:
+    from rematch_ray.evaluation.report import contact_sheet
+
+    contact_sheet(found, options.out, title=options.query or str(options.image))
+    print(f"contact sheet: {options.out}", file=sys.stderr)
