@@ -1,0 +1,146 @@
+"""InfoNCE over masked candidates, and the one mask that every contrastive term shares.
+
+Takes score matrices and integer ids; does not know how scores were made, nor of ranks: whoever
+calls has gathered the candidates already. Ground floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Which documents each local query is compared with, as integer ids (63-bit hashes).
+
+    Args:
+        query_ids: (b,) ids of the local queries.
+        target: (b,) column of each query's own positive among the shared candidates.
+        listed_ids: (b, P) ids of every document that the row lists as right, padded with -1.
+        shared_ids: (C,) document ids of the candidates that all queries see, positives first.
+        shared_query_ids: (C,) the query whose positive the candidate is; -1 for a hard negative.
+        private_ids: (b, N) ids of each query's own hard negatives, padded with -1.
+    """
+
+    query_ids: Tensor
+    target: Tensor
+    listed_ids: Tensor
+    shared_ids: Tensor
+    shared_query_ids: Tensor
+    private_ids: Tensor
+
+
+def candidate_mask(candidates: Candidates) -> Tensor:
+    """Which (query, candidate) cells take part in InfoNCE: True = valid.
+
+    Masked are: another candidate with the positive's document id, the positive of another row with
+    the same query id, any document that the row lists as right, padding, and the second occurrence
+    of a document (a private hard negative wins over its copy among the shared candidates).
+
+    Returns:
+        (b, C + N) bool, shared candidates first; the target cell is always True.
+
+    >>> c = Candidates(
+    ...     query_ids=torch.tensor([7, 8]), target=torch.tensor([0, 1]),
+    ...     listed_ids=torch.tensor([[10, -1], [11, 12]]),
+    ...     shared_ids=torch.tensor([10, 11, 12]), shared_query_ids=torch.tensor([7, 8, 9]),
+    ...     private_ids=torch.tensor([[11], [-1]]))
+    >>> candidate_mask(c).int().tolist()
+    [[1, 0, 1, 1], [1, 1, 0, 0]]
+    """
+    target_ids = candidates.shared_ids[candidates.target][:, None]
+    shared = ~_first_seen_elsewhere(candidates.shared_ids)[None, :]
+    shared = shared & (candidates.shared_ids[None, :] != target_ids)
+    shared = shared & (candidates.shared_query_ids[None, :] != candidates.query_ids[:, None])
+    shared = shared & ~_isin(candidates.shared_ids[None, :], candidates.listed_ids)
+    shared = shared & ~_isin(candidates.shared_ids[None, :], candidates.private_ids)
+    shared = shared.scatter(1, candidates.target[:, None], True)
+
+    private = (candidates.private_ids >= 0) & (candidates.private_ids != target_ids)
+    private = private & ~_isin(candidates.private_ids, candidates.listed_ids)
+    private = private & ~_repeats(candidates.private_ids)
+    return torch.cat([shared, private], dim=1)
+
+
+def margin_mask(
+    score_bC: Tensor, target: Tensor, *, margin: float, labelled_bC: Tensor | None = None
+) -> Tensor:
+    """Drops candidates that score too close to the positive to be trusted as negatives.
+
+    A candidate is kept when its score is below the positive's score minus `margin`. Negatives that
+    the data labels are never dropped.
+
+    Args:
+        score_bC: (b, C) detached fused cosines.
+        target: (b,) column of the positive.
+        margin: in cosine, may be negative to tolerate candidates above the positive.
+        labelled_bC: (b, C) bool, True = labelled negative.
+
+    Returns:
+        (b, C) bool, True = kept; the target is always kept.
+    """
+    limit = score_bC.gather(1, target[:, None]) - margin
+    keep = score_bC < limit
+    if labelled_bC is not None:
+        keep = keep | labelled_bC
+    return keep.scatter(1, target[:, None], True)
+
+
+def info_nce(score_bC: Tensor, target: Tensor, mask_bC: Tensor, temperature: Tensor | float) -> Tensor:
+    """Cross-entropy of the positive among the valid candidates, one value per query.
+
+    Args:
+        score_bC: (b, C) scores, cosine or MaxSim; used in float32.
+        target: (b,) column of the positive.
+        mask_bC: (b, C) bool, True = the candidate takes part.
+        temperature: positive scalar that divides the scores.
+
+    Returns:
+        (b,) float32.
+
+    Source: ReMatch (arXiv 2511.19278), L_cl; MetaEmbed (arXiv 2509.18095), L^(g).
+
+    >>> round(float(info_nce(torch.tensor([[0.0, 0.0]]), torch.tensor([0]),
+    ...                      torch.tensor([[True, True]]), 1.0)), 4)
+    0.6931
+    """
+    logits = masked_logits(score_bC, mask_bC, temperature)
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def masked_logits(score_bC: Tensor, mask_bC: Tensor, temperature: Tensor | float) -> Tensor:
+    """Scores over temperature with the invalid cells at the float32 minimum, (b, C)."""
+    logits = score_bC.float() / temperature
+    return logits.masked_fill(~mask_bC, torch.finfo(torch.float32).min)
+
+
+def retrieval_accuracy(score_bC: Tensor, target: Tensor, mask_bC: Tensor) -> Tensor:
+    """Share of queries whose positive beats every valid candidate; a tie is not a win. (b,) float."""
+    others = mask_bC.scatter(1, target[:, None], False)
+    best = score_bC.float().masked_fill(~others, -torch.inf).amax(dim=1)
+    return (score_bC.float().gather(1, target[:, None])[:, 0] > best).float()
+
+
+def _isin(ids: Tensor, of_row: Tensor) -> Tensor:
+    """Whether ids (1 or b, C) occur in their row of (b, P); padding -1 matches nothing."""
+    equal = ids[:, :, None] == of_row[:, None, :]
+    return (equal & (of_row >= 0)[:, None, :]).any(dim=-1)
+
+
+def _first_seen_elsewhere(ids: Tensor) -> Tensor:
+    """True where an id of (C,) already stood in an earlier column."""
+    order = torch.argsort(ids, stable=True)
+    ordered = ids[order]
+    repeated = torch.zeros_like(ids, dtype=torch.bool)
+    repeated[order[1:]] = ordered[1:] == ordered[:-1]
+    return repeated
+
+
+def _repeats(ids_bN: Tensor) -> Tensor:
+    """True where an id already stood in an earlier column of its own row, (b, N)."""
+    equal = ids_bN[:, :, None] == ids_bN[:, None, :]
+    return torch.tril(equal, diagonal=-1).any(dim=-1)
