@@ -1,8 +1,8 @@
 """Renders the colour emoji of a font once, names them, splits them, and writes the shipped shards.
 
 Needs what the package itself does not: the font (Debian `fonts-noto-color-emoji`), the `emoji`
-package (official English names) and Unicode's own files (Debian `unicode-data`, `unicode-cldr-core`:
-order, groups, keywords). `data/emoji.py` reads the result. Middle floor.
+package (official English names) and Unicode's own files (Debian `unicode-data` and
+`unicode-cldr-core`: order, groups, keywords). `data/emoji.py` reads the result. Middle floor.
 """
 
 from __future__ import annotations
