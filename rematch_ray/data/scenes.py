@@ -170,7 +170,7 @@ def scene_families(split: str) -> tuple[str, ...]:
 
 
 def family_scenes(family: str) -> tuple[Scene, ...]:
-    """Every scene of a family: all bindings, orders, both relations (8 for two distinct objects)."""
+    """Every scene of a family: bindings x orders x relations, 8 for two distinct objects."""
     colours, shapes = (part.split("+") for part in family.split(":"))
     found = (
         Scene(tuple(map(Shape, colour_order, shape_order)), relation)
