@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS)
 .PHONY: help demo serve test test-all check format bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## train, embed, index, evaluate and search the shipped corpus
 	$(BIN)/rematch-ray demo $(DEMO_FLAGS)
