@@ -1,0 +1,1 @@
+"""Formats users already have, read as Items and Samples (middle floor)."""
