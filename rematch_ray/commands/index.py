@@ -33,8 +33,8 @@ def add_arguments(parser: OneLineParser) -> None:
         )
     for action, claim in NOT_BUILT.items():
         actions.add_parser(action, help=f"{claim} [not available in this version]", add_help=False)
-    for action in actions.choices.values():
-        add_json_argument(action)
+    for parser_of_action in actions.choices.values():
+        add_json_argument(parser_of_action)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 EXIT_MISTAKE = 2
 
@@ -34,7 +34,7 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config_arguments(parser: OneLineParser, kind: str) -> None:
+def add_config_arguments(parser: OneLineParser, kind: Literal["run", "embed"]) -> None:
     """Add ``--config FILE.yaml key=value ...`` and list every key of that configuration in --help.
 
     Args:

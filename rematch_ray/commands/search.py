@@ -18,7 +18,7 @@ from rematch_ray.commands.parser import OneLineParser
 from rematch_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from rematch_ray.data.schema import Item
+    from rematch_ray.data.item import Item
     from rematch_ray.index.search import SearchResult
 
 
@@ -67,15 +67,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     query = _read_query(options.query, options.image)
     from rematch_ray.index.search import SearchIndex
     from rematch_ray.model.embedder import Embedder
+    from rematch_ray.serve.pair import fitting_export
 
     index = SearchIndex.open(options.index)
-    model = Embedder.from_pretrained(model_path(index, options.model))
-    index.check_model(model.identity)
+    model = Embedder.from_pretrained(fitting_export(index, options.model))
     embeddings = model.encode_query(query, instruction=options.instruction)
-    budget = None if options.budget == "auto" else options.budget
     [found] = index.search(
         embeddings,
-        budget=budget,
+        budget=options.budget,
         candidates=options.candidates,
         top_k=options.top_k,
         filter=condition,
@@ -86,23 +85,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         _write_sheet(found, options)
     instruction = options.instruction
     if instruction is None:
-        instruction = model.instruction_for("query", None)
-    return {**asdict(found), "instruction": instruction, "index": str(options.index)}
-
-
-def model_path(index: Any, given: str | None) -> str:
-    """The checkpoint to search with: the one given, else the one that the index's manifest names.
-
-    Raises:
-        UserError: none was given and the manifest's is not there.
-    """
-    if given:
-        return given
-    recorded = index.info().get("model_path")
-    if recorded and Path(recorded).exists():
-        return str(recorded)
-    where = f"{recorded}, which is not there" if recorded else "no model"
-    raise UserError(f"the index names {where}; say which checkpoint made it with --model CKPT")
+        instruction = model.instruction_for("query")
+    return {**_as_json(found), "instruction": instruction, "index": str(options.index)}
 
 
 def print_hits(found: SearchResult) -> None:
@@ -128,6 +112,12 @@ def title(payload: Mapping[str, Any]) -> str:
     return ""
 
 
+def _as_json(found: SearchResult) -> dict[str, Any]:
+    """The result as the HTTP API words it."""
+    fields = asdict(found)
+    return {"results": fields.pop("hits"), "reduce": "mean", **fields}
+
+
 def _read_query(text: str | None, image: Path | None) -> Item:
     if not text and image is None:
         raise UserError('nothing to search for: give a text ("an otter"), --image FILE, or both')
@@ -137,17 +127,11 @@ def _read_query(text: str | None, image: Path | None) -> Item:
             parts.append(image.read_bytes())
         except OSError as unreadable:
             raise UserError(f"--image {image}: {unreadable.strerror or unreadable}") from unreadable
-        from rematch_ray.data.media import MediaError, decode_image
-
-        try:
-            decode_image(parts[-1])
-        except MediaError as bad:
-            raise UserError(f"--image {image}: {bad}") from bad
     if text:
         parts.append(text)
-    from rematch_ray.data.schema import Item
+    from rematch_ray.data.item import Item
 
-    return Item.of(*parts)
+    return Item.of(*parts, id="query")
 
 
 def _parse_filter(text: str | None) -> dict[str, Any] | None:

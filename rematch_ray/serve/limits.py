@@ -1,0 +1,114 @@
+"""Who may ask, and how much: API keys compared in constant time, bodies cut off at their limit.
+
+Knows nothing of queries or of Ray; limits that need a parsed request stand in `serve.api`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rematch_ray.serve.failures import RequestError, error_response
+from rematch_ray.serve.settings import ApiKey
+
+
+class KeyRing:
+    """The keys that open the service, by their hashes.
+
+    Args:
+        keys: allowed keys; none means that every caller is let in as "anonymous".
+    """
+
+    def __init__(self, keys: Iterable[ApiKey]) -> None:
+        self._names_by_digest = {bytes.fromhex(key.sha256): key.name for key in keys}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether callers need no key."""
+        return not self._names_by_digest
+
+    def admit(self, headers: Headers) -> str:
+        """The name of the caller.
+
+        Every stored digest is compared, each in constant time, so that the time taken tells
+        nothing of how near a guess was.
+
+        Raises:
+            RequestError: 401, no key was sent or none of ours.
+        """
+        if self.is_open:
+            return "anonymous"
+        key = _sent_key(headers)
+        if key is None:
+            raise RequestError(
+                401,
+                "missing_api_key",
+                "no API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
+            )
+        digest = hashlib.sha256(key.encode()).digest()
+        names = [n for d, n in self._names_by_digest.items() if hmac.compare_digest(d, digest)]
+        if not names:
+            raise RequestError(401, "invalid_api_key", "this API key is not known here")
+        return names[0]
+
+
+def _sent_key(headers: Headers) -> str | None:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key") or headers.get("api-key") or None
+
+
+class BodyLimit:
+    """ASGI layer that answers 413 as soon as a body is, or says it is, too large.
+
+    Args:
+        app: what is called with bodies inside the limit.
+        max_bytes: largest body.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads the body up to the limit, then passes it on in one piece."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        body = None
+        if not declared.isdecimal() or int(declared) <= self._max_bytes:
+            body = await self._read(receive)
+        if body is None:
+            too_large = RequestError(
+                413,
+                "body_too_large",
+                f"the body exceeds {self._max_bytes} bytes: send a smaller image or fewer parts",
+            )
+            await error_response(too_large)(scope, receive, send)
+            return
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return pending.pop() if pending else await receive()
+
+        await self._app(scope, replay, send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":  # the caller hung up
+                return b"".join(chunks)
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > self._max_bytes:
+                return None
+            if not message.get("more_body", False):
+                return b"".join(chunks)

@@ -1,0 +1,124 @@
+"""The settings of one served index: what to serve, who may ask, how much, on what.
+
+Plain pydantic, read and checked without importing Ray; ``args`` of ``cluster/serve.yaml`` is one
+`ServeArgs`. Where the service listens is Serve's business (``http_options``), not known here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from rematch_ray.errors import UserError
+
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+
+class Settings(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ApiKey(Settings):
+    """One caller's key, by its hash: the key itself is never written down."""
+
+    name: str = Field(min_length=1, description="who holds it; appears in logs")
+    sha256: str = Field(description="hex digest: printf %s KEY | sha256sum")
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_a_digest(cls, text: str) -> str:
+        if not _SHA256.match(text.lower()):
+            raise ValueError("sha256 must be 64 hex digits: printf %s KEY | sha256sum")
+        return text.lower()
+
+
+class Limits(Settings):
+    """What one request may ask for; listed in ``/v1/info``."""
+
+    max_body_bytes: int = Field(8_388_608, ge=1024, description="size of a request body")
+    max_image_pixels: int = Field(16_777_216, ge=1, description="pixels of one query image")
+    max_parts: int = Field(8, ge=1, description="text and image parts of one query")
+    max_text_chars: int = Field(8192, ge=1, description="characters of one text part")
+    max_top_k: int = Field(100, ge=1, description="hits of one answer")
+    max_candidates: int = Field(10_000, ge=1, description="candidates, unless 'all' is asked for")
+    allow_all_candidates: bool = Field(True, description="whether 'candidates: all' is answered")
+
+
+class EncoderSettings(Settings):
+    """Replicas that turn queries into vectors."""
+
+    num_replicas: int = Field(1, ge=1, description="copies of the model")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs that one replica reserves")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs that one replica reserves")
+    num_threads: int = Field(1, ge=1, description="torch threads of one replica")
+    max_batch_size: int = Field(16, ge=1, description="queries encoded together at most")
+    batch_wait_s: float = Field(0.004, ge=0, description="how long a batch waits to fill")
+    max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
+
+
+class ShardSettings(Settings):
+    """Replicas that hold the index."""
+
+    num_replicas: int = Field(1, ge=1, description="copies of the index")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs that one replica reserves")
+    num_threads: int = Field(1, ge=1, description="searches that one replica runs at a time")
+    max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
+
+
+class ServeArgs(Settings):
+    """Everything ``rematch_ray.serve.app:build`` takes."""
+
+    index: Path = Field(description="index directory")
+    model: str | None = Field(
+        None, description="export or run directory; default: the one the index names"
+    )
+    api_keys: tuple[ApiKey, ...] = Field((), description="who may call /v1")
+    api_keys_file: Path | None = Field(None, description="more keys, a line each: NAME SHA256")
+    allow_anonymous: bool = Field(
+        False, description="answer without a key; only for a service bound to loopback"
+    )
+    media_roots: tuple[Path, ...] = Field(
+        (), description="directories whose images /v1/documents/{id}/image may return"
+    )
+    limits: Limits = Limits()
+    encoder: EncoderSettings = EncoderSettings()
+    shard: ShardSettings = ShardSettings()
+    ingress_replicas: int = Field(1, ge=1, description="copies of the HTTP ingress")
+
+    def keys(self) -> tuple[ApiKey, ...]:
+        """All keys, those of the file included.
+
+        Raises:
+            UserError: the file cannot be read or a line of it is not ``NAME SHA256``, or there is
+                no key at all and anonymous calls are not allowed.
+        """
+        keys = self.api_keys + (_read_keys(self.api_keys_file) if self.api_keys_file else ())
+        if not keys and not self.allow_anonymous:
+            raise UserError(
+                "refusing to start without API keys: give api_keys or api_keys_file "
+                "(lines 'NAME SHA256'), or bind to loopback with 'rematch-ray serve'"
+            )
+        return keys
+
+
+def _read_keys(path: Path) -> tuple[ApiKey, ...]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise UserError(f"api keys file {path} cannot be read: {unreadable}") from unreadable
+    keys = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = line.split()
+        if len(fields) != 2 or not _SHA256.match(fields[1].lower()):
+            raise UserError(
+                f"api keys file {path}, line {number}: expected 'NAME SHA256' "
+                "(printf %s KEY | sha256sum)"
+            )
+        keys.append(ApiKey(name=fields[0], sha256=fields[1]))
+    return tuple(keys)

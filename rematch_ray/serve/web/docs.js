@@ -1,0 +1,67 @@
+// The API page: openapi.json as headings, tables and one example per path. Nothing is fetched from
+// elsewhere, so it works offline.
+"use strict";
+
+function make(tag, content = "", attributes = {}) {
+  const element = Object.assign(document.createElement(tag), attributes);
+  element.append(...[content].flat());
+  return element;
+}
+
+const named = (reference) => reference.split("/").pop();
+
+function typeName(schema) {
+  if (!schema) return "";
+  if (schema.$ref) return named(schema.$ref);
+  const choices = schema.anyOf ?? schema.oneOf;
+  if (choices) return choices.map(typeName).join(" | ");
+  if (schema.enum ?? schema.const !== undefined) return (schema.enum ?? [schema.const]).map((v) => JSON.stringify(v)).join(" | ");
+  if (schema.type === "array") return `list of ${typeName(schema.items)}`;
+  return schema.type ?? "any";
+}
+
+function fieldTable(schema) {
+  const required = new Set(schema.required ?? []);
+  const rows = Object.entries(schema.properties ?? {}).map(([name, field]) => {
+    const fallback = field.default === undefined || field.default === null ? "" : JSON.stringify(field.default);
+    return make("tr", [
+      make("td", make("code", required.has(name) ? `${name} *` : name)),
+      make("td", typeName(field)),
+      make("td", fallback),
+      make("td", field.description ?? ""),
+    ]);
+  });
+  const head = make("tr", ["field", "type", "default", "meaning"].map((word) => make("th", word)));
+  return make("table", [make("thead", head), make("tbody", rows)]);
+}
+
+function operation(path, verb, details) {
+  const body = [make("p", details.description ?? "")];
+  const request = details.requestBody?.content?.["application/json"]?.schema;
+  const answer = details.responses?.["200"]?.content?.["application/json"]?.schema;
+  if (request) body.push(make("p", ["Takes ", make("code", typeName(request))]));
+  if (answer) body.push(make("p", ["Answers ", make("code", typeName(answer))]));
+  if (path === "/v1/search") body.push(make("pre", example()));
+  const codes = Object.keys(details.responses ?? {}).filter((code) => code !== "200");
+  if (codes.length) body.push(make("p", `Failures, as ErrorBody: ${codes.join(", ")}`, { className: "quiet" }));
+  const summary = make("summary", [make("span", verb.toUpperCase(), { className: "verb" }), make("code", path)]);
+  return make("details", [summary, ...body], { open: path === "/v1/search" });
+}
+
+function example() {
+  return `curl ${location.origin}/v1/search \\\n  -H 'content-type: application/json' \\\n` +
+    `  -d '{"query": "an otter", "budget": "full", "top_k": 3}'`;
+}
+
+async function start() {
+  const api = await (await fetch("openapi.json")).json();
+  const paths = Object.entries(api.paths).flatMap(([path, verbs]) =>
+    Object.entries(verbs).map(([verb, details]) => operation(path, verb, details)));
+  const types = Object.entries(api.components?.schemas ?? {}).map(([name, schema]) =>
+    make("details", [make("summary", make("code", name)), make("p", schema.description ?? ""), fieldTable(schema)]));
+  document.getElementById("api").replaceChildren(
+    make("p", api.info.description),
+    make("p", "With keys configured, send 'Authorization: Bearer KEY' with every call below /v1."),
+    make("h2", "Paths"), ...paths, make("h2", "Types"), ...types);
+}
+start();

@@ -1,0 +1,157 @@
+"""A backend of a few lines, so that everything HTTP can be tested without models and Ray."""
+
+import asyncio
+import base64
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from rematch_ray.data.item import Item
+from rematch_ray.data.media import decode_image
+from rematch_ray.index.search import Hit, SearchResult
+from rematch_ray.model.embedder import Embeddings
+from rematch_ray.serve.backend import EncodedQuery, NotReadyError, SearchPlan, ServedIndex
+from rematch_ray.serve.limits import KeyRing
+from rematch_ray.serve.media import MediaRoots
+from rematch_ray.serve.observation import RequestRecord
+from rematch_ray.serve.routes import make_api
+from rematch_ray.serve.settings import ApiKey, Limits
+
+BUDGETS = {
+    "auto": "4x8",
+    "fused": "fused",
+    "fast": "1x1",
+    "full": "4x8",
+    "1x1": "1x1",
+    "4x8": "4x8",
+}
+
+
+class FakeBackend:
+    """Five documents; remembers what it was asked, fails when told to."""
+
+    def __init__(self, media: Path) -> None:
+        self.items: list[Item] = []
+        self.instructions: list[str | None] = []
+        self.plans: list[SearchPlan] = []
+        self.embeddings: list[Embeddings] = []
+        self.failure: Exception | None = None
+        self.is_ready = True
+        self.documents: dict[str, dict[str, Any]] = {
+            f"doc/{n}": {"name": f"shape {n}", "media": str(media / f"{n}.png")} for n in range(5)
+        }
+
+    async def encode(self, query: Item, instruction: str | None) -> EncodedQuery:
+        for part in query.images:
+            await asyncio.to_thread(decode_image, part.image or b"", max_pixels=10_000)
+        self.items.append(query)
+        self.instructions.append(instruction)
+        used = "find the picture" if instruction is None else instruction
+        return EncodedQuery(Embeddings(torch.ones(1, 4, 2) / 2**0.5, torch.ones(1, 1)), used)
+
+    async def search(self, query: Embeddings, plan: SearchPlan) -> SearchResult:
+        if self.failure:
+            raise self.failure
+        self.plans.append(plan)
+        self.embeddings.append(query)
+        hits = [Hit(name, 0.9 - n / 10, p) for n, (name, p) in enumerate(self.documents.items())]
+        stages = [{"name": "maxsim", "in": 5, "out": plan.top_k, "ms": 0.5}]
+        return SearchResult(hits[: plan.top_k], plan.budget or "", 5, stages, 5, 5, True, "g1")
+
+    async def payload(self, document_id: str) -> Mapping[str, Any] | None:
+        return self.documents.get(document_id)
+
+    async def served(self) -> ServedIndex:
+        await self.ready()
+        model = {
+            "name": "fake",
+            "digest": "0" * 64,
+            "ladder": ["1x1", "4x8"],
+            "num_query_vectors": 4,
+            "embedding_dim": 2,
+            "fused_dim": 1,
+        }
+        index = {"documents": len(self.documents), "generation": "g1"}
+        return ServedIndex(index, model, BUDGETS, "find the picture")
+
+    async def ready(self) -> None:
+        if not self.is_ready:
+            raise NotReadyError("the encoder does not answer yet")
+
+    async def metrics(self) -> str:
+        return "rematch_requests_total 1\n"
+
+
+def png(width: int = 8, height: int = 8, colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+@pytest.fixture(name="png")
+def png_fixture() -> Callable[..., bytes]:
+    return png
+
+
+@pytest.fixture(name="data_uri")
+def data_uri_fixture() -> Callable[[bytes], str]:
+    return data_uri
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(png())
+    return folder
+
+
+@pytest.fixture
+def backend(media: Path) -> FakeBackend:
+    return FakeBackend(media)
+
+
+@pytest.fixture
+def records() -> list[RequestRecord]:
+    return []
+
+
+Connect = Callable[..., TestClient]
+
+
+@pytest.fixture
+def connect(backend: FakeBackend, media: Path, records: list[RequestRecord]) -> Iterator[Connect]:
+    """A client of an application with the given limits and keys (none = everyone)."""
+
+    def make(*keys: str, **limits: Any) -> TestClient:
+        hashed = [
+            ApiKey(name=f"key{n}", sha256=hashlib.sha256(key.encode()).hexdigest())
+            for n, key in enumerate(keys)
+        ]
+        api = make_api(
+            backend,
+            keys=KeyRing(hashed),
+            limits=Limits(**limits),
+            media=MediaRoots([media]),
+            record=records.append,
+        )
+        return TestClient(api, raise_server_exceptions=False)
+
+    return make
+
+
+@pytest.fixture
+def client(connect: Connect) -> TestClient:
+    return connect()

@@ -1,0 +1,313 @@
+"""What a caller sees: answers, errors in one shape, limits and keys."""
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from rematch_ray.errors import UserError
+from rematch_ray.serve.backend import OverloadedError
+
+Backend = Any
+
+
+def error_of(answer: Any, status: int) -> dict[str, Any]:
+    """The error of an answer, after checking its status and that it has the one shape."""
+    assert answer.status_code == status, answer.text
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "code", "param"}
+    assert "\n" not in body["error"]["message"]
+    return dict(body["error"])
+
+
+def test_a_text_query_returns_hits_and_what_was_used(client: TestClient, backend: Backend) -> None:
+    answer = client.post("/v1/search", json={"query": "an otter", "budget": "full", "top_k": 2})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert [hit["id"] for hit in body["results"]] == ["doc/0", "doc/1"]
+    assert body["budget"] == "4x8"
+    assert body["instruction"] == "find the picture"
+    assert (body["candidates"], body["scored"], body["live"]) == (5, 5, 5)
+    assert body["exact"] is True
+    assert body["generation"] == "g1"
+    assert body["stages"] == [{"name": "maxsim", "in": 5, "out": 2, "ms": 0.5}]
+    assert body["timing"]["total_ms"] >= body["timing"]["encode_ms"] >= 0
+    assert backend.items[0].text == "an otter"
+
+
+def test_fields_and_parts_keep_their_order(
+    client: TestClient, backend: Backend, png: Callable[..., bytes], data_uri: Callable[..., str]
+) -> None:
+    image = data_uri(png())
+    client.post("/v1/search", json={"query": {"text": "a", "image": image}})
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": image}},
+        {"type": "text", "text": "b"},
+    ]
+    client.post("/v1/search", json={"query": parts})
+    kinds = [[part.kind for part in item.parts] for item in backend.items]
+    assert kinds == [["image", "text"], ["text", "image", "text"]]
+    assert backend.items[1].images[0].image == png()
+
+
+def test_the_instruction_reaches_the_encoder_and_comes_back(
+    client: TestClient, backend: Backend
+) -> None:
+    for given, used in ((None, "find the picture"), ("", ""), ("find a page", "find a page")):
+        answer = client.post("/v1/search", json={"query": "x", "instruction": given})
+        assert answer.json()["instruction"] == used
+    assert backend.instructions == [None, "", "find a page"]
+
+
+def test_the_plan_reaches_the_index(client: TestClient, backend: Backend) -> None:
+    asked = {"candidates": "all", "filter": {"source": "emoji"}, "group_by": "family"}
+    client.post("/v1/search", json={"query": "x", "budget": "fast", "top_k": 3, **asked})
+    [plan] = backend.plans
+    assert (plan.budget, plan.top_k, plan.candidates) == ("1x1", 3, "all")
+    assert (plan.filter, plan.group_by) == ({"source": "emoji"}, "family")
+
+
+def test_given_vectors_are_searched_as_they_are(client: TestClient, backend: Backend) -> None:
+    vectors = [[0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [0.8, 0.6]]
+    answer = client.post("/v1/search", json={"vectors": vectors, "fused": [1.0]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["instruction"] is None
+    sent = backend.embeddings[0]
+    assert sent.vectors.shape == (1, 4, 2)
+    assert sent.vectors[0, 0].tolist() == pytest.approx([0.6, 0.8])
+    assert sent.fused.tolist() == [[1.0]]
+    assert backend.items == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"vectors": [[1.0, 0.0, 0.0]]}, "vectors"),
+        ({"vectors": []}, "vectors"),
+        ({"vectors": [[1.0, 0.0]]}, "vectors"),
+        ({"vectors": [[3.0, 4.0]] * 4}, "vectors"),
+        ({"vectors": [[1.0, 0.0]] * 4, "budget": "fused"}, "fused"),
+        ({"vectors": [[1.0, 0.0]] * 4, "fused": [1.0, 0.0]}, "fused"),
+        ({"query": "x", "top_k": 101}, "top_k"),
+        ({"query": "x", "candidates": 0}, "candidates"),
+        ({"query": "x", "candidates": 5, "top_k": 6}, "candidates"),
+        ({"query": "x", "candidates": 10_001}, "candidates"),
+        ({"query": "x", "budget": "5x5"}, "budget"),
+        ({"query": "x", "budget": "huge"}, "budget"),
+        ({"query": ""}, "query"),
+        ({"query": {"text": " "}}, "query"),
+        ({"query": []}, "query"),
+        ({"query": "x" * 9000}, "query"),
+        ({"query": [{"type": "text", "text": "a"}] * 9}, "query"),
+        ({"query": {"image": "data:image/png;base64,@@"}}, "query.image"),
+        ({"query": {"image": "data:image/png,abc"}}, "query.image"),
+        ({"query": {"image": "http://example.com/a.png"}}, "query.image"),
+        ({"query": {"image": "file:///etc/passwd"}}, "query.image"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_and_named(
+    client: TestClient, backend: Backend, body: dict[str, Any], param: str
+) -> None:
+    error = error_of(client.post("/v1/search", json=body), 400)
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert backend.plans == []
+
+
+def test_an_unknown_budget_is_answered_with_those_that_exist(client: TestClient) -> None:
+    error = error_of(client.post("/v1/search", json={"query": "x", "budget": "3x3"}), 400)
+    assert error["code"] == "unknown_budget"
+    for name in ("fast", "fused", "4x8"):
+        assert name in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"query": "x", "topk": 3}, "topk"),
+        ({"query": "x", "top_k": 0}, "top_k"),
+        ({"query": "x", "top_k": "many"}, "top_k"),
+        ({}, None),
+        ({"query": "x", "vectors": [[1.0, 0.0]]}, None),
+    ],
+)
+def test_a_body_of_another_shape_is_422_and_names_the_field(
+    client: TestClient, body: dict[str, Any], param: str | None
+) -> None:
+    assert error_of(client.post("/v1/search", json=body), 422)["param"] == param
+
+
+def test_a_vector_with_nan_is_refused(client: TestClient) -> None:
+    body = b'{"vectors": [[NaN, 1.0]]}'
+    answer = client.post("/v1/search", content=body, headers={"content-type": "application/json"})
+    assert 400 <= answer.status_code < 500
+    error_of(answer, answer.status_code)
+
+
+def test_a_body_that_is_not_json_is_400(client: TestClient) -> None:
+    answer = client.post(
+        "/v1/search", content=b'{"query": ', headers={"content-type": "application/json"}
+    )
+    assert error_of(answer, 400)["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "too many pixels"])
+def test_a_bad_image_is_refused_and_the_next_query_is_answered(
+    client: TestClient, png: Callable[..., bytes], data_uri: Callable[..., str], kind: str
+) -> None:
+    content = {
+        "truncated": png(64, 64)[:60],
+        "text": b"hello",
+        "too many pixels": png(200, 200),
+    }[kind]
+    answer = client.post("/v1/search", json={"query": {"image": data_uri(content)}})
+    assert error_of(answer, 400)["param"] == "query"
+    assert client.post("/v1/search", json={"query": "an otter"}).status_code == 200
+
+
+def test_a_body_beyond_the_limit_is_413_whether_or_not_it_says_so(
+    connect: Callable[..., TestClient], backend: Backend
+) -> None:
+    client = connect(max_body_bytes=2000)
+    huge = b'{"query": "' + b"x" * 5000 + b'"}'
+    assert error_of(client.post("/v1/search", content=huge), 413)["code"] == "body_too_large"
+
+    def chunks():
+        for start in range(0, len(huge), 500):
+            yield huge[start : start + 500]
+
+    assert error_of(client.post("/v1/search", content=chunks()), 413)["code"] == "body_too_large"
+    assert backend.items == []
+
+
+def test_a_key_is_asked_for_everywhere_below_v1(connect: Callable[..., TestClient]) -> None:
+    client = connect("secret", "other")
+    paths = ["/v1/info", "/v1/documents/doc/0", "/v1/documents/doc/0/image", "/metrics"]
+    for path in paths:
+        assert error_of(client.get(path), 401)["code"] == "missing_api_key"
+        wrong = client.get(path, headers={"authorization": "Bearer secre"})
+        assert error_of(wrong, 401)["code"] == "invalid_api_key"
+        for headers in ({"authorization": "Bearer secret"}, {"x-api-key": "other"}):
+            assert client.get(path, headers=headers).status_code == 200
+    assert error_of(client.post("/v1/search", json={"query": "x"}), 401)
+
+
+def test_health_and_the_pages_need_no_key(connect: Callable[..., TestClient]) -> None:
+    client = connect("secret")
+    for path in ("/healthz", "/readyz", "/", "/docs", "/openapi.json", "/assets/search.js"):
+        assert client.get(path).status_code == 200
+
+
+def test_ready_only_when_encoder_and_index_answer(client: TestClient, backend: Backend) -> None:
+    backend.is_ready = False
+    answer = client.get("/readyz")
+    assert error_of(answer, 503)["code"] == "not_ready"
+    assert answer.headers["retry-after"] == "1"
+    assert client.get("/healthz").status_code == 200
+    backend.is_ready = True
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_what_the_index_refuses_is_400_and_what_breaks_is_500_without_details(
+    client: TestClient, backend: Backend
+) -> None:
+    backend.failure = UserError("no field 'colour' in this index; fields: name, media")
+    assert "colour" in error_of(client.post("/v1/search", json={"query": "x"}), 400)["message"]
+    backend.failure = OverloadedError("every queue is full")
+    assert error_of(client.post("/v1/search", json={"query": "x"}), 503)["code"] == "overloaded"
+    backend.failure = RuntimeError("secret path /etc/shadow")
+    answer = client.post("/v1/search", json={"query": "x"})
+    assert "secret" not in error_of(answer, 500)["message"]
+
+
+def test_documents_by_id_also_with_a_slash(client: TestClient) -> None:
+    body = client.get("/v1/documents/doc/3").json()
+    assert (body["id"], body["payload"]["name"]) == ("doc/3", "shape 3")
+    assert client.get("/v1/documents/doc%2F3").json() == body
+    assert error_of(client.get("/v1/documents/none"), 404)["code"] == "unknown_document"
+
+
+def test_images_are_returned_from_inside_the_media_roots_only(
+    client: TestClient, backend: Backend, tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    answer = client.get("/v1/documents/doc/0/image")
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.content == png()
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(png())
+    (tmp_path / "media" / "link.png").symlink_to(outside)
+    (tmp_path / "media" / "notes.txt").write_text("private")
+    for media in (
+        str(outside),
+        "../outside.png",
+        str(tmp_path / "media" / ".." / "outside.png"),
+        "link.png",
+        "notes.txt",
+        "missing.png",
+        "file:///etc/passwd",
+        "a\0b.png",
+        7,
+        None,
+    ):
+        backend.documents["bad"] = {"media": media}
+        assert error_of(client.get("/v1/documents/bad/image"), 404)["code"] == "no_image"
+    backend.documents["relative"] = {"media": "1.png"}
+    assert client.get("/v1/documents/relative/image").status_code == 200
+
+
+def test_info_lists_budgets_limits_and_identity(connect: Callable[..., TestClient]) -> None:
+    body = connect(max_top_k=7).get("/v1/info").json()
+    assert body["budgets"]["full"] == "4x8"
+    assert body["limits"]["max_top_k"] == 7
+    assert body["model"]["name"] == "fake"
+    assert body["index"]["documents"] == 5
+
+
+def test_unknown_paths_and_methods_have_the_same_error_shape(client: TestClient) -> None:
+    assert error_of(client.get("/v1/nothing"), 404)["code"] == "unknown_path"
+    assert error_of(client.get("/v1/search"), 405)["code"] == "method_not_allowed"
+
+
+def test_every_answer_has_a_request_id_and_leaves_one_record(
+    client: TestClient, records: list[Any]
+) -> None:
+    mine = client.get("/v1/documents/doc/1", headers={"x-request-id": "abc-1"})
+    made = client.post("/v1/search", json={"query": "", "budget": "x"})
+    assert mine.headers["x-request-id"] == "abc-1"
+    assert len(made.headers["x-request-id"]) == 32
+    evil = client.get("/healthz", headers={"x-request-id": "a b<script>"})
+    assert evil.headers["x-request-id"] != "a b<script>"
+    seen = [(record.route, record.status) for record in records]
+    assert seen[:2] == [("/v1/documents/{document_id:path}", 200), ("/v1/search", 400)]
+
+
+def test_the_pages_load_nothing_from_elsewhere(client: TestClient) -> None:
+    for path in ("/", "/docs"):
+        answer = client.get(path)
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "http://" not in answer.text
+        assert "https://" not in answer.text
+    for name in ("style.css", "search.js", "docs.js"):
+        assert client.get(f"/assets/{name}").status_code == 200
+    assert client.get("/favicon.ico").headers["content-type"] == "image/svg+xml"
+
+
+def test_openapi_documents_the_error_shape(client: TestClient) -> None:
+    api = client.get("/openapi.json").json()
+    answers = api["paths"]["/v1/search"]["post"]["responses"]
+    for status in ("400", "401", "413", "422", "503"):
+        assert answers[status]["content"]["application/json"]["schema"]["$ref"].endswith(
+            "ErrorBody"
+        )
+
+
+def test_a_long_base64_image_stays_within_the_default_body_limit(
+    client: TestClient, png: Callable[..., bytes]
+) -> None:
+    bare = base64.b64encode(png(90, 90)).decode()
+    assert client.post("/v1/search", json={"query": {"image": bare}}).status_code == 200
