@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,7 +19,7 @@ from rematch_ray.errors import UserError
 
 MAX_PIXELS = 40_000_000
 MAX_ASPECT = 200  # the image processors of Qwen-VL refuse longer strips
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
@@ -93,6 +95,7 @@ def encode_png(image: Image.Image) -> bytes:
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header, so that size is known and checked while pixels are still encoded."""
+    _own_the_bomb_check()
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -106,6 +109,12 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise MediaError(f"the image header is damaged: {error}") from error
     _check_size(image, max_pixels)
     return image
+
+
+@lru_cache(maxsize=1)
+def _own_the_bomb_check() -> None:
+    # Pillow warns above 89 million pixels; we refuse below that, and by name
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
