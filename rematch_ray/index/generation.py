@@ -1,0 +1,203 @@
+"""A generation: the segments that make an index at one moment, as one sequence of documents.
+
+Rows count through the segments in order. Reads only; what is on disk below an open generation never
+changes. Knows nothing of budgets, candidates or scores. Middle floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rematch_ray.errors import UserError, did_you_mean
+from rematch_ray.index.manifest import GenerationManifest
+from rematch_ray.index.segment import Segment
+
+CURRENT_FILE = "CURRENT"
+GENERATIONS = "generations"
+SEGMENTS = "segments"
+Rows = NDArray[np.int64]
+
+
+def generation_file(path: Path, name: str) -> Path:
+    """Manifest file of a generation."""
+    return path / GENERATIONS / f"{name}.json"
+
+
+def read_current(path: Path) -> str:
+    """Name of the generation that an index directory publishes.
+
+    Raises:
+        UserError: not an index directory.
+    """
+    try:
+        return (path / CURRENT_FILE).read_text().strip()
+    except OSError as missing:
+        raise UserError(
+            f"{path} is not an index: it has no {CURRENT_FILE} file; "
+            "make one with 'rematch-ray index build'"
+        ) from missing
+
+
+class Generation:
+    """An open generation.
+
+    Args:
+        path: index directory.
+        name: generation; None opens the published one.
+
+    Raises:
+        UserError: not an index, another format version, or a file missing or of the wrong size.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path = path
+        self.name = name or read_current(path)
+        self.manifest = GenerationManifest.read(generation_file(path, self.name))
+        self.segments = [
+            Segment(
+                path / SEGMENTS / entry.name,
+                entry,
+                None if entry.tombstones is None else path / entry.tombstones,
+            )
+            for entry in self.manifest.segments
+        ]
+        self.offsets = np.cumsum([0, *(segment.rows for segment in self.segments)])
+        self.live = np.concatenate([segment.live for segment in self.segments])
+        self.keys = np.concatenate([segment.keys for segment in self.segments])
+
+    @property
+    def rows(self) -> int:
+        """Documents, deleted ones included."""
+        return int(self.offsets[-1])
+
+    @property
+    def planes(self) -> tuple[tuple[int, int], ...]:
+        """Document token ranges, the same in every segment."""
+        return self.segments[0].manifest.planes
+
+    def read_plane(self, position: int, rows: Rows) -> NDArray[np.float16]:
+        """Vectors of the k-th token range for some documents, (len(rows), n_k, D)."""
+        return self._gather(lambda segment: segment.plane(position), rows)
+
+    def read_fused(self, rows: Rows) -> NDArray[np.float16]:
+        """Fused vectors of some documents, (len(rows), F)."""
+        return self._gather(lambda segment: segment.fused, rows)
+
+    def _gather(
+        self, select: Callable[[Segment], NDArray[np.float16]], rows: Rows
+    ) -> NDArray[np.float16]:
+        if len(self.segments) == 1:
+            return select(self.segments[0])[rows]
+        owner = np.searchsorted(self.offsets, rows, side="right") - 1
+        gathered: NDArray[np.float16] | None = None
+        for position, segment in enumerate(self.segments):
+            mine = owner == position
+            if not mine.any():
+                continue
+            part = select(segment)[rows[mine] - self.offsets[position]]
+            if gathered is None:
+                gathered = np.empty((len(rows), *part.shape[1:]), part.dtype)
+            gathered[mine] = part
+        assert gathered is not None, "no rows were asked for"
+        return gathered
+
+    def find_coarse(
+        self, key: str, query: NDArray[np.float32], limit: int, allowed: NDArray[np.bool_]
+    ) -> tuple[Rows, NDArray[np.float32]]:
+        """Rows and scores of the best documents of every segment on one coarse list.
+
+        At least the `limit` best of the whole generation are among them (with an exact list), and
+        all that equal the last of their segment.
+        """
+        rows, scores = [], []
+        for offset, segment in zip(self.offsets, self.segments):
+            mask = allowed[offset : offset + segment.rows]
+            found, score = segment.coarse(key).search(
+                query, limit, allowed=None if mask.all() else mask
+            )
+            rows.append(found + offset)
+            scores.append(score)
+        return np.concatenate(rows), np.concatenate(scores)
+
+    def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
+        """Id and payload of each row, in the order asked."""
+        found: dict[int, tuple[str, dict[str, Any]]] = {}
+        for offset, segment in zip(self.offsets, self.segments):
+            mine = rows[(rows >= offset) & (rows < offset + segment.rows)] - offset
+            if len(mine):
+                local = segment.payload.documents(mine.tolist())
+                found.update({row + int(offset): document for row, document in local.items()})
+        return [found[int(row)] for row in rows]
+
+    def ids(self) -> list[str]:
+        """Ids of all rows, deleted ones included."""
+        return [name for segment in self.segments for name in segment.payload.ids()]
+
+    def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """Rows of those ids that are here and live."""
+        found = {}
+        for offset, segment in zip(self.offsets, self.segments):
+            for name, row in segment.payload.rows_of(ids).items():
+                if self.live[offset + row]:
+                    found[name] = int(offset) + row
+        return found
+
+    def fields(self) -> dict[str, str]:
+        """Payload fields that a filter may name, and their types."""
+        fields = {"id": "string"}
+        for segment in self.segments:
+            fields.update(segment.manifest.fields)
+        return fields
+
+    def select(self, filter: Mapping[str, Any] | None) -> NDArray[np.bool_]:
+        """Live documents that pass a filter.
+
+        Args:
+            filter: field -> value it must equal, or list of values of which it must equal one; all
+                fields must hold. A nested field is written `outer.inner`; a list field passes when
+                one of its members does.
+
+        Returns:
+            (rows,) True where a document is live and passes.
+
+        Raises:
+            UserError: a field that no document has, or a value that is not a scalar.
+        """
+        allowed = self.live.copy()
+        for field, values in check_filter(filter, self.fields()).items():
+            passing = np.zeros(self.rows, dtype=bool)
+            for offset, segment in zip(self.offsets, self.segments):
+                passing[segment.payload.rows_with(field, values) + offset] = True
+            allowed &= passing
+        return allowed
+
+
+def check_filter(
+    filter: Mapping[str, Any] | None, fields: Mapping[str, str]
+) -> dict[str, list[str | int | float | bool]]:
+    """Turns a filter into field -> allowed values.
+
+    Raises:
+        UserError: an unknown field (the nearest known one is named) or a value of another kind.
+
+    >>> check_filter({"group": "animals"}, {"group": "string"})
+    {'group': ['animals']}
+    """
+    checked = {}
+    for field, wanted in (filter or {}).items():
+        if field not in fields:
+            raise UserError(f"filter field '{field}' is not there; {did_you_mean(field, fields)}")
+        values = list(wanted) if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted]
+        for value in values:
+            if not isinstance(value, (str, int, float, bool)) or value != value:
+                raise UserError(
+                    f"filter value {value!r} of '{field}' is not possible: give a text, a number, "
+                    "true or false, or a list of those"
+                )
+        checked[field] = values
+    return checked

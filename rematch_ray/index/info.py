@@ -1,0 +1,52 @@
+"""What an index is, told in plain JSON types: for `info`, the server and reports. Middle floor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rematch_ray.index.generation import Generation
+from rematch_ray.index.manifest import FORMAT_VERSION, GenerationManifest
+from rematch_ray.index.planes import DTYPE
+from rematch_ray.scoring.budget import Ladder
+
+
+def bytes_per_document(manifest: GenerationManifest) -> dict[str, int]:
+    """Bytes of vectors that a score at each rung reads per document, the fused rung first."""
+    ladder = Ladder.parse(manifest.ladder)
+    sizes = {"fused": DTYPE.itemsize * manifest.fused_dim} if manifest.fused_dim else {}
+    for rung in ladder.rungs:
+        sizes[str(rung)] = DTYPE.itemsize * rung.r_d * manifest.dim
+    return sizes
+
+
+def describe(generation: Generation) -> dict[str, Any]:
+    """Everything that an index says about itself."""
+    manifest = generation.manifest
+    sizes = bytes_per_document(manifest)
+    segments = [segment.manifest for segment in generation.segments]
+    named = Ladder.parse(manifest.ladder).names()
+    return {
+        "path": str(generation.path),
+        "format_version": FORMAT_VERSION,
+        "generation": generation.name,
+        "created": manifest.created,
+        "documents": manifest.documents,
+        "live": manifest.live,
+        "segments": len(segments),
+        "bytes": sum(file.bytes for segment in segments for file in segment.files.values()),
+        "bytes_per_document": sizes,
+        "budgets": list(sizes),
+        "named_budgets": {name: str(rung) for name, rung in named.items()},
+        "embedding_dim": manifest.dim,
+        "fused_dim": manifest.fused_dim,
+        "dtype": DTYPE.name,
+        "coarse": {key: entry["kind"] for key, entry in segments[0].coarse.items()},
+        "default_coarse": manifest.default_coarse,
+        "fields": generation.fields(),
+        "side": manifest.side,
+        "instruction": manifest.instruction,
+        "identity": dict(manifest.identity),
+        "model_path": manifest.model_path,
+        "calibration": manifest.calibration,
+        "software": dict(manifest.software),
+    }

@@ -1,0 +1,113 @@
+"""Which documents a search scores, and at which budgets on the way: a pure function of counts.
+
+Knows nothing of vectors, files or time; every choice can be read off the arguments. Middle floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rematch_ray.errors import UserError
+from rematch_ray.scoring.budget import Budget, Ladder
+
+Candidates = int | Literal["auto", "all"]
+
+# scoring so many dot products at the final budget costs about as much as a cascade saves
+EXHAUSTIVE_DOT_PRODUCTS = 1 << 22
+AUTO_CANDIDATES = 2000
+_NARROW_FACTOR = 2
+_NARROW_FLOOR = 100
+_CANDIDATES_PER_HIT = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of one search.
+
+    Args:
+        budget: final budget, at which hits are ranked.
+        coarse_candidates: documents that the coarse stage keeps; None scores every document.
+        narrowing: smaller budgets on the way, each with the number of documents that it keeps.
+    """
+
+    budget: Budget
+    coarse_candidates: int | None
+    narrowing: tuple[tuple[Budget, int], ...] = ()
+
+
+def check_candidates(candidates: Candidates, top_k: int) -> None:
+    """Refuses counts that cannot be searched.
+
+    Raises:
+        UserError: top_k below 1, or candidates not `auto`, `all` or a number of at least top_k.
+    """
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise UserError(f"top_k {top_k!r} is not possible: give a whole number of at least 1")
+    if candidates in ("auto", "all"):
+        return
+    if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
+        raise UserError(
+            f"candidates {candidates!r} is not possible: give 'auto', 'all' or a number from 1"
+        )
+    if candidates < top_k:
+        raise UserError(
+            f"candidates {candidates} is below top_k {top_k}: "
+            "score at least as many documents as you want back"
+        )
+
+
+def plan_search(
+    budget: Budget, ladder: Ladder, *, candidates: Candidates, num_allowed: int, top_k: int
+) -> Plan:
+    """Chooses the stages of a search.
+
+    `all` scores every allowed document at the final budget; a number lets the coarse stage choose
+    so many, all scored at the final budget; `auto` scores everything where that is cheap, and
+    otherwise narrows through the rungs below the budget, halving at each.
+
+    Args:
+        budget: final budget, a rung of the ladder or the fused rung.
+        ladder: the index's ladder.
+        candidates: see above.
+        num_allowed: live documents that pass the filter.
+        top_k: hits wanted.
+
+    Returns:
+        The plan.
+
+    >>> ladder = Ladder.parse(["1x1", "2x4", "4x8", "8x16", "16x64"])
+    >>> plan = plan_search(ladder.top, ladder, candidates="auto", num_allowed=10**5, top_k=10)
+    >>> plan.coarse_candidates, [(str(rung), keep) for rung, keep in plan.narrowing]
+    (2000, [('2x4', 1000), ('4x8', 500), ('8x16', 250)])
+    """
+    if candidates == "all":
+        return Plan(budget, None)
+    if candidates == "auto":
+        if num_allowed * budget.dot_products <= EXHAUSTIVE_DOT_PRODUCTS:
+            return Plan(budget, None)
+        wanted = max(AUTO_CANDIDATES, _CANDIDATES_PER_HIT * top_k)
+    else:
+        wanted = candidates
+    if wanted >= num_allowed:
+        return Plan(budget, None)
+    if candidates != "auto":
+        return Plan(budget, wanted)
+    return Plan(budget, wanted, _narrow(budget, ladder, wanted, top_k))
+
+
+def _narrow(
+    budget: Budget, ladder: Ladder, candidates: int, top_k: int
+) -> tuple[tuple[Budget, int], ...]:
+    floor = max(_NARROW_FLOOR, 2 * top_k)
+    stages = []
+    left = candidates
+    for rung in ladder.rungs:
+        # one dot product sees no more than the coarse stage saw
+        if rung.dot_products == 1 or rung.dot_products >= budget.dot_products:
+            continue
+        keep = max(floor, left // _NARROW_FACTOR)
+        if keep < left:
+            stages.append((rung, keep))
+            left = keep
+    return tuple(stages)

@@ -1,0 +1,306 @@
+"""`SearchIndex`: search at any budget over the published generation of an index.
+
+Composes the stages: filter, coarse list, narrowing budgets, final budget. Scores are exact and
+ties are broken by id, so budget, candidates and generation give the same hits bit for bit. Knows
+nothing of models (it takes query vectors) or of serving. Middle floor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rematch_ray.errors import UserError, did_you_mean
+from rematch_ray.index.coarse import COARSE_CHOICES
+from rematch_ray.index.exact import Float32, order_best
+from rematch_ray.index.generation import Generation
+from rematch_ray.index.hits import Hit, SearchResult, best_hits
+from rematch_ray.index.identity import check_identity
+from rematch_ray.index.info import bytes_per_document, describe
+from rematch_ray.index.planner import Candidates, Plan, check_candidates, plan_search
+from rematch_ray.index.queries import Queries, QueryVectors
+from rematch_ray.index.stages import find_candidates, require_fused, score_documents
+from rematch_ray.scoring.budget import Budget, Ladder
+
+__all__ = ["Hit", "SearchIndex", "SearchResult"]
+
+# scores of one exhaustive pass held at once: 2**25 float32 are 128 MiB
+_HELD_SCORES = 1 << 25
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One search call, checked: what every query of its batch shares."""
+
+    plan: Plan
+    coarse: str
+    allowed: NDArray[np.bool_]
+    top_k: int
+    group_by: str | None
+    filter_stage: dict[str, Any]
+
+
+class SearchIndex:
+    """An open index; safe to search from several threads.
+
+    Args:
+        generation: what to search.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._manifest = generation.manifest
+        self.ladder = Ladder.parse(self._manifest.ladder)
+        self.identity: Mapping[str, Any] = self._manifest.identity
+
+    @classmethod
+    def open(cls, path: str | Path) -> SearchIndex:
+        """Opens the published generation; checks versions and file sizes, reads no vectors.
+
+        Raises:
+            UserError: not an index, another format version, or a damaged one.
+        """
+        return cls(Generation(Path(path)))
+
+    def __len__(self) -> int:
+        """Live documents."""
+        return self._manifest.live
+
+    @property
+    def has_fused(self) -> bool:
+        """Whether documents carry a fused vector, hence the fused rung."""
+        return self._manifest.fused_dim is not None
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """Every rung that can be asked for, the fused one first where there is one."""
+        return ((Budget.FUSED,) if self.has_fused else ()) + self.ladder.rungs
+
+    def search(
+        self,
+        query: QueryVectors,
+        *,
+        budget: str | Budget | None = None,
+        candidates: Candidates = "auto",
+        top_k: int = 10,
+        filter: Mapping[str, Any] | None = None,
+        group_by: str | None = None,
+        coarse: str | None = None,
+    ) -> list[SearchResult]:
+        """Finds the best documents of each query.
+
+        Args:
+            query: B queries: `vectors` (B, R, D) and `fused` (B, F) or None, unit norm.
+            budget: how candidates are scored: a rung, its text or name; None and `auto` mean the
+                top rung while the index has no calibration.
+            candidates: which documents are scored: `all`, the so many best of the coarse stage, or
+                `auto`: the planner's choice, narrowed through smaller budgets.
+            top_k: hits per query; fewer when fewer documents pass.
+            filter: payload field -> value, or list of allowed values; all fields must hold.
+            group_by: payload field of which each value gives at most one hit, its best.
+            coarse: `fused`, `first` or `both`; None takes the index's default.
+
+        Returns:
+            One result per query.
+
+        Raises:
+            UserError: a budget, count, filter field or query vector that does not fit.
+        """
+        check_candidates(candidates, top_k)
+        rung = self._resolve(budget)
+        choice = self._resolve_coarse(coarse)
+        self._check_group(group_by)
+        queries = self._check_queries(query)
+        if rung.is_fused:
+            require_fused(queries, "budget 'fused'")
+        started = time.perf_counter()
+        allowed = self._generation.select(filter)
+        num_allowed = int(allowed.sum())
+        plan = plan_search(
+            rung, self.ladder, candidates=candidates, num_allowed=num_allowed, top_k=top_k
+        )
+        filter_ms = _ms_since(started) / max(1, len(queries))
+        stage = _stage("filter", len(self), num_allowed, filter_ms)
+        request = _Request(plan, choice, allowed, top_k, group_by, stage)
+        if num_allowed == 0:
+            return [self._result(request, [], 0, 0, []) for _ in range(len(queries))]
+        if plan.coarse_candidates is None:
+            return self._search_all(queries, request)
+        return [
+            self._search_cascade(queries[row : row + 1], request) for row in range(len(queries))
+        ]
+
+    def score_all(
+        self, query: QueryVectors, budgets: Sequence[Budget] | None = None
+    ) -> dict[str, Float32]:
+        """Scores every live document at several budgets in one pass: brute force.
+
+        Args:
+            query: B queries.
+            budgets: rungs; None takes all, the fused one too where index and queries have it.
+
+        Returns:
+            Rung as text -> (B, live) float32, columns in the order of `ids()`.
+        """
+        queries = self._check_queries(query)
+        if budgets is None:
+            budgets = self.budgets if queries.fused is not None else self.ladder.rungs
+        rungs = [self._resolve(budget) for budget in budgets]
+        live = np.flatnonzero(self._generation.live)
+        return score_documents(self._generation, queries, live, rungs)
+
+    def ids(self) -> list[str]:
+        """Ids of the live documents, in row order."""
+        live = self._generation.live
+        return [name for name, keep in zip(self._generation.ids(), live) if keep]
+
+    def payload(self, ids: Sequence[str]) -> list[Mapping[str, Any] | None]:
+        """Payload of each id; None for an id that is not here."""
+        rows = self._generation.rows_of(ids)
+        known = [name for name in ids if name in rows]
+        stored = self._generation.documents(np.array([rows[name] for name in known], np.int64))
+        payloads = {name: payload for name, (_, payload) in zip(known, stored)}
+        return [payloads.get(name) for name in ids]
+
+    def fused_vectors(self, ids: Sequence[str]) -> Float32:
+        """(len(ids), F) float32 fused vectors as stored, for the matching stage.
+
+        Raises:
+            UserError: the index has none, or an id is not here.
+        """
+        if not self.has_fused:
+            raise UserError("this index holds no fused vectors: its model was trained without")
+        rows = self._generation.rows_of(ids)
+        missing = [name for name in ids if name not in rows]
+        if missing:
+            raise UserError(f"document '{missing[0]}' is not in the index")
+        wanted = np.array([rows[name] for name in ids], np.int64)
+        return self._generation.read_fused(wanted).astype(np.float32)
+
+    def check_model(self, identity: Any) -> None:
+        """Refuses a model other than the one that embedded the documents.
+
+        Args:
+            identity: a `ModelIdentity` or its JSON.
+
+        Raises:
+            UserError: its digest differs from the index's.
+        """
+        check_identity(identity, self.identity)
+
+    def bytes_per_document(self) -> dict[str, int]:
+        """Bytes of vectors that a score at each rung reads per document."""
+        return bytes_per_document(self._manifest)
+
+    def info(self) -> dict[str, Any]:
+        """What the index is, as plain JSON types."""
+        return describe(self._generation)
+
+    def verify(self) -> dict[str, Any]:
+        """Reads every file and checks it against its checksum.
+
+        Raises:
+            UserError: names the first file that differs.
+        """
+        read = sum(segment.verify() for segment in self._generation.segments)
+        return {"generation": self._generation.name, "documents": len(self), "bytes": read}
+
+    def _check_queries(self, query: QueryVectors) -> Queries:
+        manifest = self._manifest
+        return Queries.check(
+            query,
+            num_vectors=self.ladder.num_query_vectors,
+            dim=manifest.dim,
+            fused_dim=manifest.fused_dim,
+        )
+
+    def _resolve(self, budget: str | Budget | None) -> Budget:
+        wanted = None if isinstance(budget, str) and budget.strip().lower() == "auto" else budget
+        return self.ladder.resolve(wanted, has_fused=self.has_fused)
+
+    def _resolve_coarse(self, coarse: str | None) -> str:
+        choice = coarse or self._manifest.default_coarse
+        allowed = COARSE_CHOICES if self.has_fused else ("first",)
+        if choice not in allowed:
+            raise UserError(
+                f"coarse '{choice}' is not possible here; allowed: {', '.join(allowed)}"
+            )
+        return choice
+
+    def _check_group(self, group_by: str | None) -> None:
+        fields = self._generation.fields()
+        if group_by is not None and group_by not in fields:
+            raise UserError(f"group_by '{group_by}' is not there; {did_you_mean(group_by, fields)}")
+
+    def _search_all(self, queries: Queries, request: _Request) -> list[SearchResult]:
+        """Scores every allowed document at the final budget, many queries in one pass."""
+        budget = request.plan.budget
+        rows = np.flatnonzero(request.allowed)
+        results = []
+        step = max(1, _HELD_SCORES // len(rows))
+        for start in range(0, len(queries), step):
+            part = queries[start : start + step]
+            started = time.perf_counter()
+            scores = score_documents(self._generation, part, rows, [budget])[str(budget)]
+            ms = _ms_since(started) / len(part)
+            for score in scores:
+                hits = best_hits(self._generation, rows, score, request.top_k, request.group_by)
+                stages = [_stage(str(budget), len(rows), len(hits), ms)]
+                results.append(self._result(request, hits, len(rows), len(rows), stages))
+        return results
+
+    def _search_cascade(self, query: Queries, request: _Request) -> SearchResult:
+        """Coarse candidates of one query, narrowed through the plan's budgets."""
+        plan = request.plan
+        assert plan.coarse_candidates is not None
+        started = time.perf_counter()
+        rows = find_candidates(
+            self._generation, query, request.coarse, plan.coarse_candidates, request.allowed
+        )
+        num_candidates = len(rows)
+        entered = request.filter_stage["out"]
+        stages = [_stage(f"coarse:{request.coarse}", entered, num_candidates, _ms_since(started))]
+        for rung, keep in plan.narrowing:
+            started = time.perf_counter()
+            score = score_documents(self._generation, query, rows, [rung])[str(rung)][0]
+            kept = rows[order_best(score, self._generation.keys[rows], keep)]
+            stages.append(_stage(str(rung), len(rows), len(kept), _ms_since(started)))
+            rows = kept
+        started = time.perf_counter()
+        score = score_documents(self._generation, query, rows, [plan.budget])[str(plan.budget)][0]
+        hits = best_hits(self._generation, rows, score, request.top_k, request.group_by)
+        stages.append(_stage(str(plan.budget), len(rows), len(hits), _ms_since(started)))
+        return self._result(request, hits, num_candidates, len(rows), stages)
+
+    def _result(
+        self,
+        request: _Request,
+        hits: list[Hit],
+        candidates: int,
+        scored: int,
+        stages: list[dict[str, Any]],
+    ) -> SearchResult:
+        return SearchResult(
+            hits=hits,
+            budget=str(request.plan.budget),
+            candidates=candidates,
+            stages=[request.filter_stage, *stages],
+            scored=scored,
+            live=len(self),
+            exact=scored == request.filter_stage["out"],
+            generation=self._generation.name,
+        )
+
+
+def _stage(name: str, entered: int, left: int, ms: float) -> dict[str, Any]:
+    return {"name": name, "in": entered, "out": left, "ms": round(ms, 3)}
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000

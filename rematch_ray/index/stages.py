@@ -1,0 +1,100 @@
+"""The stages that a search is made of: candidates from the coarse lists, scores at any rung.
+
+Each takes an open generation and checked queries, and knows nothing of plans, hits or requests.
+Middle floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rematch_ray.errors import UserError
+from rematch_ray.index.exact import Float32, Rows, order_best, score_fused, score_rows
+from rematch_ray.index.generation import Generation
+from rematch_ray.index.queries import Queries
+from rematch_ray.scoring.budget import Budget
+
+
+def score_documents(
+    generation: Generation, queries: Queries, rows: Rows, rungs: Sequence[Budget]
+) -> dict[str, Float32]:
+    """Scores every query against some documents at several rungs in one pass.
+
+    Args:
+        generation: where the documents lie.
+        queries: B queries.
+        rows: (C,) documents.
+        rungs: rungs of the index's ladder or the fused one, in any order.
+
+    Returns:
+        Rung as text -> (B, C) float32.
+
+    Raises:
+        UserError: the fused rung is asked for and the queries have no fused vectors.
+    """
+    scores: dict[str, Float32] = {}
+    if any(rung.is_fused for rung in rungs):
+        fused = require_fused(queries, "budget 'fused'")
+        scores["fused"] = score_fused(fused, rows, generation.read_fused)
+    pairs = sorted(
+        {rung for rung in rungs if not rung.is_fused}, key=lambda rung: (rung.r_d, rung.r_q)
+    )
+    if pairs:
+        layers = score_rows(queries.vectors, rows, generation.read_plane, generation.planes, pairs)
+        scores.update({str(rung): layer for rung, layer in zip(pairs, layers)})
+    return scores
+
+
+def find_candidates(
+    generation: Generation, query: Queries, choice: str, limit: int, allowed: NDArray[np.bool_]
+) -> Rows:
+    """The `limit` best documents of the coarse stage, best first.
+
+    Args:
+        generation: where the documents lie.
+        query: one query.
+        choice: `fused`, `first`, or `both`: the two lists merged by rank.
+        limit: how many.
+        allowed: (rows,) True where a document may be returned.
+
+    Raises:
+        UserError: the choice needs fused query vectors and the query has none.
+    """
+    vectors = {"first": query.vectors[0, 0]}
+    if choice != "first":
+        vectors["fused"] = require_fused(query, f"coarse '{choice}'")[0]
+    ranked = []
+    for key in ("fused", "first") if choice == "both" else (choice,):
+        rows, scores = generation.find_coarse(key, vectors[key].astype(np.float32), limit, allowed)
+        ranked.append(rows[order_best(scores, generation.keys[rows], limit)])
+    return interleave(ranked, limit)
+
+
+def require_fused(queries: Queries, what: str) -> NDArray[np.float64]:
+    """The queries' fused vectors.
+
+    Raises:
+        UserError: they have none.
+    """
+    if queries.fused is None:
+        raise UserError(
+            f"{what} needs fused query vectors, and there are none: name a rung such as 1x1, "
+            "and coarse 'first'"
+        )
+    return queries.fused
+
+
+def interleave(ranked: Sequence[Rows], limit: int) -> Rows:
+    """Merges ranked lists by rank, each row once, up to a limit.
+
+    >>> interleave([np.array([4, 2, 9]), np.array([2, 7, 4])], 4).tolist()
+    [4, 2, 7, 9]
+    """
+    length = min(len(rows) for rows in ranked)
+    mixed = np.stack([rows[:length] for rows in ranked], axis=1).ravel()
+    mixed = np.concatenate([mixed, *(rows[length:] for rows in ranked)])
+    _, first_seen = np.unique(mixed, return_index=True)
+    return mixed[np.sort(first_seen)][:limit]
