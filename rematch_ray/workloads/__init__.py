@@ -1,0 +1,1 @@
+"""Workloads: what runs on a Ray cluster. Adapters over the middle floor; no maths here."""

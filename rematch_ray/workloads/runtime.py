@@ -1,0 +1,170 @@
+"""Connecting to Ray: a cluster in this process, or the one this program was submitted to.
+
+Refuses a request that the cluster cannot hold before anything starts. Knows resources and
+environment, nothing of models or data. Top floor.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rematch_ray.errors import UserError
+
+# A training run needs CPUs for reading data beside its workers, or it waits without a word: on
+# small machines the CPUs that Ray counts are therefore more than there are.
+MIN_LOCAL_CPUS = 4
+MAX_LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
+WORKER_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+DRIVER_ENVIRONMENT = {
+    **WORKER_ENVIRONMENT,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # how long a dead training worker goes unnoticed, and a finished one too
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Resources that must be free on one node at the same time.
+
+    Args:
+        what: who needs them, in words a user knows.
+        cpus: logical CPUs.
+        gpus: GPUs.
+        count: how many such bundles run at the same time.
+        key: the setting to lower when they do not fit.
+    """
+
+    what: str
+    cpus: float
+    gpus: float = 0.0
+    count: int = 1
+    key: str = ""
+
+
+@contextmanager
+def connect(bundles: Sequence[Bundle]) -> Iterator[None]:
+    """Hold a connection to Ray that has room for the bundles.
+
+    An initialised Ray is used as it is. With RAY_ADDRESS set (a submitted job has it) the program
+    attaches to that cluster; otherwise it starts one in this process and ends it on the way out.
+
+    Raises:
+        UserError: the cluster cannot be reached, or cannot hold the bundles.
+    """
+    import ray
+
+    if ray.is_initialized():
+        refuse_what_does_not_fit(bundles, node_resources())
+        yield
+        return
+    for name, value in DRIVER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        refuse_what_does_not_fit(bundles, [_this_machine()])
+    _start(address)
+    try:
+        refuse_what_does_not_fit(bundles, node_resources())
+        yield
+    finally:
+        ray.shutdown()
+
+
+def node_resources() -> list[dict[str, float]]:
+    """Return the resources of every living node of the connected cluster."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def refuse_what_does_not_fit(
+    bundles: Sequence[Bundle], nodes: Iterable[Mapping[str, float]]
+) -> None:
+    """Refuse bundles that the nodes cannot hold at the same time, each on one node.
+
+    Args:
+        bundles: what will run together.
+        nodes: resources of each node, `{"CPU": 4.0, "GPU": 1.0}`.
+
+    Raises:
+        UserError: names what does not fit, what the cluster has and the setting to lower.
+    """
+    nodes = list(nodes)
+    free = [{kind: node.get(kind, 0.0) for kind in ("CPU", "GPU")} for node in nodes]
+    wanted = [bundle for bundle in bundles for _ in range(bundle.count)]
+    for bundle in sorted(wanted, key=lambda b: (b.gpus, b.cpus), reverse=True):
+        node = next((n for n in free if _holds(n, bundle)), None)
+        if node is None:
+            raise UserError(_refusal(bundles, bundle, nodes))
+        node["CPU"] -= bundle.cpus
+        node["GPU"] -= bundle.gpus
+
+
+def _holds(node: Mapping[str, float], bundle: Bundle) -> bool:
+    tolerance = 1e-6
+    return node["CPU"] + tolerance >= bundle.cpus and node["GPU"] + tolerance >= bundle.gpus
+
+
+def _refusal(
+    bundles: Sequence[Bundle], misfit: Bundle, nodes: Sequence[Mapping[str, float]]
+) -> str:
+    wanted = " + ".join(f"{b.count} x {b.what} ({_amount(b.cpus, b.gpus)})" for b in bundles)
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    advice = f"; lower {misfit.key} or use a larger cluster" if misfit.key else ""
+    return (
+        f"asks for {wanted}, but the cluster has {_amount(cpus, gpus, always_gpus=True)} on "
+        f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} "
+        f"(no room for every {misfit.what}){advice}"
+    )
+
+
+def _amount(cpus: float, gpus: float, *, always_gpus: bool = False) -> str:
+    return f"{cpus:g} CPU" + (f", {gpus:g} GPU" if gpus or always_gpus else "")
+
+
+def _this_machine() -> dict[str, float]:
+    import torch
+
+    return {"CPU": float(local_cpus()), "GPU": float(torch.cuda.device_count())}
+
+
+def local_cpus() -> int:
+    """Logical CPUs of a cluster that is started in this process."""
+    return max(os.cpu_count() or 1, MIN_LOCAL_CPUS)
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    options: dict[str, Any] = {
+        "log_to_driver": os.environ.get("REMATCH_RAY_DEBUG") == "1",
+        "logging_level": "WARNING",
+        "runtime_env": {"env_vars": {k: os.environ[k] for k in WORKER_ENVIRONMENT}},
+    }
+    if address:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(
+                f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one, or "
+                "unset RAY_ADDRESS to run on this machine alone"
+            ) from error
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    ray.init(
+        address="local",
+        num_cpus=local_cpus(),
+        object_store_memory=min(int(memory * 0.3), MAX_LOCAL_OBJECT_STORE_BYTES),
+        **options,
+    )

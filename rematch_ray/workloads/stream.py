@@ -1,0 +1,284 @@
+"""The training stream: executes the plan of an epoch with Ray Data, exactly and in order.
+
+Read tasks are stretches of the steps still to come; they hand on encoded image bytes. CPU tasks
+decode and run the processor. Every block is one row per rank-step that says which step and rank it
+is for, and `batches` refuses any but the next. What a row means is decided on the middle floor.
+
+One dataset is split over the ranks (`streaming_split`) instead of one dataset per rank, because
+the rows of a step lie scattered over the row groups of a shuffle window: ranks that read for
+themselves would read every row group once each. Ray deals blocks to the rank with the fewest rows
+so far; with blocks of equal height in a kept order that is in turn, the same in every run.
+"""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from rematch_ray.data.order import Plan, SourceRows, Step, SubBatch
+from rematch_ray.data.readers.parquet import Unit, list_units, read_unit
+from rematch_ray.errors import UserError
+from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls, reason_of
+
+if TYPE_CHECKING:
+    from rematch_ray.config import DataSettings
+
+# one row: what one rank-step reads, first as a table of samples per sub-batch, then encoded; each
+# table an Arrow stream, so that Ray never merges, cuts or converts it
+BLOCK_SCHEMA = pa.schema(
+    [
+        ("epoch", pa.int64()),
+        ("step", pa.int64()),
+        ("index", pa.int64()),
+        ("rank", pa.int64()),
+        ("error", pa.string()),
+        ("tables", pa.list_(pa.large_binary())),
+    ]
+)
+READ_CPUS = 0.25
+
+# Samples of one rank-step, a table per sub-batch, and the step's index in the run -> the table that
+# the training step reads
+EncodeStep = Callable[[list[pa.Table], int], pa.Table]
+
+
+class StreamError(RuntimeError):
+    """The stream handed out another batch than the next one of the plan."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The row groups of every source, and the plan over them."""
+
+    units: tuple[tuple[Unit, ...], ...]
+    plan: Plan
+
+
+def open_data(settings: "DataSettings", seed: int) -> TrainingData:
+    """List the sources' row groups and lay the plan.
+
+    Raises:
+        UserError: a source that is missing, unreadable, of another schema or too small.
+    """
+    units, rows = [], []
+    for source in settings.sources:
+        found = tuple(list_units(source.path.expanduser().absolute(), rows="samples"))
+        units.append(found)
+        sizes = tuple(unit.num_rows for unit in found)
+        rows.append(SourceRows(source.name, sizes, source.weight, _fingerprint(found)))
+    return TrainingData(tuple(units), Plan(tuple(rows), seed, settings.order))
+
+
+def rank_steps(
+    data: TrainingData,
+    encode: EncodeStep,
+    *,
+    start: int,
+    stop: int,
+    world_size: int,
+    encoder_cpus: float = 1.0,
+) -> ray.data.Dataset:
+    """Return the dataset of the rank-steps from `start` to `stop` (excluded), encoded, in order.
+
+    Args:
+        data: units and plan.
+        encode: runs in CPU tasks; a UserError it raises travels in the block's `error`.
+        start: first step, counted over the whole run.
+        stop: step to end before.
+        world_size: ranks that share each step.
+        encoder_cpus: logical CPUs of an encode task.
+    """
+    plain_context()
+    # smaller than any block: Ray then hands on each one-row table as it comes, merging none
+    ray.data.DataContext.get_current().target_max_block_size = 1
+    length = _stretch(data.plan)
+    calls = []
+    for begin in range(start, stop, length):
+        end = min(begin + length, stop)
+        read = ReadStretch(data, begin, end, world_size)
+        calls.append(ReadCall(read, (end - begin) * world_size))
+    return read_calls(calls, num_cpus=READ_CPUS).map_batches(
+        _EncodeBlock(encode), batch_size=None, batch_format="pyarrow", num_cpus=encoder_cpus
+    )
+
+
+def split(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.DataIterator]:
+    """Return one iterator per rank; every rank must read its own at the same time as the others."""
+    return dataset.streaming_split(world_size, equal=True)
+
+
+@dataclass(frozen=True)
+class RankStep:
+    """What one rank gets for one step.
+
+    Args:
+        epoch: epoch of the step.
+        step: step within the epoch.
+        index: step within the run.
+        table: what `encode` returned; None when a row was refused.
+        error: why a row was refused, or "".
+        waited_s: seconds the loop waited for this batch.
+    """
+
+    epoch: int
+    step: int
+    index: int
+    table: pa.Table | None
+    error: str
+    waited_s: float
+
+
+def batches(
+    iterator: ray.data.DataIterator, plan: Plan, *, start: int, stop: int, rank: int, prefetch: int
+) -> Iterator[RankStep]:
+    """Yield a rank's batches from step `start` to `stop`, each exactly the next one of the plan.
+
+    Raises:
+        StreamError: another batch arrived, or the stream ended early.
+    """
+    expected = start
+    asked = time.perf_counter()
+    for block in iterator.iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch
+    ):
+        for row in range(block.num_rows):
+            epoch, step, index, error, tables = _unpack(block, row)
+            waited = time.perf_counter() - asked
+            got = RankStep(epoch, step, index, tables[0] if tables else None, error, waited)
+            _refuse_another(got, block["rank"][row].as_py(), plan, expected, rank)
+            yield got
+            expected += 1
+            asked = time.perf_counter()
+    if expected != stop:
+        raise StreamError(f"rank {rank}: the stream ended before step {expected} of {stop}")
+
+
+def _refuse_another(got: RankStep, for_rank: int, plan: Plan, expected: int, rank: int) -> None:
+    epoch, step = divmod(expected, plan.steps_per_epoch)
+    if (got.epoch, got.step, got.index, for_rank) != (epoch, step, expected, rank):
+        raise StreamError(
+            f"rank {rank} expected epoch {epoch}, step {step} (step {expected} of the run) and was "
+            f"handed epoch {got.epoch}, step {got.step} (step {got.index}) for rank {for_rank}"
+        )
+
+
+class ReadStretch:
+    """Read task: the samples of consecutive steps, one block per rank and step."""
+
+    def __init__(self, data: TrainingData, start: int, stop: int, world_size: int) -> None:
+        self._data = data
+        self._steps = (start, stop)
+        self._world_size = world_size
+
+    def __call__(self) -> Iterator[pa.Table]:
+        """Yield the blocks in the plan's order, each step's ranks one after another."""
+        row_groups = _RowGroups(self._data)
+        for step in self._data.plan.steps(*self._steps):
+            for rank in range(self._world_size):
+                try:
+                    batches = step.for_rank(rank, self._world_size)
+                    yield _pack(step, rank, [row_groups.rows(batch) for batch in batches])
+                except UserError as error:
+                    yield _pack(step, rank, [], reason_of(error))
+
+
+class _EncodeBlock:
+    """Map stage: decodes and processes the samples of one block."""
+
+    def __init__(self, encode: EncodeStep) -> None:
+        self._encode = encode
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        epoch, number, index, error, tables = _unpack(block, 0)
+        step, rank = Step(index, epoch, number, ()), block["rank"][0].as_py()
+        if error:
+            return block
+        try:
+            return _pack(step, rank, [self._encode(tables, index)])
+        except UserError as refused:
+            return _pack(step, rank, [], reason_of(refused))
+
+
+class _RowGroups:
+    """Row groups of every source, the last few kept: as many as two shuffle windows."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self._units = data.units
+        self._keep = 2 * data.plan.settings.window
+        self._held: list[OrderedDict[int, pa.Table]] = [OrderedDict() for _ in data.units]
+
+    def rows(self, batch: SubBatch) -> pa.Table:
+        """Return the rows of a sub-batch in its order."""
+        order = np.argsort(batch.row_groups, kind="stable")
+        groups, starts = np.unique(batch.row_groups[order], return_index=True)
+        pieces = [
+            self._row_group(batch.source, int(group)).take(pa.array(rows))
+            for group, rows in zip(groups, np.split(batch.rows[order], starts[1:]), strict=True)
+        ]
+        together = pa.concat_tables(pieces, promote_options="permissive")
+        return together.take(pa.array(np.argsort(order, kind="stable")))
+
+    def _row_group(self, source: int, group: int) -> pa.Table:
+        held = self._held[source]
+        if group not in held:
+            held[group] = pa.Table.from_batches(read_unit(self._units[source][group]))
+            while len(held) > self._keep:
+                held.popitem(last=False)
+        held.move_to_end(group)
+        return held[group]
+
+
+def _stretch(plan: Plan) -> int:
+    """Steps per read task: a whole shuffle window, so that no row group is read three times."""
+    return plan.window_steps
+
+
+def _pack(step: Step, rank: int, tables: Sequence[pa.Table], error: str = "") -> pa.Table:
+    streams = [_to_stream(table) for table in tables]
+    # made over the buffer itself: Python bytes would be copied once more
+    content = pa.py_buffer(b"".join(streams)) if len(streams) != 1 else streams[0]
+    ends = np.cumsum([0, *(len(stream) for stream in streams)], dtype=np.int64)
+    binaries = pa.Array.from_buffers(
+        pa.large_binary(), len(streams), [None, pa.py_buffer(ends), content]
+    )
+    numbers = [pa.array([n], pa.int64()) for n in (step.epoch, step.step, step.index, rank)]
+    packed = pa.ListArray.from_arrays(pa.array([0, len(streams)], pa.int32()), binaries)
+    return pa.Table.from_arrays(
+        [*numbers, pa.array([error], pa.string()), packed], schema=BLOCK_SCHEMA
+    )
+
+
+def _to_stream(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _unpack(block: pa.Table, row: int) -> tuple[int, int, int, str, list[pa.Table]]:
+    epoch, step, index, error = (
+        block[name][row].as_py() for name in ("epoch", "step", "index", "error")
+    )
+    tables = []
+    for stream in block["tables"][row].values:
+        with pa.ipc.open_stream(stream.as_buffer()) as reader:
+            tables.append(reader.read_all())
+    return epoch, step, index, error, tables
+
+
+def _fingerprint(units: Sequence[Unit]) -> str:
+    """Identify a source by its files' names, sizes and row counts."""
+    digest = hashlib.sha256()
+    for unit in units:
+        path = Path(unit.path)
+        digest.update(
+            f"{path.name}:{path.stat().st_size}:{unit.row_group}:{unit.num_rows};".encode()
+        )
+    return digest.hexdigest()

@@ -1,0 +1,74 @@
+"""A request that the cluster cannot hold is refused by name before anything starts."""
+
+import pytest
+
+from rematch_ray.errors import UserError
+from rematch_ray.workloads import runtime
+from rematch_ray.workloads.runtime import Bundle, refuse_what_does_not_fit
+
+TRAIN = [
+    Bundle("training process", 0.5, 0, 2, "train.num_workers"),
+    Bundle("data task", 1.0, key="train.cpus_per_encoder"),
+]
+
+
+def test_what_fits_is_accepted() -> None:
+    refuse_what_does_not_fit(TRAIN, [{"CPU": 2.0}])
+
+
+@pytest.mark.parametrize(
+    ("bundles", "nodes", "message"),
+    [
+        (TRAIN, [{"CPU": 1.0}], r"2 x training process \(0.5 CPU\).*has 1 CPU, 0 GPU on 1 node"),
+        (
+            [Bundle("training process", 1, 1, 3, "train.num_workers")],
+            [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}],
+            r"3 x training process \(1 CPU, 1 GPU\).*16 CPU, 2 GPU on 2 nodes.*train.num_workers",
+        ),
+        # enough in sum, but on no single node
+        ([Bundle("embedding process", 3)], [{"CPU": 2.0}, {"CPU": 2.0}], "no room for every"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_what_there_is_and_the_key_to_lower(
+    bundles: list[Bundle], nodes: list[dict[str, float]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        refuse_what_does_not_fit(bundles, nodes)
+
+
+def test_a_request_beyond_this_machine_is_refused_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(runtime, "_start", lambda address: pytest.fail("Ray was started"))
+    with (
+        pytest.raises(UserError, match="99 x embedding process"),
+        runtime.connect([Bundle("embedding process", 1, 0, 99)]),
+    ):
+        pytest.fail("connected")
+
+
+def test_an_address_without_a_cluster_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_cluster(**_: object) -> None:
+        raise ConnectionError("nobody home")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", no_cluster)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with (
+        pytest.raises(UserError, match=r"RAY_ADDRESS=10.0.0.1:6379: no Ray cluster"),
+        runtime.connect([]),
+    ):
+        pytest.fail("connected")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_running_cluster_is_used_checked_and_left_running() -> None:
+    import ray
+
+    with runtime.connect([Bundle("embedding process", 4)]):
+        pass
+    assert ray.is_initialized()
+    with pytest.raises(UserError, match="has 4 CPU"), runtime.connect([Bundle("data task", 5)]):
+        pytest.fail("connected")

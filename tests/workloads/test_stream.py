@@ -1,0 +1,188 @@
+"""The stream executes the plan: in order, complete, the same at every world size and restart."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import ray.data
+
+from rematch_ray.data.order import OrderSettings, Step
+from rematch_ray.data.schema import Item, Positive, Sample, samples_to_table
+from rematch_ray.errors import UserError
+from rematch_ray.workloads import stream
+
+ROWS = {"left": 90, "right": 40}
+
+
+def sample(source: str, number: int) -> Sample:
+    query = Item.of(f"{source} {number}", id=f"{source}-{number}", source=source)
+    return Sample(query, (Positive(Item.of(b"image bytes", id=f"d{number}")),), source=source)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("samples")
+    sources = []
+    for name, count in ROWS.items():
+        (folder / name).mkdir()
+        table = samples_to_table(sample(name, i) for i in range(count))
+        pq.write_table(table, folder / name / "a.parquet", row_group_size=16)
+        sources.append(SimpleNamespace(name=name, path=folder / name, weight=None))
+    order = OrderSettings(global_batch=16, sub_batch=4, window=2)
+    return SimpleNamespace(sources=tuple(sources), order=order)
+
+
+def ids_of(tables: list[pa.Table], index: int) -> pa.Table:
+    """Stands in for decoding and the processor."""
+    ids = [query["id"] for table in tables for query in table["query"].to_pylist()]
+    return pa.table({"id": ids, "index": [index] * len(ids)})
+
+
+def refuses_step_2(tables: list[pa.Table], index: int) -> pa.Table:
+    if index == 2:
+        raise UserError("item 'left-7': the image is truncated")
+    return ids_of(tables, index)
+
+
+def planned_ids(data: stream.TrainingData, step: Step) -> list[str]:
+    """The ids of a step, read off the plan and the files without the stream."""
+    found = []
+    for batch in step.sub_batches:
+        units = data.units[batch.source]
+        for group, row in zip(batch.row_groups, batch.rows, strict=True):
+            number = units[group].first_row + row
+            found.append(f"{data.plan.sources[batch.source].name}-{number}")
+    return found
+
+
+@ray.remote(num_cpus=0)
+def consume(
+    iterator: ray.data.DataIterator, plan: stream.Plan, start: int, stop: int, rank: int
+) -> list[stream.RankStep]:
+    return list(stream.batches(iterator, plan, start=start, stop=stop, rank=rank, prefetch=1))
+
+
+def run(
+    data: stream.TrainingData,
+    start: int,
+    stop: int,
+    world_size: int,
+    encode: stream.EncodeStep = ids_of,
+) -> list[list[stream.RankStep]]:
+    dataset = stream.rank_steps(data, encode, start=start, stop=stop, world_size=world_size)
+    iterators = stream.split(dataset, world_size)
+    return ray.get(
+        [consume.remote(it, data.plan, start, stop, rank) for rank, it in enumerate(iterators)]
+    )
+
+
+@pytest.fixture(autouse=True)
+def _restored_data_context(request: pytest.FixtureRequest) -> Iterator[None]:
+    if "ray_cluster" not in request.fixturenames:
+        yield
+        return
+    before = ray.data.DataContext.get_current().copy()
+    yield
+    ray.data.DataContext._set_current(before)
+
+
+def test_sources_become_row_groups_in_file_order(settings: SimpleNamespace) -> None:
+    data = stream.open_data(settings, 0)
+    assert [sum(unit.num_rows for unit in units) for units in data.units] == [90, 40]
+    assert data.plan.sources[0].row_groups == (16, 16, 16, 16, 16, 10)
+
+
+def test_a_file_that_changes_changes_the_digest(settings: SimpleNamespace, tmp_path: Path) -> None:
+    digests = set()
+    for count in (20, 20, 21):
+        pq.write_table(
+            samples_to_table(sample("x", i) for i in range(count)), tmp_path / "a.parquet"
+        )
+        source = SimpleNamespace(name="x", path=tmp_path, weight=None)
+        opened = stream.open_data(SimpleNamespace(sources=(source,), order=settings.order), 0)
+        digests.add(opened.plan.digest)
+    assert len(digests) == 2
+
+
+def test_a_read_task_reads_no_row_group_more_than_twice(
+    settings: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = stream.open_data(settings, 0)
+    reads: list[tuple[str, int]] = []
+
+    def counted(unit: stream.Unit) -> Iterator[pa.RecordBatch]:
+        reads.append((unit.path, unit.row_group))
+        return read_unit(unit)
+
+    read_unit = stream.read_unit
+    monkeypatch.setattr(stream, "read_unit", counted)
+    length = data.plan.window_steps
+    for start in range(0, data.plan.steps_per_epoch, length):
+        stop = min(start + length, data.plan.steps_per_epoch)
+        for _ in stream.ReadStretch(data, start, stop, 2)():
+            pass
+    assert max(reads.count(read) for read in reads) <= 2
+
+
+def test_a_block_says_where_it_belongs_and_survives_plain_arrow(settings: SimpleNamespace) -> None:
+    data = stream.open_data(settings, 0)
+    [first, *_] = stream.ReadStretch(data, 3, 4, 2)()
+    assert first.num_rows == 1
+    assert [first[name][0].as_py() for name in ("epoch", "step", "index", "rank")] == [0, 3, 3, 0]
+    assert "ray" not in str(first.schema)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_rank_gets_its_steps_of_the_plan_in_order(
+    settings: SimpleNamespace, world_size: int
+) -> None:
+    data = stream.open_data(settings, 3)
+    steps = data.plan.steps_per_epoch + 2
+    dealt = run(data, 0, steps, world_size)
+    assert [[batch.index for batch in rank] for rank in dealt] == [list(range(steps))] * world_size
+    for step in data.plan.steps(0, steps):
+        seen = [i for rank in dealt for i in rank[step.index].table["id"].to_pylist()]
+        assert sorted(seen) == sorted(planned_ids(data, step))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_stream_that_goes_on_in_mid_epoch_equals_the_unbroken_one(
+    settings: SimpleNamespace,
+) -> None:
+    data = stream.open_data(settings, 3)
+    [unbroken] = run(data, 0, 9, 1)
+    [resumed] = run(data, 5, 9, 1)
+    assert [b.table["id"].to_pylist() for b in resumed] == [
+        b.table["id"].to_pylist() for b in unbroken[5:]
+    ]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_row_that_cannot_be_encoded_is_named_and_the_rest_goes_on(
+    settings: SimpleNamespace,
+) -> None:
+    [got] = run(stream.open_data(settings, 0), 0, 4, 1, refuses_step_2)
+    assert [batch.error for batch in got] == ["", "", "item 'left-7': the image is truncated", ""]
+    assert got[2].table is None
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_any_batch_but_the_next_is_refused(settings: SimpleNamespace) -> None:
+    data = stream.open_data(settings, 0)
+    dataset = stream.rank_steps(data, ids_of, start=1, stop=3, world_size=1)
+    iterator = dataset.iterator()
+    with pytest.raises(
+        stream.StreamError, match=r"expected epoch 0, step 0 .* was handed epoch 0, step 1"
+    ):
+        list(stream.batches(iterator, data.plan, start=0, stop=2, rank=0, prefetch=0))
+    with pytest.raises(stream.StreamError, match="ended before step 3 of 5"):
+        list(stream.batches(iterator, data.plan, start=1, stop=5, rank=0, prefetch=0))
