@@ -34,6 +34,14 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def positive_number(text: str) -> int:
+    """A whole number of at least 1, as the type of an argument."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
 def add_config_arguments(parser: OneLineParser, kind: Literal["run", "embed"]) -> None:
     """Add ``--config FILE.yaml key=value ...`` and list every key of that configuration in --help.
 

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rematch_ray.commands.parser import OneLineParser
+from rematch_ray.commands.parser import OneLineParser, positive_number
 from rematch_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_arguments(parser: OneLineParser) -> None:
         help="how many documents are scored at the final budget; all = exact",
     )
     parser.add_argument(
-        "--top-k", type=_positive, default=10, metavar="N", help="hits to return (10)"
+        "--top-k", type=positive_number, default=10, metavar="N", help="hits to return (10)"
     )
     parser.add_argument(
         "--filter", metavar="JSON", help='payload fields to match: \'{"source": "emoji"}\''
@@ -149,14 +149,7 @@ def _parse_filter(text: str | None) -> dict[str, Any] | None:
 
 
 def _candidates(text: str) -> int | str:
-    return text if text in ("auto", "all") else _positive(text)
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return number
+    return text if text in ("auto", "all") else positive_number(text)
 
 
 def _write_sheet(found: SearchResult, options: argparse.Namespace) -> None:

@@ -122,3 +122,20 @@ def _read_keys(path: Path) -> tuple[ApiKey, ...]:
             )
         keys.append(ApiKey(name=fields[0], sha256=fields[1]))
     return tuple(keys)
+
+
+def describe() -> str:
+    """Every setting of `ServeArgs`: dotted name, default and what it means."""
+    return "\n".join(_describe(ServeArgs, ""))
+
+
+def _describe(model: type[BaseModel], prefix: str) -> list[str]:
+    lines = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            lines += _describe(inner, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else f"= {field.default}"
+        lines.append(f"  {prefix + name:<30}{default:<16}{field.description or ''}")
+    return lines

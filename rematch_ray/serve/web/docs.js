@@ -55,8 +55,10 @@ function example() {
 
 async function start() {
   const api = await (await fetch("openapi.json")).json();
-  const paths = Object.entries(api.paths).flatMap(([path, verbs]) =>
-    Object.entries(verbs).map(([verb, details]) => operation(path, verb, details)));
+  const paths = Object.entries(api.paths)
+    .sort(([a], [b]) => b.startsWith("/v1/") - a.startsWith("/v1/")) // health and metrics last
+    .flatMap(([path, verbs]) =>
+      Object.entries(verbs).map(([verb, details]) => operation(path, verb, details)));
   const types = Object.entries(api.components?.schemas ?? {}).map(([name, schema]) =>
     make("details", [make("summary", make("code", name)), make("p", schema.description ?? ""), fieldTable(schema)]));
   document.getElementById("api").replaceChildren(

@@ -53,7 +53,8 @@ function offerBudgets(budgets) {
   }
   const chosen = new URLSearchParams(location.search).get("budget") ?? budgets.auto;
   $("budget").replaceChildren();
-  for (const [rung, aliases] of names) {
+  const cost = (rung) => rung.split("x").map(Number).reduce((a, b) => a * b, 1) || 0;
+  for (const [rung, aliases] of [...names].sort(([a], [b]) => cost(a) - cost(b))) {
     const [label, input, face] = ["label", "input", "span"].map((tag) => document.createElement(tag));
     Object.assign(input, { type: "radio", name: "budget", value: rung, checked: rung === chosen });
     face.textContent = rung.replace("x", "×");

@@ -1,0 +1,175 @@
+"""Serve an index over HTTP on Ray Serve, with the search page at / and the API's at /docs.
+
+Starts Ray in this process (or joins the cluster that RAY_ADDRESS names) and runs until Ctrl-C. On
+loopback no API key is needed; any other address asks for --api-keys-file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rematch_ray.commands.parser import OneLineParser, positive_number
+from rematch_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from rematch_ray.serve.settings import ServeArgs
+
+READY_TIMEOUT_S = 300.0
+_POLL_S = 0.25
+
+
+def add_arguments(parser: OneLineParser) -> None:
+    """Add what ``rematch-ray serve`` takes."""
+    parser.add_argument("--index", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--model", metavar="CKPT", help="default: the one that the index names")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=8000, help="port to listen on (8000)")
+    parser.add_argument(
+        "--api-keys-file",
+        type=Path,
+        metavar="FILE",
+        help="who may ask: lines 'NAME SHA256', made by: printf %%s KEY | sha256sum",
+    )
+    parser.add_argument(
+        "--media-root",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="directory whose images may be shown; repeatable (default on loopback: the working "
+        "directory)",
+    )
+    parser.add_argument(
+        "--replicas", type=positive_number, default=1, metavar="N", help="copies of the model (1)"
+    )
+
+    def settings() -> str:
+        from rematch_ray.serve.settings import describe
+
+        return f"args of rematch_ray.serve.app:build, for 'serve deploy' and KubeRay:\n{describe()}"
+
+    parser.appendix = settings
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Serve until interrupted."""
+    args = _settings(options)
+    args.keys()
+    _check_port(options.host, options.port)
+    from rematch_ray.workloads.runtime import Bundle, connect
+
+    bundles = [
+        Bundle("encoder", args.encoder.num_cpus, args.encoder.num_gpus, args.encoder.num_replicas),
+        Bundle("index shard", args.shard.num_cpus, count=args.shard.num_replicas),
+    ]
+    url = f"http://{_spoken(options.host)}:{options.port}/"
+    started = time.perf_counter()
+    print(f"starting Ray Serve for {options.index} ...", file=sys.stderr, flush=True)
+    with connect(bundles):
+        _start(args, options.host, options.port)
+        _wait_until_ready(f"{url}readyz")
+        seconds = time.perf_counter() - started
+        print(f"ready after {seconds:.0f} s: {url} (API: {url}docs), Ctrl-C ends", file=sys.stderr)
+        sys.stderr.flush()
+        threading.Event().wait()
+    return {"url": url}
+
+
+def _settings(options: argparse.Namespace) -> ServeArgs:
+    from rematch_ray.index.search import SearchIndex
+    from rematch_ray.serve.pair import fitting_export
+    from rematch_ray.serve.settings import EncoderSettings, ServeArgs
+
+    index = SearchIndex.open(options.index)
+    export = fitting_export(index, options.model)
+    local = is_loopback(options.host)
+    # on loopback the caller is the user, and the files are the user's own
+    roots = options.media_root or ([Path.cwd()] if local else [])
+    return ServeArgs(
+        index=options.index,
+        model=str(export),
+        api_keys_file=options.api_keys_file,
+        allow_anonymous=local and options.api_keys_file is None,
+        media_roots=tuple(roots),
+        encoder=EncoderSettings(num_replicas=options.replicas),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address.
+
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")]
+    [True, True, True, False, False]
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a port that is taken before Ray is started for nothing."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as unknown:
+        raise UserError(f"--host {host}: {unknown.strerror or unknown}") from unknown
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # as the server will do: a connection that is only winding down does not count as taken
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as taken:
+            raise UserError(
+                f"cannot listen on {host}:{port}: {taken.strerror}; choose another --port"
+            ) from taken
+
+
+def _start(args: ServeArgs, host: str, port: int) -> None:
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    from rematch_ray.serve.app import build
+
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=quiet)
+    serve.run(build(args), name="rematch-ray", route_prefix="/", logging_config=quiet)
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    said = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=10):
+                return
+        except urllib.error.HTTPError as waiting:
+            said = f"{waiting.code}"
+        except OSError as silent:
+            said = str(silent)
+        time.sleep(_POLL_S)
+    raise RuntimeError(f"{url} was not ready within {READY_TIMEOUT_S:.0f} s: {said}")
+
+
+def _spoken(host: str) -> str:
+    """A host as a URL names it: what listens everywhere is reached as localhost."""
+    if host in ("0.0.0.0", "::", "127.0.0.1"):
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.isdecimal() else 0
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 1 to 65535")
+    return port
