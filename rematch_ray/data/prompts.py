@@ -46,7 +46,7 @@ class Template(BaseModel):
     vision_end: str = "<|vision_end|>"
     end: str = "<|im_end|>\n<|im_start|>assistant\n"
     match_instruction: str = "Does the document match the query? Answer Yes or No."
-    answer: str = "\nMatch? Yes or No.<|im_end|>\n<|im_start|>assistant\n"
+    answer: str = "\nYes or No?<|im_end|>\n<|im_start|>assistant\n"
     yes: str = "Yes"
     no: str = "No"
     match_gap: int = Field(default=32, ge=1)

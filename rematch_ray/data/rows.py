@@ -80,6 +80,7 @@ class RowEncoder:
         max_text_tokens: int = 4096,
         max_image_pixels: int = 64_000_000,
     ) -> None:
+        self._tokenizer = tokenizer
         self.prompt = PromptTokens(tokenizer, template)
         self.max_text_tokens = max_text_tokens
         self.max_image_pixels = max_image_pixels
@@ -139,6 +140,11 @@ class RowEncoder:
             grid=grid_k3,
             truncated=truncated,
         )
+
+    def save_processors(self, path: str | Path) -> None:
+        """Writes tokenizer and image processor into a folder, as transformers reads them."""
+        self._tokenizer.save_pretrained(path)
+        self._processor.save_pretrained(path)
 
     def _image(self, item: Item, data: bytes | None) -> tuple[np.ndarray, np.ndarray]:
         if data is None:

@@ -1,0 +1,179 @@
+"""The MLLM underneath: word embeddings, image features, decoder, answer logits.
+
+The one file that knows transformers' Qwen-VL classes. It knows nothing of meta tokens, fused
+vectors or losses. Learnable inputs are put into `inputs_embeds` by the caller; the embedding layer
+is never patched, so generation keeps working. Middle floor.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from rematch_ray.errors import UserError
+from rematch_ray.model.settings import FreezePart, LoraSettings
+
+SUPPORTED = ("qwen2_vl", "qwen2_5_vl")
+LORA_TARGETS = (
+    r".*language_model\.layers\.\d+\."
+    r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+)
+_PARTS: dict[FreezePart, str] = {
+    "merger": r"^model\.visual\.merger\.",
+    "vision": r"^model\.visual\.(?!merger\.)",
+    "embeddings": r"^(model\.language_model\.embed_tokens|lm_head)\.",
+    "language": r"^model\.language_model\.(?!embed_tokens\.)",
+}
+
+
+class Backbone(nn.Module):
+    """A Qwen-VL model behind the four calls that the embedder and the matching stage need.
+
+    Args:
+        model: a transformers `Qwen2VLForConditionalGeneration` or `Qwen2_5_VL...`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.image_token_id: int = model.config.image_token_id
+        self.hidden_dim: int = model.config.get_text_config().hidden_size
+        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+        if kinds - {"full_attention"}:
+            raise UserError(
+                f"base model uses {sorted(kinds)} layers; only full attention is supported: "
+                "set use_sliding_window to false in its config"
+            )
+
+    @classmethod
+    def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Backbone:
+        """Loads a base model from a folder or hub id; never runs code that comes with it.
+
+        Raises:
+            UserError: nothing loadable there, or a kind of model that is not supported.
+        """
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no base model at {str(path)!r}: give a folder or hub id of a Qwen-VL model ({error})"
+            ) from error
+        if config.model_type not in SUPPORTED:
+            raise UserError(
+                f"base model {str(path)!r} is of type {config.model_type!r}; "
+                f"supported: {', '.join(SUPPORTED)}"
+            )
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+        )
+        return cls(model)
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The input embedding table."""
+        return self.model.get_input_embeddings()
+
+    def embed(
+        self, input_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None
+    ) -> Tensor:
+        """Input embeddings with image features at the image placeholders.
+
+        Args:
+            input_ids: (B, T).
+            pixel_values: (patches, patch_dim) or None.
+            image_grid_thw: (images, 3) or None.
+
+        Returns:
+            (B, T, H) in the backbone's precision. Without images but with trainable vision weights
+            one tiny black image runs and counts nothing, so that every rank uses every weight.
+        """
+        embeds = self.word_embeddings(input_ids)
+        if pixel_values is None or image_grid_thw is None:
+            if self.training and self._vision_is_trained():
+                embeds = embeds + 0.0 * self._blank_image_features().sum()
+            return embeds
+        features = self.image_features(pixel_values, image_grid_thw).to(embeds.dtype)
+        where = (input_ids == self.image_token_id)[:, :, None].expand_as(embeds)
+        return embeds.masked_scatter(where, features)
+
+    def image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """Visual tokens of all images, (tokens, H)."""
+        pixel_values = pixel_values.to(self.word_embeddings.weight.dtype)
+        output = self.model.model.get_image_features(pixel_values, image_grid_thw)
+        return torch.cat(list(output.pooler_output), dim=0)
+
+    def decode(
+        self, inputs_embeds: Tensor, position_ids: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Last hidden states after the final norm.
+
+        Args:
+            inputs_embeds: (B, T, H).
+            position_ids: (3, B, T); always explicit, the model's own fallback is 1-D.
+            mask: (B, 1, T, T) bool, True = may attend; None = causal, which hides right padding.
+
+        Returns:
+            (B, T, H).
+        """
+        output = self.model.model.language_model(
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            attention_mask=mask,
+            use_cache=False,
+        )
+        return output.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits, (..., H) -> (..., V)."""
+        return self.model.lm_head(hidden)
+
+    def freeze(self, parts: tuple[FreezePart, ...]) -> None:
+        """Stops training the named parts."""
+        patterns = [re.compile(_PARTS[part]) for part in parts]
+        for name, parameter in self.model.named_parameters():
+            if any(pattern.search(name) for pattern in patterns):
+                parameter.requires_grad_(False)
+
+    def add_lora(self, settings: LoraSettings) -> None:
+        """Freezes every weight and adds trainable adapters to the language model."""
+        self.model.requires_grad_(False)
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=LORA_TARGETS,
+        )
+        inject_adapter_in_model(config, self.model)
+
+    def save(self, path: str | Path) -> None:
+        """Writes config and safetensors; adapters are merged into what is written."""
+        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+        for layer in layers:
+            layer.merge()
+        state = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in self.model.state_dict().items()
+            if ".lora_" not in name
+        }
+        self.model.save_pretrained(path, state_dict=state)
+        for layer in layers:
+            layer.unmerge()
+
+    def _vision_is_trained(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.model.model.visual.parameters())
+
+    def _blank_image_features(self) -> Tensor:
+        vision = self.model.config.vision_config
+        side = vision.spatial_merge_size
+        patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        weight = self.word_embeddings.weight
+        pixels = weight.new_zeros((side * side, patch_dim))
+        grid = torch.tensor([[1, side, side]], device=weight.device)
+        return self.image_features(pixels, grid)

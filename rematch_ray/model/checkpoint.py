@@ -1,0 +1,205 @@
+"""Exports: how an embedder is written, found and read back, and what its identity is.
+
+Layout of an export: `backbone/` (transformers model, tokenizer, image processor), `heads.safetensors`
+(banks, projections, projector, roles), `rematch.json` (settings, whether there is a fused vector,
+identity). No pickles, no remote code. Middle floor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from rematch_ray.data.rows import RowEncoder
+from rematch_ray.errors import UserError
+from rematch_ray.model.backbone import Backbone
+from rematch_ray.model.embedder import Embedder
+from rematch_ray.model.settings import ModelIdentity, ModelSettings, settings_digest
+
+FORMAT_VERSION = 1
+META_FILE = "rematch.json"
+HEADS_FILE = "heads.safetensors"
+_BACKBONE_PREFIX = "backbone."
+
+
+def resolve_export(path: str | Path) -> Path:
+    """The export that a path names: itself, or `best/` (then `last/`) of a run directory.
+
+    Raises:
+        UserError: the path is neither.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "best", folder / "last"):
+        if (candidate / META_FILE).is_file():
+            return candidate
+    if not folder.exists():
+        raise UserError(f"no model at '{folder}': give an export folder or a run directory")
+    raise UserError(
+        f"'{folder}' is neither an export (it has no {META_FILE}) nor a run directory "
+        "(it has no best/): pass what `train` or `save_pretrained` wrote"
+    )
+
+
+def save_embedder(model: Embedder, path: str | Path) -> ModelIdentity:
+    """Writes an export; the folder appears whole or not at all.
+
+    Args:
+        model: the embedder.
+        path: folder to write; an existing export there is replaced.
+
+    Returns:
+        The identity, hashed once, here.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        model.backbone.save(partial / "backbone")
+        model.row_encoder.save_processors(partial / "backbone")
+        heads = {
+            name: tensor.detach().float().cpu().contiguous()
+            for name, tensor in model.state_dict().items()
+            if not name.startswith(_BACKBONE_PREFIX)
+        }
+        save_file(heads, partial / HEADS_FILE)
+        identity = _identity(model, partial)
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "has_fused": model.has_fused,
+            "settings": model.settings.model_dump(mode="json"),
+            "identity": identity.to_json(),
+        }
+        (partial / META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
+        _replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return identity
+
+
+def load_embedder(path: str | Path) -> Embedder:
+    """Reads an export (or a run directory's best).
+
+    Raises:
+        UserError: files missing, of another format version, or not fitting together.
+    """
+    folder = resolve_export(path)
+    meta = read_meta(folder)
+    settings = _settings(meta, folder)
+    backbone = Backbone.load(folder / "backbone", dtype=getattr(torch, settings.dtype))
+    encoder = build_row_encoder(folder / "backbone", settings)
+    identity = ModelIdentity.from_json(meta["identity"])
+    model = Embedder(
+        backbone, encoder, settings, has_fused=bool(meta["has_fused"]), name=identity.name
+    )
+    try:
+        heads = load_file(folder / HEADS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"'{folder / HEADS_FILE}' cannot be read: {error}") from error
+    missing, unexpected = model.load_state_dict(heads, strict=False)
+    missing = [name for name in missing if not name.startswith(_BACKBONE_PREFIX)]
+    if missing or unexpected:
+        raise UserError(
+            f"'{folder / HEADS_FILE}' does not fit {META_FILE} beside it: "
+            f"missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}"
+        )
+    model.identity = identity
+    return model
+
+
+def load_row_encoder(path: str | Path) -> RowEncoder:
+    """Processors and template of an export, without weights."""
+    folder = resolve_export(path)
+    return build_row_encoder(folder / "backbone", _settings(read_meta(folder), folder))
+
+
+def load_identity(path: str | Path) -> ModelIdentity:
+    """The identity of an export, without weights."""
+    return ModelIdentity.from_json(read_meta(resolve_export(path))["identity"])
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The contents of `rematch.json`; UserError when unreadable or of another version."""
+    try:
+        meta = json.loads((folder / META_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{folder / META_FILE}' cannot be read: {error}") from error
+    version = meta.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"'{folder}' has format version {version}; this version reads {FORMAT_VERSION}"
+        )
+    return meta
+
+
+def build_row_encoder(path: str | Path, settings: ModelSettings) -> RowEncoder:
+    """Tokenizer and image processor of a base model or export, with the settings' limits.
+
+    Raises:
+        UserError: the folder holds no tokenizer or image processor.
+    """
+    sizes = {
+        name: value
+        for name, value in (("min_pixels", settings.min_pixels), ("max_pixels", settings.max_pixels))
+        if value is not None
+    }
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(
+            path, trust_remote_code=False, backend="pil", **sizes
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer and image processor at '{path}': {error}") from error
+    return RowEncoder(
+        tokenizer,
+        processor,
+        settings.template,
+        max_text_tokens=settings.max_text_tokens,
+        max_image_pixels=settings.max_image_pixels,
+    )
+
+
+def _settings(meta: dict[str, Any], folder: Path) -> ModelSettings:
+    try:
+        return ModelSettings.model_validate(meta["settings"])
+    except (KeyError, ValidationError) as error:
+        raise UserError(f"'{folder / META_FILE}' holds settings that do not fit: {error}") from error
+
+
+def _identity(model: Embedder, folder: Path) -> ModelIdentity:
+    digest = hashlib.sha256()
+    files = [*sorted((folder / "backbone").glob("*.safetensors")), folder / HEADS_FILE]
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return ModelIdentity(
+        digest=settings_digest(model.settings, digest.hexdigest()),
+        name=model.name,
+        ladder=tuple(model.ladder.texts()),
+        num_query_vectors=model.num_vectors("query"),
+        num_document_vectors=model.num_vectors("document"),
+        embedding_dim=model.embedding_dim,
+        fused_dim=model.fused_dim,
+        template_digest=model.settings.template.digest,
+    )
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Puts a finished folder in place; an older one moves aside first, then goes."""
+    if target.exists():
+        old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+        os.replace(target, old)
+        os.replace(partial, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, target)
