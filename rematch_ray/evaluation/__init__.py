@@ -1,0 +1,1 @@
+"""Quality against cost: metrics, our own tasks, tables and pictures."""
