@@ -10,12 +10,10 @@ themselves would read every row group once each. Ray deals blocks to the rank wi
 so far; with blocks of equal height in a kept order that is in turn, the same in every run.
 """
 
-import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +23,13 @@ import ray.data
 from rematch_ray.data.order import Plan, SourceRows, Step, SubBatch
 from rematch_ray.data.readers.parquet import Unit, list_units, read_unit
 from rematch_ray.errors import UserError
-from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls, reason_of
+from rematch_ray.workloads.stages import (
+    ReadCall,
+    fingerprint,
+    plain_context,
+    read_calls,
+    reason_of,
+)
 
 if TYPE_CHECKING:
     from rematch_ray.config import DataSettings
@@ -72,7 +76,7 @@ def open_data(settings: "DataSettings", seed: int) -> TrainingData:
         found = tuple(list_units(source.path.expanduser().absolute(), rows="samples"))
         units.append(found)
         sizes = tuple(unit.num_rows for unit in found)
-        rows.append(SourceRows(source.name, sizes, source.weight, _fingerprint(found)))
+        rows.append(SourceRows(source.name, sizes, source.weight, fingerprint(found)))
     return TrainingData(tuple(units), Plan(tuple(rows), seed, settings.order))
 
 
@@ -271,14 +275,3 @@ def _unpack(block: pa.Table, row: int) -> tuple[int, int, int, str, list[pa.Tabl
         with pa.ipc.open_stream(stream.as_buffer()) as reader:
             tables.append(reader.read_all())
     return epoch, step, index, error, tables
-
-
-def _fingerprint(units: Sequence[Unit]) -> str:
-    """Identify a source by its files' names, sizes and row counts."""
-    digest = hashlib.sha256()
-    for unit in units:
-        path = Path(unit.path)
-        digest.update(
-            f"{path.name}:{path.stat().st_size}:{unit.row_group}:{unit.num_rows};".encode()
-        )
-    return digest.hexdigest()

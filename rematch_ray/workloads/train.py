@@ -1,0 +1,182 @@
+"""Training on Ray Train: N processes over the plan, checkpoints, restart from failure, export.
+
+The driver opens the run directory, starts the processes and shows their progress; each process
+runs `train_rank`, which feeds the plan's batches to `Training` and knows no maths. Top floor.
+"""
+
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from rematch_ray.config import RunConfig
+from rematch_ray.errors import UserError
+from rematch_ray.workloads.loop import train_rank
+from rematch_ray.workloads.run_directory import RunDirectory
+from rematch_ray.workloads.runtime import Bundle, connect
+from rematch_ray.workloads.stream import TrainingData, open_data
+
+POLL_SECONDS = 0.5
+
+
+def train(run: RunConfig) -> dict[str, Any]:
+    """Train a run to its end, going on from its last checkpoint if it was interrupted.
+
+    Args:
+        run: the checked configuration.
+
+    Returns:
+        What `result.json` holds: run directory, export, steps, last metrics, seconds.
+
+    Raises:
+        UserError: data, configuration or cluster do not allow the run; nothing was started.
+        ray.train.TrainingFailedError: the workers failed more than `train.max_failures` times.
+    """
+    run = _with_absolute_paths(run)
+    data = open_data(run.data, run.seed)
+    data.plan.check_world_size(run.train.num_workers)
+    directory = RunDirectory(run.directory)
+    finished = directory.open(run)
+    if finished is not None:
+        _say(f"run {run.name} is finished ({finished['steps']} steps): {run.directory}")
+        return {**finished, "skipped": True}
+    with connect(_bundles(run)):
+        return _fit(run, data, directory)
+
+
+def _with_absolute_paths(run: RunConfig) -> RunConfig:
+    """Training processes run in a directory of their own: relative paths would lead nowhere."""
+    base = Path(run.model.base)
+    if not base.is_absolute() and base.exists():
+        model = run.model.model_copy(update={"base": str(base.absolute())})
+        run = run.model_copy(update={"model": model})
+    return run.model_copy(update={"storage": run.storage.expanduser().absolute()})
+
+
+def _bundles(run: RunConfig) -> list[Bundle]:
+    settings = run.train
+    return [
+        Bundle(
+            "training process",
+            settings.cpus_per_worker,
+            settings.gpus_per_worker,
+            settings.num_workers,
+            "train.num_workers, train.cpus_per_worker or train.gpus_per_worker",
+        ),
+        Bundle("data task", settings.cpus_per_encoder, key="train.cpus_per_encoder"),
+    ]
+
+
+def _fit(run: RunConfig, data: TrainingData, directory: RunDirectory) -> dict[str, Any]:
+    """Run `TorchTrainer.fit` in a thread, so that Ctrl-C reaches us and not Ray's own handler."""
+    started = time.time()
+    outcome: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            outcome["result"] = _trainer(run, data).fit()
+        # whatever it is, it belongs to the main thread
+        except BaseException as error:  # noqa: BLE001
+            outcome["error"] = error
+
+    thread = threading.Thread(target=fit, name="train", daemon=True)
+    thread.start()
+    progress = Progress(run, directory)
+    try:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            progress.show()
+    except KeyboardInterrupt:
+        _say("stopping after this step; press Ctrl-C again to stop at once")
+        directory.ask_to_stop()
+        thread.join()
+        raise
+    if "error" in outcome:
+        raise outcome["error"]
+    progress.show(last=True)
+    returned = outcome["result"].return_value
+    if returned.get("refused"):
+        raise UserError(returned["refused"])
+    result = {**returned, "seconds": round(time.time() - started, 1)}
+    directory.finish(result)
+    _say(f"finished: {run.directory / 'best'}")
+    return {**result, "skipped": False}
+
+
+def _trainer(run: RunConfig, data: TrainingData) -> TorchTrainer:
+    settings = run.train
+    resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    return TorchTrainer(
+        train_rank,
+        train_loop_config={"run": run, "data": data},
+        torch_config=TorchConfig(timeout_s=int(settings.collective_timeout_seconds)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker={kind: n for kind, n in resources.items() if n},
+        ),
+        run_config=ray.train.RunConfig(
+            name=run.name,
+            storage_path=str(run.storage),
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.keep_checkpoints),
+        ),
+    )
+
+
+class Progress:
+    """Shows what the training processes log: one line every few seconds."""
+
+    def __init__(self, run: RunConfig, directory: RunDirectory) -> None:
+        self._run = run
+        self._directory = directory
+        self._shown_at = 0.0
+        self._shown: tuple[int, int] = (-1, -1)
+
+    def show(self, *, last: bool = False) -> None:
+        """Print a line when one is due."""
+        if not last and time.monotonic() - self._shown_at < self._run.train.progress_seconds:
+            return
+        records = list(self._directory.records())
+        starts = [r for r in records if r["event"] == "start"]
+        steps = [r for r in records if r["event"] == "step"]
+        seen = (len(starts), len(steps))
+        if seen == self._shown:
+            return
+        if seen[0] != self._shown[0] and starts:
+            _say(start_line(starts[-1]))
+        if steps:
+            _say(step_line(steps, self._run.train.steps))
+        self._shown, self._shown_at = seen, time.monotonic()
+
+
+def start_line(record: dict[str, Any]) -> str:
+    """Return the line that says which processes work, and from which step."""
+    workers = ", ".join(f"rank {w['rank']} pid {w['pid']}" for w in record["workers"])
+    return f"training from step {record['from_step']}: {workers}"
+
+
+def step_line(steps: list[dict[str, Any]], total: int) -> str:
+    """Return the line of progress: last losses, speed over the last steps, time left."""
+    latest = steps[-1]
+    recent = steps[-20:]
+    seconds = sum(r["seconds"] for r in recent) / len(recent)
+    left = (total - 1 - latest["step"]) * seconds
+    losses = "  ".join(
+        f"{name} {value:.3f}"
+        for name, value in latest["metrics"].items()
+        if name.startswith("loss")
+    )
+    return (
+        f"step {latest['step'] + 1}/{total}  epoch {latest['epoch']}  {losses}  "
+        f"{latest['pairs'] / seconds:.1f} pairs/s  {int(left // 60)}:{int(left % 60):02d} left"
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
