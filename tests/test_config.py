@@ -1,0 +1,132 @@
+"""Every key of a configuration takes effect or is refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rematch_ray.config import KINDS, RunConfig, describe_keys, read_evaluation, read_run
+from rematch_ray.config_file import meaning, read_settings
+from rematch_ray.errors import UserError
+
+RUN: dict[str, Any] = {
+    "name": "demo",
+    "model": {"base": "tiny"},
+    "data": {
+        "sources": [{"name": "emoji", "path": "a"}, {"name": "scenes", "path": "b", "weight": 2}]
+    },
+    "train": {"steps": 10},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(RUN))
+    return path
+
+
+def test_a_file_becomes_frozen_settings_with_defaults(file: Path) -> None:
+    run = read_run(file)
+    assert (run.name, run.train.steps, run.train.num_workers) == ("demo", 10, 2)
+    assert run.data.sources[1].weight == 2
+    assert run.directory == Path("runs").absolute() / "demo"
+    with pytest.raises(ValueError, match="frozen"):
+        run.seed = 3  # type: ignore[misc]
+
+
+def test_overrides_replace_what_the_file_says(file: Path) -> None:
+    run = read_run(
+        file,
+        [
+            "train.steps=7",
+            "data.sources.0.weight=1.5",
+            "model.ladder=[1x1, 2x4]",
+            "model.lora.rank=4",
+            "objective.preset=metaembed",
+            "name='007'",
+        ],
+    )
+    assert run.train.steps == 7
+    assert run.data.sources[0].weight == 1.5
+    assert run.model.ladder == ("1x1", "2x4")
+    assert run.model.lora is not None
+    assert run.model.lora.rank == 4
+    assert run.objective.w_fused == 0
+    assert run.name == "007"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stpes=3", r"unknown key train\.stpes; did you mean train\.steps\?"),
+        ("trian.steps=3", r"unknown key trian; did you mean train\? allowed: data, model"),
+        ("data.sources.0.wieght=3", r"did you mean data\.sources\.N\.weight\?"),
+        ("data.order.window_size=3", r"did you mean data\.order\.window\?"),
+        ("model.lora.ranks=3", r"did you mean model\.lora\.rank\?"),
+        ("data.sources.7.weight=3", r"names no entry; allowed: 0 to 1"),
+        ("train.steps", "not of the form key=value"),
+        ("train.steps=[", "the value is not YAML"),
+        ("name.x=3", "name is a single value"),
+        ("train.steps=many", r"train\.steps: input should be a valid integer.*\(given: 'many'\)"),
+        ("train.steps=0", r"train\.steps: input should be greater than 0 \(given: 0\)"),
+        ("data.order.sub_batch=7", "global_batch 64 is not a whole number of sub-batches"),
+        ("data.sources.1.name=emoji", "source names emoji, emoji repeat"),
+        ("objective.w_fused=0", "w_match needs the fused vector"),
+        ("model.readout_layers=all", "input should be 'last'"),
+        ("name=a/b", "name: string should match pattern"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(file: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_run(file, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_in_the_file_is_named_with_the_file(file: Path) -> None:
+    file.write_text(yaml.safe_dump({**RUN, "sede": 1}))
+    with pytest.raises(UserError, match=r"run\.yaml: unknown key sede; did you mean seed\?"):
+        read_run(file)
+
+
+def test_a_file_that_is_missing_or_no_mapping_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        read_run(tmp_path / "none.yaml")
+    for text, message in (("a: [", "is not YAML"), ("- 1", "holds a list"), ("", "required")):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_run(tmp_path / "bad.yaml")
+
+
+def test_defaults_alone_can_be_read() -> None:
+    assert read_settings(KINDS["embed"], None, ["batch_rows=3"]).model_dump()["batch_rows"] == 3
+
+
+def test_an_evaluation_is_read_the_same_way(tmp_path: Path) -> None:
+    task = {"name": "t", "queries": "q.parquet", "qrels": "r.parquet"}
+    file = tmp_path / "e.yaml"
+    file.write_text(yaml.safe_dump({"index": "i", "out": "o", "tasks": [task]}))
+    assert read_evaluation(file, ["tasks.0.source=emoji"]).tasks[0].source == "emoji"
+    with pytest.raises(UserError, match=r"unknown key tasks\.0\.sauce"):
+        read_evaluation(file, ["tasks.0.sauce=emoji"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_lists_every_key_with_a_meaning(kind: Any) -> None:
+    lines = describe_keys(kind).splitlines()
+    assert len(lines) % 2 == 0
+    for key, text in zip(lines[::2], lines[1::2], strict=True):
+        assert len(text.strip()) > 10, f"{key.strip()} has no docstring line"
+
+
+def test_help_names_nested_keys_types_and_defaults() -> None:
+    text = describe_keys("run")
+    for expected in (
+        "  train.num_workers: int = 2",
+        "  data.sources.N.path: path (required)",
+        "  model.lora: section | null = null",
+        '  data.order.when_source_ends: end_epoch | leave_out = "end_epoch"',
+    ):
+        assert expected in text
+    assert meaning(RunConfig, "name").startswith("Name of the run")
