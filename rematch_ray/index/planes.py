@@ -92,7 +92,7 @@ def open_plane(path: Path, shape: Sequence[int]) -> NDArray[np.float16]:
     """
     try:
         plane = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as broken:
+    except (OSError, EOFError, ValueError) as broken:
         raise UserError(f"{path} cannot be mapped ({broken}): the index is damaged") from broken
     if plane.shape != tuple(shape) or plane.dtype != DTYPE:
         raise UserError(

@@ -229,7 +229,7 @@ class SearchIndex:
         allowed = COARSE_CHOICES if self.has_fused else ("first",)
         if choice not in allowed:
             raise UserError(
-                f"coarse '{choice}' is not possible here; allowed: {', '.join(allowed)}"
+                f"coarse '{choice}' does not exist here; allowed: {', '.join(allowed)}"
             )
         return choice
 

@@ -228,6 +228,6 @@ def _read_live(tombstones: Path | None, rows: int) -> NDArray[np.bool_]:
         return np.ones(rows, dtype=bool)
     try:
         bits = np.load(tombstones, allow_pickle=False)
-    except (OSError, ValueError) as broken:
+    except (OSError, EOFError, ValueError) as broken:
         raise UserError(f"{tombstones} cannot be read ({broken}): the index is damaged") from broken
     return ~np.unpackbits(bits, count=rows, bitorder="little").astype(bool)

@@ -249,7 +249,7 @@ def _choose_coarse(shards: EmbeddingShards, coarse: str | None) -> str:
     allowed = COARSE_CHOICES if shards.fused_dim else ("first",)
     choice = coarse or allowed[0]
     if choice not in allowed:
-        raise UserError(f"coarse '{choice}' is not possible here; allowed: {', '.join(allowed)}")
+        raise UserError(f"coarse '{choice}' does not exist here; allowed: {', '.join(allowed)}")
     return choice
 
 

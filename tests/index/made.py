@@ -1,0 +1,106 @@
+"""Seeded random vectors, and embedding directories written as the embedding job writes them."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+LADDER = ["1x1", "2x4", "4x8"]
+GROUPS = ["animals", "food", "travel"]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a search reads of its queries."""
+
+    vectors: np.ndarray
+    fused: np.ndarray | None
+
+    def __getitem__(self, rows: slice) -> "Vectors":
+        return Vectors(self.vectors[rows], None if self.fused is None else self.fused[rows])
+
+
+def unit(shape: Sequence[int], seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def queries(count: int, *, num_vectors: int = 4, dim: int = 16, fused_dim: int = 24) -> Vectors:
+    return Vectors(unit((count, num_vectors, dim), 101), unit((count, fused_dim), 102))
+
+
+def write_embeddings(
+    path: Path,
+    vectors: np.ndarray,
+    fused: np.ndarray | None,
+    *,
+    ids: Sequence[str] | None = None,
+    payloads: Sequence[Mapping[str, Any]] | None = None,
+    side: str = "document",
+    ladder: Sequence[str] = LADDER,
+    num_shards: int = 2,
+) -> Path:
+    """Writes an embedding directory as the embedding job does."""
+    path.mkdir(parents=True)
+    rows, num_vectors, dim = vectors.shape
+    ids = ids or [f"doc-{row:04d}" for row in range(rows)]
+    payloads = payloads or [
+        {
+            "name": f"name {row}",
+            "group": GROUPS[row % 3],
+            "number": row % 5,
+            "tags": [f"t{row % 2}", "all"],
+            "inner": {"half": row % 2 == 0},
+        }
+        for row in range(rows)
+    ]
+    shards = []
+    for number, part in enumerate(np.array_split(np.arange(rows), num_shards)):
+        columns = {
+            "id": pa.array([ids[row] for row in part], pa.string()),
+            "vectors": halves(vectors[part].reshape(len(part), num_vectors * dim)),
+            "source": pa.array([f"source-{row % 2}" for row in part], pa.string()),
+            "payload": pa.array([payloads[row] for row in part]),
+        }
+        if fused is not None:
+            columns["fused"] = halves(fused[part])
+        file = path / f"part-{number:05d}.parquet"
+        pq.write_table(pa.table(columns), file)
+        data = file.read_bytes()
+        shards.append(
+            {
+                "file": file.name,
+                "rows": len(part),
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+    fused_dim = None if fused is None else fused.shape[1]
+    identity = {"digest": "d1" * 32, "name": "stub", "ladder": list(ladder)}
+    manifest = {
+        "format_version": 1,
+        "identity": identity,
+        "side": side,
+        "instruction": "find it",
+        "R": num_vectors,
+        "D": dim,
+        "F": fused_dim,
+        "dtype": "float16",
+        "rows_in": rows,
+        "embedded": rows,
+        "quarantined": 0,
+        "shards": shards,
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def halves(rows: np.ndarray) -> pa.Array:
+    flat = pa.array(rows.astype(np.float16).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])

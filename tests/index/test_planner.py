@@ -1,0 +1,49 @@
+"""The plan is a function of counts: what is scored, and at which budgets on the way."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rematch_ray.index.planner import AUTO_CANDIDATES, plan_search
+from rematch_ray.scoring.budget import DEFAULT_LADDER, Budget
+
+RUNGS = [Budget.FUSED, *DEFAULT_LADDER.rungs]
+
+
+def test_small_work_is_done_exhaustively() -> None:
+    plan = plan_search(
+        Budget(16, 64), DEFAULT_LADDER, candidates="auto", num_allowed=4096, top_k=10
+    )
+    assert plan.coarse_candidates is None
+    plan = plan_search(
+        Budget(16, 64), DEFAULT_LADDER, candidates="auto", num_allowed=4097, top_k=10
+    )
+    assert plan.coarse_candidates == AUTO_CANDIDATES
+
+
+def test_a_number_of_candidates_is_scored_without_narrowing() -> None:
+    plan = plan_search(Budget(16, 64), DEFAULT_LADDER, candidates=700, num_allowed=10**6, top_k=10)
+    assert (plan.coarse_candidates, plan.narrowing) == (700, ())
+
+
+@given(
+    budget=st.sampled_from(RUNGS),
+    candidates=st.one_of(st.just("auto"), st.just("all"), st.integers(500, 10_000)),
+    num_allowed=st.integers(0, 10**7),
+    top_k=st.integers(1, 500),
+)
+def test_stages_shrink_through_growing_budgets_and_keep_enough(
+    budget: Budget, candidates: object, num_allowed: int, top_k: int
+) -> None:
+    plan = plan_search(
+        budget, DEFAULT_LADDER, candidates=candidates, num_allowed=num_allowed, top_k=top_k
+    )
+    assert plan.budget == budget
+    if plan.coarse_candidates is None:
+        assert plan.narrowing == ()
+        return
+    assert top_k <= plan.coarse_candidates < num_allowed
+    kept = [plan.coarse_candidates, *(keep for _, keep in plan.narrowing)]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] >= top_k
+    costs = [rung.dot_products for rung, _ in plan.narrowing] + [budget.dot_products]
+    assert costs == sorted(set(costs))
