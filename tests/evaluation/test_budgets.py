@@ -1,0 +1,78 @@
+"""A task at every rung: quality, cost, intervals; and a model that learned nothing must fail."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rematch_ray.evaluation.budgets import coarse_recall, evaluate_index, evaluate_scores
+from rematch_ray.index.search import SearchIndex
+from rematch_ray.index.store import build_index
+from tests.evaluation.made_task import (
+    DOCUMENT_IDS,
+    document_vectors,
+    make_task,
+    noisy_queries,
+)
+from tests.index.made import Vectors, write_embeddings
+
+
+def make_index(path: Path, documents: Vectors) -> SearchIndex:
+    write_embeddings(path / "embeddings", documents.vectors, documents.fused, ids=DOCUMENT_IDS)
+    build_index(path / "embeddings", path / "index")
+    return SearchIndex.open(path / "index")
+
+
+def test_every_rung_has_quality_and_cost(tmp_path: Path) -> None:
+    index = make_index(tmp_path, document_vectors())
+    report = evaluate_index(make_task(), index, noisy_queries(0.5))
+    assert list(report["rungs"]) == ["fused", "1x1", "2x4", "4x8"]
+    assert json.loads(json.dumps(report)) == report
+    top = report["rungs"]["4x8"]
+    assert top["hit@1"] > 0.9
+    assert (top["bytes_per_document"], top["dot_products"]) == (256, 32)
+    assert top["ms_per_query"] > 0
+    assert list(report["differences"]) == ["fused - 1x1", "2x4 - 1x1", "4x8 - 1x1"]
+    assert report["blind"]["family_accuracy"] == pytest.approx(0.25)
+
+
+def test_a_constant_embedding_scores_chance_at_every_rung(tmp_path: Path) -> None:
+    documents = document_vectors()
+    constant = Vectors(
+        np.repeat(np.repeat(documents.vectors[:1, :1], 40, axis=0), 8, axis=1),
+        np.repeat(documents.fused[:1], 40, axis=0),
+    )
+    query = Vectors(constant.vectors[:12, :4], constant.fused[:12])
+    report = evaluate_index(make_task(), make_index(tmp_path, constant), query, timed_queries=0)
+    for measured in report["rungs"].values():
+        quality = {name: measured[name] for name in report["chance"]}
+        assert quality == report["chance"]
+    for difference in report["differences"].values():
+        assert difference["hit@1"]["low"] == difference["hit@1"]["high"] == 0.0
+
+
+def test_a_better_rung_has_an_interval_above_zero() -> None:
+    task = make_task()
+    generator = np.random.default_rng(0)
+    good = generator.random((12, 40))
+    good[task.relevance.query, task.relevance.document] = 2.0
+    bad = generator.random((12, 40))
+    report = evaluate_scores(task, {"1x1": bad, "4x8": good})
+    assert report["differences"]["4x8 - 1x1"]["hit@1"]["low"] > 0
+
+
+def test_coarse_recall_counts_what_each_list_would_have_kept() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.random((9, 500))
+    found = coarse_recall(
+        {"fused": -truth, "1x1": truth, "2x4": truth + 0.0, "16x64": truth},
+        truth="16x64",
+        k=10,
+        candidates=20,
+    )
+    assert list(found) == ["fused", "first", "2x4", "first+fused"]
+    assert found["first"].tolist() == [1.0] * 9
+    assert found["fused"].tolist() == [0.0] * 9
+    # half of the twenty places go to each list: the ten best still fit
+    assert found["first+fused"].tolist() == [1.0] * 9

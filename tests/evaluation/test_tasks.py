@@ -1,0 +1,92 @@
+"""Tasks read from plain tables; what they measure; what they refuse."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rematch_ray.errors import UserError
+from rematch_ray.evaluation.tasks import RetrievalTask, measure, measure_chance, measure_queries
+from tests.evaluation.made_task import (
+    DOCUMENT_IDS,
+    FAMILIES,
+    QRELS,
+    QUERY_IDS,
+    SWAPS,
+    make_task,
+)
+
+
+def perfect_scores() -> np.ndarray:
+    scores = np.random.default_rng(0).random((12, 40))
+    scores[np.arange(12), np.arange(12) * 3] = 2.0
+    return scores
+
+
+def test_perfect_scores_are_perfect_everywhere() -> None:
+    measured = measure(make_task(), perfect_scores())
+    for metric in ("recall@1", "hit@1", "ndcg@10", "reciprocal_rank", "family_accuracy", "swap"):
+        assert measured[metric] == 1.0
+    assert measured["swaps"] == {"swap:colour": 1.0, "swap:position": 1.0}
+    assert measured["worst_swap"] == 1.0
+    assert measured["slices"]["even"]["queries"] == 6
+
+
+def test_the_worst_kind_of_swap_is_told_apart() -> None:
+    scores = perfect_scores()
+    scores[np.arange(6), np.arange(6) * 3 + 2] = 3.0
+    measured = measure(make_task(), scores)
+    assert measured["swaps"] == {"swap:colour": 1.0, "swap:position": 0.5}
+    assert measured["worst_swap"] == 0.5
+    assert measure_queries(make_task(), scores)["swap"].tolist() == [0.5] * 6 + [1.0] * 6
+
+
+def test_chance_is_what_a_constant_embedding_scores() -> None:
+    chance = measure_chance(make_task())
+    assert chance["recall@1"] == pytest.approx(1 / 40)
+    assert chance["recall@10"] == pytest.approx(10 / 40)
+    assert chance["family_accuracy"] == pytest.approx(1 / 4)
+    assert chance["worst_swap"] == 0.5
+    constant = measure(make_task(), np.full((12, 40), 0.7))
+    assert constant == chance
+
+
+def test_a_model_that_knows_only_the_family_reaches_the_blind_ceiling() -> None:
+    blind = measure(make_task(), make_task().blind_scores())
+    assert blind["recall@1"] == pytest.approx(1 / 4)
+    assert blind["recall@10"] == 1.0
+    assert blind["family_accuracy"] == pytest.approx(1 / 4)
+
+
+def test_a_task_without_families_has_no_blind_ceiling() -> None:
+    task = RetrievalTask.from_tables("bare", QUERY_IDS, DOCUMENT_IDS, QRELS)
+    assert "family_accuracy" not in measure(task, perfect_scores())
+    with pytest.raises(UserError, match="task 'bare' has no families"):
+        task.blind_scores()
+
+
+def test_documents_of_grade_zero_are_not_relevant() -> None:
+    more = pa.table({"query_id": ["q00"], "document_id": ["d39"], "score": [0.0]})
+    task = RetrievalTask.from_tables(
+        "graded", QUERY_IDS, DOCUMENT_IDS, pa.concat_tables([QRELS, more])
+    )
+    assert task.relevance.per_query().tolist() == [1] * 12
+
+
+def test_ids_that_are_not_there_are_named() -> None:
+    with pytest.raises(
+        UserError, match=r"12 relevant documents are not in the index.*'d00', 'd03'"
+    ):
+        RetrievalTask.from_tables("t", QUERY_IDS, ["d01", "other"], QRELS)
+    with pytest.raises(UserError, match="1 queries have no relevant document in the qrels: 'q99'"):
+        RetrievalTask.from_tables("t", [*QUERY_IDS, "q99"], DOCUMENT_IDS, QRELS)
+    swapped = SWAPS["document_id"].to_pylist()[:12]
+    some = [name for name in DOCUMENT_IDS if name not in swapped]
+    with pytest.raises(UserError, match="12 swaps are not in the index"):
+        RetrievalTask.from_tables("t", QUERY_IDS, some, QRELS, swaps=SWAPS)
+
+
+def test_a_missing_column_is_named() -> None:
+    with pytest.raises(UserError, match="the families of task 't' lack family; they have document"):
+        RetrievalTask.from_tables(
+            "t", QUERY_IDS, DOCUMENT_IDS, QRELS, families=FAMILIES.drop_columns(["family"])
+        )
