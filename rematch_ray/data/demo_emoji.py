@@ -59,27 +59,35 @@ class NegativeDraw:
                 self._members[key].append(row)
 
     def of(self, row: EmojiRow, count: int) -> list[Negative]:
-        """At most two of other tones and one of another gender; the rest of the same subgroup."""
+        """At most two of other tones and one of another gender; the rest neighbours."""
         chosen: dict[str, Negative] = {}
-        for key, limit in zip(_kinships(row), (2, 1, count), strict=True):
+        for key, limit in zip(_kinships(row), (2, 1, count, count), strict=True):
             others = [
                 other
                 for other in self._members[key]
                 if other.id not in chosen and other.id != row.id and _differs(key[0], other, row)
             ]
             for other in self._draw.sample(others, min(limit, count - len(chosen), len(others))):
-                chosen[other.id] = Negative(picture(other), f"swap:{key[0]}")
+                chosen[other.id] = Negative(picture(other), key[0])
         return list(chosen.values())
 
 
 def _kinships(row: EmojiRow) -> list[tuple[str, str]]:
-    return [("tone", row.family), ("gender", row.base), ("subgroup", row.subgroup)]
+    return [
+        ("swap:tone", row.family),
+        ("swap:gender", row.base),
+        ("near:subgroup", row.subgroup),
+        ("near:group", row.group),
+    ]
 
 
 def _differs(kinship: str, other: EmojiRow, row: EmojiRow) -> bool:
-    return kinship == "tone" or (
-        other.gender != row.gender if kinship == "gender" else other.base != row.base
-    )
+    """Whether they differ in what the kinship is about, and in nothing else that it can keep."""
+    if kinship == "swap:tone":
+        return True
+    if kinship == "swap:gender":
+        return other.gender != row.gender and other.tone == row.tone
+    return other.base != row.base
 
 
 def _queries(rows: Sequence[EmojiRow], seen: set[str]) -> tuple[list[Item], list[Qrel]]:

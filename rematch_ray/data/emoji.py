@@ -50,7 +50,7 @@ class EmojiRow:
         id: `emoji-` and the code points in hex.
         image: PNG, 64 x 64, on white.
         emoji: the characters that look like this (several when their glyphs are pixel-identical).
-        names: official English names, lower case; the first is the name.
+        names: official English names, lower case, in the order of `emoji`.
         aliases: other ways to say it.
         keywords: single words and short phrases from Unicode's annotations.
         group: Unicode's group, e.g. `People & Body`.
@@ -78,8 +78,8 @@ class EmojiRow:
 
     @property
     def name(self) -> str:
-        """The official name."""
-        return self.names[0]
+        """The official name; of several, the shortest (`flag france`, not `... clipperton`)."""
+        return min(self.names, key=len)
 
     @property
     def document(self) -> Item:

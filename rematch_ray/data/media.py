@@ -95,7 +95,7 @@ def encode_png(image: Image.Image) -> bytes:
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header, so that size is known and checked while pixels are still encoded."""
-    _own_the_bomb_check()
+    _quieten_pillow()
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -112,9 +112,9 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 @lru_cache(maxsize=1)
-def _own_the_bomb_check() -> None:
-    # Pillow warns above 89 million pixels; we refuse below that, and by name
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+def _quieten_pillow() -> None:
+    # it warns of large sizes and damaged metadata; we refuse the first below its limit, and by name
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

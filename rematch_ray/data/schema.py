@@ -94,8 +94,7 @@ def items_to_table(items: Iterable[Item], payload: pa.StructType | None = None) 
         A table of `item_schema(payload)`.
     """
     rows = [_item_row(item) for item in items]
-    schema = item_schema(payload or _infer_payload(rows))
-    return pa.Table.from_pylist(rows, schema=schema)
+    return _table(rows, item_schema(payload or _infer_payload(rows)))
 
 
 def samples_to_table(samples: Iterable[Sample], payload: pa.StructType | None = None) -> pa.Table:
@@ -106,7 +105,7 @@ def samples_to_table(samples: Iterable[Sample], payload: pa.StructType | None = 
         for r in rows
         for row in (r["query"], *(x["item"] for x in (*r["positives"], *r["negatives"])))
     ]
-    return pa.Table.from_pylist(rows, schema=sample_schema(payload or _infer_payload(found)))
+    return _table(rows, sample_schema(payload or _infer_payload(found)))
 
 
 def items_from_table(table: pa.Table | pa.RecordBatch, *, where: str = "table") -> list[Item]:
@@ -259,6 +258,15 @@ def _sample_row(sample: Sample) -> dict[str, Any]:
         "target_modality": sample.target_modality,
         "source": sample.source,
     }
+
+
+def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(list(rows), schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise SchemaError(
+            f"a value does not fit its column: {error}; a payload field has one type in all items"
+        ) from error
 
 
 def _infer_payload(rows: Sequence[Mapping[str, Any]]) -> pa.StructType | None:
