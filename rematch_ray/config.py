@@ -34,7 +34,9 @@ class DataSettings(Settings):
     sources: tuple[SourceSettings, ...] = Field(min_length=1)
     """The sources of training rows."""
     max_negatives: int = Field(default=1, ge=0)
-    """Hard negatives taken from each row, drawn anew every epoch."""
+    """Hard negatives taken from each row, drawn anew every time it comes."""
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of an epoch's rows that may fail to be encoded before the run stops."""
     order: OrderSettings = OrderSettings()
     """Batch sizes, shuffle window and mixing."""
 

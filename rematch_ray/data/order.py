@@ -24,7 +24,7 @@ PLAN_VERSION = 1
 class OrderSettings(BaseModel):
     """How the rows of an epoch are ordered, mixed and cut into steps."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     global_batch: int = Field(default=64, gt=0)
     """Pairs per step over all ranks; a whole number of sub-batches."""
@@ -193,7 +193,8 @@ class Plan:
             raise UserError(
                 f"global_batch {self.settings.global_batch} holds {self.sub_batches_per_step} "
                 f"sub-batches of {self.settings.sub_batch}, which {world_size} workers cannot "
-                "share evenly; change train.num_workers, data.order.global_batch or data.order.sub_batch"
+                "share evenly; change train.num_workers, data.order.global_batch or "
+                "data.order.sub_batch"
             )
 
     def _sub_batch(self, epoch: int, place: int) -> SubBatch:

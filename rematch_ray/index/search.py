@@ -155,10 +155,10 @@ class SearchIndex:
         live = np.flatnonzero(self._generation.live)
         return score_documents(self._generation, queries, live, rungs)
 
-    def ids(self) -> list[str]:
-        """Ids of the live documents, in row order."""
-        live = self._generation.live
-        return [name for name, keep in zip(self._generation.ids(), live) if keep]
+    def ids(self, filter: Mapping[str, Any] | None = None) -> list[str]:
+        """Ids of the live documents that pass a filter (as in `search`), in row order."""
+        allowed = self._generation.select(filter)
+        return [name for name, keep in zip(self._generation.ids(), allowed) if keep]
 
     def payload(self, ids: Sequence[str]) -> list[Mapping[str, Any] | None]:
         """Payload of each id; None for an id that is not here."""

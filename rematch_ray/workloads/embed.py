@@ -42,7 +42,7 @@ PROGRESS_SECONDS = 5.0
 def embed(
     *,
     model: str | Path,
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     out: str | Path,
     side: Side = "document",
     instruction: str | None = None,
@@ -52,7 +52,7 @@ def embed(
 
     Args:
         model: an export or a run directory.
-        data: a Parquet file of Items, or a directory of them.
+        data: Parquet files of Items, or directories of them; one or several.
         out: directory to write; a finished one made from the same data in the same way is kept.
         side: which bank of meta tokens reads the items.
         instruction: put before every item; None = the default recorded with the model, "" = none.
@@ -67,7 +67,8 @@ def embed(
     """
     settings = settings or EmbedSettings()
     export, target = resolve_export(model).absolute(), Path(out).expanduser().absolute()
-    units = list_units(Path(data).expanduser().absolute(), rows="items")
+    paths = [data] if isinstance(data, str | Path) else data
+    units = list_units([Path(path).expanduser().absolute() for path in paths], rows="items")
     job = Job(
         identity=load_identity(export).to_json(),
         side=side,

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,49 +24,43 @@ import torch.distributed as dist
 
 from rematch_ray.collectives import rank, world_size
 from rematch_ray.config import RunConfig
-from rematch_ray.data.collate import collate_train, encode_samples
-from rematch_ray.data.rows import RowEncoder
-from rematch_ray.data.schema import samples_from_table
+from rematch_ray.data.samples import SampleEncoder, TrainBatch
 from rematch_ray.model.checkpoint import build_row_encoder
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.training.step import Training
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stream import RankStep, TrainingData, batches, rank_steps, split
 
-GO_ON, STOP, REFUSE = 0, 1, 2
+REASONS_KEPT = 3
 STATE, TRAINER = "state", "trainer.json"
 
 
 class EncodeSamples:
-    """The stream's encode stage: samples of a rank-step -> what `collate_train` reads.
+    """The stream's encode stage: a `SampleEncoder` that loads its processors once per process.
 
     Args:
-        settings: of the model; its processors are loaded once per process.
+        settings: of the model.
         max_negatives: hard negatives taken per row.
-        seed: with the step's index it fixes which ones.
+        seed: of the draws.
     """
 
     def __init__(self, settings: ModelSettings, *, max_negatives: int, seed: int) -> None:
-        self._settings = settings.model_dump_json()
-        self._max_negatives = max_negatives
-        self._seed = seed
+        self._arguments = (settings.model_dump_json(), max_negatives, seed)
 
     def __call__(self, tables: list[pa.Table], index: int) -> pa.Table:
-        """Encode the rows of all sub-batches, in order."""
-        samples = [sample for table in tables for sample in samples_from_table(table)]
-        return encode_samples(
-            _row_encoder(self._settings),
-            samples,
-            max_negatives=self._max_negatives,
-            seed=self._seed,
-            step=index,
-        )
+        """Encode the samples of all sub-batches of step `index`, in order."""
+        return _sample_encoder(*self._arguments)(tables, index)
 
 
 @lru_cache(maxsize=1)
-def _row_encoder(settings: str) -> RowEncoder:
-    parsed = ModelSettings.model_validate_json(settings)
-    return build_row_encoder(parsed.base, parsed)
+def _sample_encoder(settings: str, max_negatives: int, seed: int) -> SampleEncoder:
+    model = ModelSettings.model_validate_json(settings)
+    return SampleEncoder(
+        build_row_encoder(model.base, model),
+        max_negatives=max_negatives,
+        seed=seed,
+        instructions=model.instructions,
+    )
 
 
 def train_rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -75,42 +70,48 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
         config: `run` (RunConfig) and `data` (TrainingData).
 
     Returns:
-        From rank 0: steps done, last metrics and export, or `refused` with the reason.
+        `steps` done, `metrics` of the last one, `bad_rows`; `refused` with a reason when the data
+        or the loss does not allow to go on, `stopped` when somebody asked for it.
     """
     run, data = config["run"], config["data"]
-    torch.manual_seed(run.seed)
     directory = RunDirectory(run.directory)
-    device = ray.train.torch.get_device()
     training = Training.build(
         run.model,
         run.objective,
         run.optimisation,
-        device=device,
-        total_steps=run.train.steps,
         seed=run.seed,
+        total_steps=run.train.steps,
+        device=ray.train.torch.get_device(),
         name=run.name,
     )
-    start = _restore(training, data)
+    start = done = _restore(training, data)
     _announce(directory, start)
     metrics: dict[str, float] = {}
-    done = start
-    for batch in _stream(run, data, start) if start < run.train.steps else ():
-        verdict, reason = _agree(directory, batch, device)
-        if verdict == REFUSE:
-            return {"refused": reason}
-        if verdict == STOP:
-            break
+    accepted = BadRows(run, data)
+    for given in _stream(run, data, start):
         started = time.perf_counter()
-        metrics = training.step(collate_train(batch.table).to(device))
-        done = batch.index + 1
+        batch = None if given.table is None else training.collate(given.table, step=given.index)
+        wish = _agree(directory, given, batch, training.device)
+        refusal = wish.error or accepted.refuses(given, wish)
+        if refusal:
+            return {"refused": refusal, "steps": done}
+        if wish.stop or batch is None:
+            break
+        try:
+            metrics = training.step(batch)
+        except FloatingPointError as error:  # the same on every rank: the loss is a mean over them
+            return {"refused": str(error), "steps": done}
+        done = given.index + 1
         if rank() == 0:
-            directory.log(_record(run, batch, metrics, time.perf_counter() - started))
+            directory.log(_record(run, given, wish, metrics, time.perf_counter() - started))
         if done % run.train.checkpoint_every == 0 or done == run.train.steps:
             _save(training, run, data, done, metrics)
     if done < run.train.steps:
         _save(training, run, data, done, metrics)
         return {"stopped": True, "steps": done}
-    return _export(training, run, done, metrics)
+    for name in ("last", "best"):  # without validation the last weights are the best
+        training.export(run.directory / name)
+    return {"steps": done, "metrics": metrics, "bad_rows": accepted.total}
 
 
 def _restore(training: Training, data: TrainingData) -> int:
@@ -142,6 +143,8 @@ def _announce(directory: RunDirectory, start: int) -> None:
 
 def _stream(run: RunConfig, data: TrainingData, start: int) -> Iterator[RankStep]:
     """Open the stream from `start`: rank 0 makes the dataset, every rank reads its split."""
+    if start == run.train.steps:
+        return iter(())
     iterators = None
     if rank() == 0:
         encode = EncodeSamples(run.model, max_negatives=run.data.max_negatives, seed=run.seed)
@@ -165,35 +168,81 @@ def _stream(run: RunConfig, data: TrainingData, start: int) -> Iterator[RankStep
     )
 
 
-def _agree(directory: RunDirectory, batch: RankStep, device: torch.device) -> tuple[int, str]:
-    """Return what all ranks do next: the gravest wish of any of them, and its reason."""
-    wish = REFUSE if batch.error else GO_ON
-    if not wish and rank() == 0 and directory.stop_asked():
-        wish = STOP
+@dataclass(frozen=True)
+class Wish:
+    """What the ranks agreed on before a step.
+
+    Args:
+        stop: somebody asked the run to stop.
+        error: a rank's stream could not go on, and why; "" otherwise.
+        bad_rows: rows of this step, over all ranks, that could not be encoded.
+        reasons: why, for the first of them.
+    """
+
+    stop: bool
+    error: str
+    bad_rows: int
+    reasons: tuple[str, ...]
+
+
+def _agree(
+    directory: RunDirectory, given: RankStep, batch: TrainBatch | None, device: torch.device
+) -> Wish:
+    """Tell the other ranks what happened here and return what happened anywhere."""
+    errors = batch.errors if batch is not None else ()
+    stop = rank() == 0 and directory.stop_asked()
+    mine = (given.error, errors[:REASONS_KEPT])
     if world_size() == 1:
-        return wish, batch.error
-    gravest = torch.tensor(wish, device=device)
-    dist.all_reduce(gravest, op=dist.ReduceOp.MAX)
-    verdict = int(gravest.item())
-    if verdict != REFUSE:
-        return verdict, ""
-    reasons = [""] * world_size()
-    dist.all_gather_object(reasons, batch.error)
-    return REFUSE, next(reason for reason in reasons if reason)
+        return Wish(stop, given.error, len(errors), mine[1])
+    counts = torch.tensor([stop, bool(given.error), len(errors)], device=device)
+    dist.all_reduce(counts)
+    stops, failures, bad = counts.tolist()
+    if not failures and not bad:
+        return Wish(bool(stops), "", 0, ())
+    everybody: list[tuple[str, tuple[str, ...]]] = [mine] * world_size()
+    dist.all_gather_object(everybody, mine)
+    error = next((error for error, _ in everybody if error), "")
+    return Wish(bool(stops), error, bad, tuple(r for _, reasons in everybody for r in reasons))
+
+
+class BadRows:
+    """Counts rows that could not be encoded, and says when there are too many in an epoch."""
+
+    def __init__(self, run: RunConfig, data: TrainingData) -> None:
+        self._share = run.data.max_bad_share
+        self._rows = data.plan.steps_per_epoch * run.data.order.global_batch
+        self._epoch = -1
+        self._in_epoch = 0
+        self.total = 0
+
+    def refuses(self, given: RankStep, wish: Wish) -> str:
+        """Count a step's bad rows; return the reason to stop, "" to go on."""
+        if given.epoch != self._epoch:
+            self._epoch, self._in_epoch = given.epoch, 0
+        self._in_epoch += wish.bad_rows
+        self.total += wish.bad_rows
+        if self._in_epoch <= self._share * self._rows:
+            return ""
+        return (
+            f"{self._in_epoch} of the {self._rows} training rows of epoch {given.epoch} cannot be "
+            f"encoded, more than data.max_bad_share {self._share:g} allows; mend or remove them: "
+            + "; ".join(wish.reasons[:REASONS_KEPT])
+        )
 
 
 def _record(
-    run: RunConfig, batch: RankStep, metrics: dict[str, float], step_s: float
+    run: RunConfig, given: RankStep, wish: Wish, metrics: dict[str, float], step_s: float
 ) -> dict[str, Any]:
-    return {
+    record = {
         "event": "step",
-        "step": batch.index,
-        "epoch": batch.epoch,
+        "step": given.index,
+        "epoch": given.epoch,
         "pairs": run.data.order.global_batch,
-        "seconds": round(step_s + batch.waited_s, 4),
-        "waited": round(batch.waited_s, 4),
-        "metrics": {name: round(float(value), 6) for name, value in metrics.items()},
+        "seconds": round(step_s + given.waited_s, 4),
+        "waited": round(given.waited_s, 4),
+        "metrics": {name: round(value, 6) for name, value in metrics.items()},
     }
+    return {**record, "bad_rows": list(wish.reasons)} if wish.bad_rows else record
 
 
 def _save(
@@ -221,13 +270,3 @@ def _save(
         checkpoint_dir_name=name,
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )
-
-
-def _export(
-    training: Training, run: RunConfig, done: int, metrics: dict[str, float]
-) -> dict[str, Any]:
-    """Write `last/` and `best/` on rank 0; without validation the last weights are the best."""
-    result = {"steps": done, "directory": str(run.directory), "metrics": metrics}
-    for name in ("last", "best"):
-        training.export(run.directory / name)
-    return result

@@ -47,7 +47,7 @@ class Job:
         instruction: put before every item; None = the model's own default.
         data: fingerprint of the input files.
         rows_in: rows of the input.
-        model: the export's path, for whoever searches later.
+        model: the export's path, for whoever searches later (`model_path` in the manifest).
     """
 
     identity: dict[str, Any]
@@ -134,7 +134,7 @@ def finish(target: Path, staging: Path, job: Job, *, max_bad_share: float) -> di
     manifest = {
         "format_version": FORMAT_VERSION,
         "identity": job.identity,
-        "model": job.model,
+        "model_path": job.model,
         "side": job.side,
         "instruction": job.instruction,
         **job.shape,
