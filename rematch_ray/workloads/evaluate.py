@@ -1,0 +1,147 @@
+"""Quality against cost at every budget: tasks of an evaluation over an index.
+
+Reads tables, embeds the queries and hands scores to `rematch_ray.evaluation`, which measures. Runs
+in one process; the index was made on the cluster. Top floor.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rematch_ray.config import EvaluationConfig, TaskSettings
+from rematch_ray.data.readers.parquet import read_table
+from rematch_ray.data.schema import Item, items_from_table
+from rematch_ray.errors import UserError
+from rematch_ray.evaluation.budgets import evaluate_scores, time_queries
+from rematch_ray.evaluation.report import plain_table, plot_cost, table_rows, write_reports
+from rematch_ray.evaluation.tasks import RetrievalTask
+from rematch_ray.index.search import SearchIndex
+from rematch_ray.model.embedder import Embedder, Embeddings
+
+
+def evaluate(config: EvaluationConfig) -> dict[str, Any]:
+    """Measure every task at every rung of the index.
+
+    Args:
+        config: index, tasks and where to write.
+
+    Returns:
+        `reports` (one per task) and `files`.
+
+    Raises:
+        UserError: index, model or a task's files do not fit together.
+    """
+    index = SearchIndex.open(config.index)
+    model = Embedder.from_pretrained(_model_path(config, index))
+    index.check_model(model.identity)
+    reports = [_measure(config, settings, index, model) for settings in config.tasks]
+    files = write_reports(reports, config.out)
+    if config.plots:
+        for cost in ("bytes_per_document", "ms_per_query"):
+            if cost != "ms_per_query" or config.timed_queries:
+                files[cost] = str(plot_cost(reports, config.out / f"{cost}.png", cost=cost))
+    for report in reports:
+        print(plain_table(table_rows(report)) + "\n", file=sys.stderr, flush=True)
+    return {"reports": reports, "files": files}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The documents of one task, as columns of the index's scores.
+
+    Args:
+        ids: C ids.
+        columns: (C,) their places in `index.ids()`.
+    """
+
+    ids: list[str]
+    columns: np.ndarray
+
+
+def gallery_of(index: SearchIndex, source: str | None) -> Gallery:
+    """Return the documents of one source, or all.
+
+    Raises:
+        UserError: the index holds no document of that source.
+    """
+    ids = index.ids()
+    if source is None:
+        return Gallery(ids, np.arange(len(ids)))
+    chosen = index.ids({"source": source})
+    if not chosen:
+        raise UserError(f"the index holds no document of source {source!r}; check tasks.N.source")
+    place = {name: column for column, name in enumerate(ids)}
+    return Gallery(chosen, np.array([place[name] for name in chosen]))
+
+
+def read_task(settings: TaskSettings, gallery: Gallery, queries: Sequence[Item]) -> RetrievalTask:
+    """Read a task's tables against its gallery.
+
+    Raises:
+        UserError: a file is missing, or names what is not there.
+    """
+    slices: dict[str, list[str]] = {}
+    if settings.slice_field is not None:
+        for query in queries:
+            value = str(query.payload.get(settings.slice_field))
+            slices.setdefault(f"{settings.slice_field}={value}", []).append(query.id)
+    return RetrievalTask.from_tables(
+        settings.name,
+        [query.id for query in queries],
+        gallery.ids,
+        _read(settings.qrels),
+        families=_read_if(settings.families),
+        swaps=_read_if(settings.swaps),
+        slices=slices,
+    )
+
+
+def _measure(
+    config: EvaluationConfig, settings: TaskSettings, index: SearchIndex, model: Embedder
+) -> dict[str, Any]:
+    queries = items_from_table(read_table(settings.queries, rows="items"))
+    gallery = gallery_of(index, settings.source)
+    task = read_task(settings, gallery, queries)
+    vectors = model.encode_query(
+        queries, instruction=config.instruction, batch_size=config.batch_rows
+    )
+    scores = {rung: matrix[:, gallery.columns] for rung, matrix in index.score_all(vectors).items()}
+    report = evaluate_scores(task, scores, ks=config.ks, seed=config.seed)
+    _add_costs(report, config, index, vectors)
+    return report
+
+
+def _add_costs(
+    report: dict[str, Any], config: EvaluationConfig, index: SearchIndex, vectors: Embeddings
+) -> None:
+    sizes = index.bytes_per_document()
+    dot_products = {str(budget): budget.dot_products for budget in index.budgets}
+    for rung, measured in report["rungs"].items():
+        measured["bytes_per_document"] = sizes[rung]
+        measured["dot_products"] = dot_products[rung]
+        if config.timed_queries:
+            measured["ms_per_query"] = time_queries(index, vectors, rung, config.timed_queries)
+
+
+def _model_path(config: EvaluationConfig, index: SearchIndex) -> str:
+    path = config.model or index.info().get("model_path")
+    if path is None:
+        raise UserError(f"{config.index} does not say which model made it; set `model`")
+    return str(path)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _read_if(path: Path | None) -> pa.Table | None:
+    return None if path is None else _read(path)
