@@ -19,17 +19,21 @@ GROUND = {"errors", "scoring", "losses", "collectives"}
 MIDDLE = {"config", "config_file", "data", "model", "training", "index", "evaluation"}
 TOP = {"workloads", "serve", "commands", "cli", "__init__", "__main__"}
 
+# what every part of the middle floor may use: how settings are read is nobody's own
+SHARED = GROUND | {"config_file"}
+
 # the parts of the package that each part may import, itself included
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "scoring": {"errors", "scoring"},
     "collectives": {"errors"},
     "losses": {"errors", "scoring", "collectives", "losses"},
-    "data": GROUND | {"data"},
-    "model": GROUND | {"data", "model"},
-    "training": GROUND | {"data", "model", "training"},
-    "index": GROUND | {"data", "model", "index"},
-    "evaluation": GROUND | {"data", "model", "index", "evaluation"},
+    "config_file": {"errors"},
+    "data": SHARED | {"data"},
+    "model": SHARED | {"data", "model"},
+    "training": SHARED | {"data", "model", "training"},
+    "index": SHARED | {"data", "model", "index"},
+    "evaluation": SHARED | {"data", "model", "index", "evaluation"},
     "config_file": {"errors"},
     "config": GROUND | MIDDLE,
     "workloads": GROUND | MIDDLE | {"workloads"},
