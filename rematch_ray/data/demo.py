@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,15 @@ class DemoManifest:
         seed: of draws and drawings (the splits do not depend on it).
         sizes: how much was made.
         counts: by source: `train` rows, `corpus` documents, and queries by part.
+        files: Parquet files, relative to `out`, and their bytes.
     """
 
     out: Path
     sources: tuple[str, ...]
     seed: int
     sizes: DemoSizes
-    counts: Mapping[str, Mapping[str, int]]
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON; paths in a demo folder are relative to it, so `out` is left out."""
@@ -68,6 +70,7 @@ class DemoManifest:
             "seed": self.seed,
             "sizes": asdict(self.sizes),
             "counts": {source: dict(counts) for source, counts in self.counts.items()},
+            "files": dict(self.files),
         }
 
 
@@ -99,10 +102,10 @@ def write_demo(
             raise UserError(f"demo source {source!r} is unknown; {did_you_mean(source, CORPORA)}")
     out = Path(out)
     sizes = sizes or (DemoSizes.quick() if quick else DemoSizes())
-    wanted = DemoManifest(out, tuple(dict.fromkeys(sources)), seed, sizes, {})
+    wanted = DemoManifest(out, tuple(dict.fromkeys(sources)), seed, sizes)
     file = out / "manifest.json"
-    if (found := _read_manifest(file)) and {**found, "counts": {}} == wanted.to_json():
-        return replace(wanted, counts=found["counts"])
+    if (found := _read_manifest(file)) and _is_whole(found, wanted):
+        return replace(wanted, counts=found["counts"], files=found["files"])
     file.unlink(missing_ok=True)
     counts = {}
     for source in wanted.sources:
@@ -111,7 +114,7 @@ def write_demo(
         counts[source] = {"train": len(corpus.train), "corpus": len(corpus.documents)} | {
             part: len(queries) for part, queries in corpus.queries.items()
         }
-    manifest = replace(wanted, counts=counts)
+    manifest = replace(wanted, counts=counts, files=_file_sizes(wanted))
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
     unfinished.replace(file)
@@ -216,6 +219,27 @@ def _write_rows(rows: Sequence[tuple[Any, ...]], schema: pa.Schema, path: Path) 
         pa.array(list(column), kind) for column, kind in zip(columns, schema.types, strict=True)
     ]
     write_parquet(pa.Table.from_arrays(arrays, schema=schema), path)
+
+
+def _file_sizes(manifest: DemoManifest) -> dict[str, int]:
+    """Our Parquet files, relative to the folder, and their bytes."""
+    found = [
+        path
+        for source in manifest.sources
+        for pattern in ("*.parquet", "train/*.parquet", "corpus/*.parquet")
+        for path in (manifest.out / source).glob(pattern)
+    ]
+    return {
+        path.relative_to(manifest.out).as_posix(): path.stat().st_size for path in sorted(found)
+    }
+
+
+def _is_whole(found: Mapping[str, Any], wanted: DemoManifest) -> bool:
+    """Whether a manifest describes what is wanted, and its files lie there."""
+    if {**found, "counts": {}, "files": {}} != wanted.to_json():
+        return False
+    paths = {wanted.out / name: size for name, size in found["files"].items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
 
 def _read_manifest(file: Path) -> dict[str, Any] | None:

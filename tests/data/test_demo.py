@@ -155,6 +155,9 @@ def test_a_second_run_leaves_a_finished_folder_alone_and_an_unfinished_one_is_wr
     assert write_demo(tmp_path, sources=["emoji"], sizes=sizes) == first
     assert shard.stat().st_mtime_ns != before
     assert json.loads((tmp_path / "manifest.json").read_text())["counts"] == first.counts
+    shard.unlink()
+    assert write_demo(tmp_path, sources=["emoji"], sizes=sizes) == first
+    assert shard.exists()
 
 
 def test_an_unknown_source_is_refused_before_anything_is_written(tmp_path):
