@@ -36,6 +36,7 @@ def evaluate_index(
     index: SearchIndex,
     query: QueryVectors,
     *,
+    filter: Mapping[str, Any] | None = None,
     ks: Sequence[int] = DEFAULT_KS,
     timed_queries: int = TIMED_QUERIES,
     seed: int = 0,
@@ -43,9 +44,10 @@ def evaluate_index(
     """Measures a task at every rung, exhaustively, with what a rung costs.
 
     Args:
-        task: the task; its columns are the documents of `index.ids()`.
+        task: the task; its columns are the documents of `index.ids(filter)`.
         index: the corpus.
         query: (B, R, D) vectors and (B, F) fused, in the order of the task's rows.
+        filter: which documents are the corpus; None = all of the index.
         ks: cut-offs.
         timed_queries: queries searched one by one for the latency of a rung; 0 = no latency.
         seed: of the bootstrap.
@@ -54,7 +56,7 @@ def evaluate_index(
         The report of `evaluate_scores`, each rung with `bytes_per_document` (vectors read by a
         score), `ms_per_query` (median, all documents scored) and `dot_products`.
     """
-    scores = index.score_all(query)
+    scores = index.score_all(query, filter=filter)
     report = evaluate_scores(task, scores, ks=ks, seed=seed)
     sizes = index.bytes_per_document()
     dot_products = {str(budget): budget.dot_products for budget in index.budgets}
@@ -62,7 +64,9 @@ def evaluate_index(
         measured["bytes_per_document"] = sizes[rung]
         measured["dot_products"] = dot_products[rung]
         if timed_queries:
-            measured["ms_per_query"] = time_queries(index, query, rung, timed_queries)
+            measured["ms_per_query"] = time_queries(
+                index, query, rung, timed_queries, filter=filter
+            )
     return report
 
 
@@ -113,14 +117,21 @@ def evaluate_scores(
     }
 
 
-def time_queries(index: SearchIndex, query: QueryVectors, rung: str, limit: int) -> float:
+def time_queries(
+    index: SearchIndex,
+    query: QueryVectors,
+    rung: str,
+    limit: int,
+    *,
+    filter: Mapping[str, Any] | None = None,
+) -> float:
     """Median milliseconds of an exhaustive search, queries one by one after a warm-up."""
     spent = []
     count = min(limit, len(query.vectors))
     for row in [0, *range(count)]:
         single = _OneQuery(query, row)
         started = time.perf_counter()
-        index.search(single, budget=rung, candidates="all", top_k=10)
+        index.search(single, budget=rung, candidates="all", top_k=10, filter=filter)
         spent.append((time.perf_counter() - started) * 1000)
     return round(statistics.median(spent[1:]), 3)
 

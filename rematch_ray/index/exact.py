@@ -23,10 +23,12 @@ Rows = NDArray[np.int64]
 ReadPlane = Callable[[int, Rows], NDArray[np.float16]]
 
 GRID = float(1 << 24)
-# Cells of one block's similarities (documents x vectors x query vectors): 2**18 float64 are 2 MiB.
-BLOCK_CELLS = 1 << 18
+# Cells of one block's similarities (documents x vectors x query vectors): 2**20 float64 are 8 MiB.
+BLOCK_CELLS = 1 << 20
+# Numbers of one block's documents: 2**18 float64 are 2 MiB, what a core keeps close.
+BLOCK_NUMBERS = 1 << 18
 # Queries that share one pass over the documents: more would leave too few documents per block.
-BLOCK_QUERIES = 32
+BLOCK_QUERIES = 64
 
 
 def to_grid(vectors: NDArray[np.floating]) -> Float64:
@@ -69,7 +71,8 @@ def score_rows(
     for first in range(0, len(query_BRD), BLOCK_QUERIES):
         queries = slice(first, first + BLOCK_QUERIES)
         block_query = np.ascontiguousarray(query_BRD[queries, :r_q])
-        step = max(1, block_cells // (len(block_query) * r_q * widest))
+        cells = block_cells // (len(block_query) * r_q * widest)
+        step = max(1, min(cells, BLOCK_NUMBERS // (widest * query_BRD.shape[2])))
         for start in range(0, len(rows), step):
             block = slice(start, start + step)
             scores[:, queries, block] = _score_block(

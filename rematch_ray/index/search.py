@@ -66,7 +66,7 @@ class SearchIndex:
         Raises:
             UserError: not an index, another format version, or a damaged one.
         """
-        return cls(Generation(Path(path)))
+        return cls(Generation(Path(path).absolute()))
 
     def __len__(self) -> int:
         """Live documents."""
@@ -137,26 +137,38 @@ class SearchIndex:
         ]
 
     def score_all(
-        self, query: QueryVectors, budgets: Sequence[Budget] | None = None
+        self,
+        query: QueryVectors,
+        budgets: Sequence[str | Budget] | None = None,
+        *,
+        filter: Mapping[str, Any] | None = None,
     ) -> dict[str, Float32]:
         """Scores every live document at several budgets in one pass: brute force.
 
         Args:
             query: B queries.
             budgets: rungs; None takes all, the fused one too where index and queries have it.
+            filter: as in `search`; None scores all.
 
         Returns:
-            Rung as text -> (B, live) float32, columns in the order of `ids()`.
+            Rung as text -> (B, documents) float32, columns in the order of `ids(filter)`.
+
+        Raises:
+            UserError: a budget, filter field or query vector that does not fit.
         """
         queries = self._check_queries(query)
         if budgets is None:
             budgets = self.budgets if queries.fused is not None else self.ladder.rungs
         rungs = [self._resolve(budget) for budget in budgets]
-        live = np.flatnonzero(self._generation.live)
-        return score_documents(self._generation, queries, live, rungs)
+        rows = np.flatnonzero(self._generation.select(filter))
+        return score_documents(self._generation, queries, rows, rungs)
 
     def ids(self, filter: Mapping[str, Any] | None = None) -> list[str]:
-        """Ids of the live documents that pass a filter (as in `search`), in row order."""
+        """Ids of the live documents that pass a filter, in row order.
+
+        Raises:
+            UserError: a filter field that is not there.
+        """
         allowed = self._generation.select(filter)
         return [name for name, keep in zip(self._generation.ids(), allowed) if keep]
 
@@ -228,9 +240,7 @@ class SearchIndex:
         choice = coarse or self._manifest.default_coarse
         allowed = COARSE_CHOICES if self.has_fused else ("first",)
         if choice not in allowed:
-            raise UserError(
-                f"coarse '{choice}' does not exist here; allowed: {', '.join(allowed)}"
-            )
+            raise UserError(f"coarse '{choice}' does not exist here; allowed: {', '.join(allowed)}")
         return choice
 
     def _check_group(self, group_by: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,44 @@ def test_few_survivors_of_a_filter_are_all_scored(index: SearchIndex) -> None:
     [found] = index.search(queries(1), candidates=150, filter={"group": "travel"})
     assert found.exact
     assert found.scored == 100
+
+
+def test_scores_of_a_filtered_corpus_are_columns_of_the_whole(index: SearchIndex) -> None:
+    condition = {"group": ["animals", "travel"], "tags": "t1"}
+    names, chosen = index.ids(), index.ids(condition)
+    assert 0 < len(chosen) < len(names)
+    columns = [names.index(name) for name in chosen]
+    whole = index.score_all(queries(4))
+    for rung, matrix in index.score_all(queries(4), filter=condition).items():
+        np.testing.assert_array_equal(matrix, whole[rung][:, columns])
+    assert list(index.score_all(queries(1), ["2x4"])) == ["2x4"]
+
+
+def test_many_threads_get_what_one_gets(index: SearchIndex, tmp_path: Path) -> None:
+    query = queries(30)
+
+    def search(row: int) -> list:
+        found = fresh.search(query[row : row + 1], candidates=50, filter={"tags": "t1"})
+        return found[0].hits
+
+    expected = [
+        index.search(query[row : row + 1], candidates=50, filter={"tags": "t1"})[0].hits
+        for row in range(30)
+    ]
+    fresh = SearchIndex.open(tmp_path / "index")
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(search, range(30))) == expected
+
+
+def test_an_open_index_survives_a_change_of_directory_and_odd_names(
+    embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd ?#%41 é").mkdir()
+    monkeypatch.chdir(tmp_path / "odd ?#%41 é")
+    build_index(embeddings, "index")
+    index = SearchIndex.open("index")
+    monkeypatch.chdir(tmp_path)
+    assert len(index.search(queries(1), filter={"group": "food"})[0].hits) == 10
 
 
 def test_a_group_gives_only_its_best_hit(index: SearchIndex) -> None:
