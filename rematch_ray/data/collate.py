@@ -1,19 +1,25 @@
 """Rows -> Batch: right padding, room for the meta tokens, one tensor of patches for all images.
 
 Knows token layout and padding; nothing of files, decoding, weights or losses. `Batch` is what one
-forward pass reads, `TrainBatch` what one rank reads in one step. Middle floor.
+forward pass reads. Middle floor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rematch_ray.data.rows import EncodedRow
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Moved = TypeVar("Moved", bound="DataclassInstance")
 
 HEADER, CONTENT, END, META, PAD = 0, 1, 2, 3, -1
 
@@ -47,38 +53,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return _moved(self, device)
-
-
-@dataclass(frozen=True)
-class TrainBatch:
-    """What one rank reads in one step: b queries, their distinct documents, and who belongs to whom.
-
-    Attributes:
-        queries: Batch of b rows.
-        documents: Batch of n distinct documents (positives and hard negatives).
-        positive_slot: (b,) int64 row of each query's positive in `documents`.
-        negative_slot: (b, N) int64 rows of the hard negatives, -1 where there is none.
-        query_ids: (b,) int64 stable ids.
-        document_ids: (n,) int64 stable ids.
-        listed_ids: (b, P) int64 ids of every document listed as right, padded with -1.
-        valid: (b,) bool, False = a row that only keeps the shape.
-        step: global optimisation step, seeds the draws together with `query_ids`.
-    """
-
-    queries: Batch
-    documents: Batch
-    positive_slot: Tensor
-    negative_slot: Tensor
-    query_ids: Tensor
-    document_ids: Tensor
-    listed_ids: Tensor
-    valid: Tensor
-    step: int
-
-    def to(self, device: torch.device | str) -> TrainBatch:
-        """The same batch on another device."""
-        return _moved(self, device)
+        return moved(self, device)
 
 
 def collate(rows: Sequence[EncodedRow], *, num_meta: int, pad_id: int) -> Batch:
@@ -126,10 +101,10 @@ def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))
 
 
-def _moved(value, device):  # type: ignore[no-untyped-def]
-    """A copy of a dataclass with its tensors (and nested batches) moved."""
-    moved = {}
+def moved(value: Moved, device: torch.device | str) -> Moved:
+    """A copy of a dataclass with its tensors (and nested batches) on another device."""
+    fresh = {}
     for entry in fields(value):
         current = getattr(value, entry.name)
-        moved[entry.name] = current.to(device) if hasattr(current, "to") else current
-    return type(value)(**moved)
+        fresh[entry.name] = current.to(device) if hasattr(current, "to") else current
+    return replace(value, **fresh)

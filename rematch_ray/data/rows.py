@@ -89,13 +89,6 @@ class RowEncoder:
         channels = 3 * int(image_processor.temporal_patch_size)
         self.patch_dim = channels * int(image_processor.patch_size) ** 2
 
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> RowEncoder:
-        """Loads the processors and template of an export (or run) directory, no weights."""
-        from rematch_ray.model.checkpoint import load_row_encoder
-
-        return load_row_encoder(path)
-
     def encode(self, item: Item, side: Side, instruction: str | None = None) -> EncodedRow:
         """Encodes one item.
 

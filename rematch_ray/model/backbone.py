@@ -141,6 +141,11 @@ class Backbone(nn.Module):
             if any(pattern.search(name) for pattern in patterns):
                 parameter.requires_grad_(False)
 
+    def freeze_untied_head(self) -> None:
+        """Stops training the output layer where it is not the embedding table itself."""
+        if self.model.lm_head.weight is not self.word_embeddings.weight:
+            self.model.lm_head.requires_grad_(False)
+
     def add_lora(self, settings: LoraSettings) -> None:
         """Freezes every weight and adds trainable adapters to the language model."""
         self.model.requires_grad_(False)

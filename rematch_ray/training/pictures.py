@@ -31,7 +31,7 @@ def training_texts() -> Iterator[str]:
 
 
 def training_pictures(
-    encoder: RowEncoder, *, scene_drawings: int = 2, num_pages: int = 2000
+    encoder: RowEncoder, *, scene_drawings: int = 2, num_pages: int = 1200
 ) -> list[Picture]:
     """Pictures of the training splits of all three corpora, encoded once and kept.
 

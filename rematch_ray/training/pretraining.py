@@ -62,9 +62,9 @@ class PretrainSettings(BaseModel):
 
     tiny: TinySettings = TinySettings()
     seed: int = 0
-    steps: int = Field(default=4500, ge=1)
-    pictures: Mapping[str, int] = {"emoji": 28, "scenes": 24, "pages": 6}
-    num_questions: int = Field(default=4, ge=1)
+    steps: int = Field(default=2000, ge=1)
+    pictures: Mapping[str, int] = {"emoji": 28, "scenes": 24, "pages": 4}
+    num_questions: int = Field(default=3, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
     warmup_steps: int = Field(default=200, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
