@@ -1,49 +1,39 @@
 """`SearchIndex`: search at any budget over the published generation of an index.
 
-Composes the stages: filter, coarse list, narrowing budgets, final budget. Scores are exact and
-ties are broken by id, so budget, candidates and generation give the same hits bit for bit. Knows
-nothing of models (it takes query vectors) or of serving. Middle floor.
+Checks what a caller asks against what the index holds, plans, and hands over to the cascade. Scores
+are exact and ties are broken by id, so budget, candidates and generation give the same hits bit for
+bit. Knows nothing of models (it takes query vectors) or of serving. Middle floor.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError, did_you_mean
+from rematch_ray.index.cascade import (
+    Request,
+    ms_since,
+    search_cascade,
+    search_exhaustively,
+    stage,
+)
 from rematch_ray.index.coarse import COARSE_CHOICES
-from rematch_ray.index.exact import Float32, order_best
+from rematch_ray.index.exact import Float32
 from rematch_ray.index.generation import Generation
-from rematch_ray.index.hits import Hit, SearchResult, best_hits
+from rematch_ray.index.hits import Hit, SearchResult
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.info import bytes_per_document, describe
-from rematch_ray.index.planner import Candidates, Plan, check_candidates, plan_search
+from rematch_ray.index.planner import Candidates, check_candidates, plan_search
 from rematch_ray.index.queries import Queries, QueryVectors
-from rematch_ray.index.stages import find_candidates, require_fused, score_documents
+from rematch_ray.index.stages import require_fused, score_documents
 from rematch_ray.scoring.budget import Budget, Ladder
 
 __all__ = ["Hit", "SearchIndex", "SearchResult"]
-
-# scores of one exhaustive pass held at once: 2**25 float32 are 128 MiB
-_HELD_SCORES = 1 << 25
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One search call, checked: what every query of its batch shares."""
-
-    plan: Plan
-    coarse: str
-    allowed: NDArray[np.bool_]
-    top_k: int
-    group_by: str | None
-    filter_stage: dict[str, Any]
 
 
 class SearchIndex:
@@ -125,15 +115,20 @@ class SearchIndex:
         plan = plan_search(
             rung, self.ladder, candidates=candidates, num_allowed=num_allowed, top_k=top_k
         )
-        filter_ms = _ms_since(started) / max(1, len(queries))
-        stage = _stage("filter", len(self), num_allowed, filter_ms)
-        request = _Request(plan, choice, allowed, top_k, group_by, stage)
-        if num_allowed == 0:
-            return [self._result(request, [], 0, 0, []) for _ in range(len(queries))]
+        filter_ms = ms_since(started) / max(1, len(queries))
+        request = Request(
+            plan=plan,
+            coarse=choice,
+            allowed=allowed,
+            top_k=top_k,
+            group_by=group_by,
+            filter_stage=stage("filter", len(self), num_allowed, filter_ms),
+        )
         if plan.coarse_candidates is None:
-            return self._search_all(queries, request)
+            return search_exhaustively(self._generation, queries, request)
         return [
-            self._search_cascade(queries[row : row + 1], request) for row in range(len(queries))
+            search_cascade(self._generation, queries[row : row + 1], request)
+            for row in range(len(queries))
         ]
 
     def score_all(
@@ -247,70 +242,3 @@ class SearchIndex:
         fields = self._generation.fields()
         if group_by is not None and group_by not in fields:
             raise UserError(f"group_by '{group_by}' is not there; {did_you_mean(group_by, fields)}")
-
-    def _search_all(self, queries: Queries, request: _Request) -> list[SearchResult]:
-        """Scores every allowed document at the final budget, many queries in one pass."""
-        budget = request.plan.budget
-        rows = np.flatnonzero(request.allowed)
-        results = []
-        step = max(1, _HELD_SCORES // len(rows))
-        for start in range(0, len(queries), step):
-            part = queries[start : start + step]
-            started = time.perf_counter()
-            scores = score_documents(self._generation, part, rows, [budget])[str(budget)]
-            ms = _ms_since(started) / len(part)
-            for score in scores:
-                hits = best_hits(self._generation, rows, score, request.top_k, request.group_by)
-                stages = [_stage(str(budget), len(rows), len(hits), ms)]
-                results.append(self._result(request, hits, len(rows), len(rows), stages))
-        return results
-
-    def _search_cascade(self, query: Queries, request: _Request) -> SearchResult:
-        """Coarse candidates of one query, narrowed through the plan's budgets."""
-        plan = request.plan
-        assert plan.coarse_candidates is not None
-        started = time.perf_counter()
-        rows = find_candidates(
-            self._generation, query, request.coarse, plan.coarse_candidates, request.allowed
-        )
-        num_candidates = len(rows)
-        entered = request.filter_stage["out"]
-        stages = [_stage(f"coarse:{request.coarse}", entered, num_candidates, _ms_since(started))]
-        for rung, keep in plan.narrowing:
-            started = time.perf_counter()
-            score = score_documents(self._generation, query, rows, [rung])[str(rung)][0]
-            kept = rows[order_best(score, self._generation.keys[rows], keep)]
-            stages.append(_stage(str(rung), len(rows), len(kept), _ms_since(started)))
-            rows = kept
-        started = time.perf_counter()
-        score = score_documents(self._generation, query, rows, [plan.budget])[str(plan.budget)][0]
-        hits = best_hits(self._generation, rows, score, request.top_k, request.group_by)
-        stages.append(_stage(str(plan.budget), len(rows), len(hits), _ms_since(started)))
-        return self._result(request, hits, num_candidates, len(rows), stages)
-
-    def _result(
-        self,
-        request: _Request,
-        hits: list[Hit],
-        candidates: int,
-        scored: int,
-        stages: list[dict[str, Any]],
-    ) -> SearchResult:
-        return SearchResult(
-            hits=hits,
-            budget=str(request.plan.budget),
-            candidates=candidates,
-            stages=[request.filter_stage, *stages],
-            scored=scored,
-            live=len(self),
-            exact=scored == request.filter_stage["out"],
-            generation=self._generation.name,
-        )
-
-
-def _stage(name: str, entered: int, left: int, ms: float) -> dict[str, Any]:
-    return {"name": name, "in": entered, "out": left, "ms": round(ms, 3)}
-
-
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1000

@@ -1,0 +1,123 @@
+"""Running a plan: all documents at the final budget, or coarse candidates narrowed on the way.
+
+Takes a checked request; chooses nothing. Middle floor.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rematch_ray.index.exact import order_best
+from rematch_ray.index.generation import Generation
+from rematch_ray.index.hits import Hit, SearchResult, best_hits
+from rematch_ray.index.planner import Plan
+from rematch_ray.index.queries import Queries
+from rematch_ray.index.stages import find_candidates, score_documents
+
+# scores of one exhaustive pass held at once: 2**25 float32 are 128 MiB
+_HELD_SCORES = 1 << 25
+
+
+@dataclass(frozen=True)
+class Request:
+    """One search call, checked: what every query of its batch shares.
+
+    Args:
+        plan: the stages.
+        coarse: coarse choice.
+        allowed: (rows,) True where a document is live and passes the filter.
+        top_k: most hits per query.
+        group_by: payload field of which each value gives one hit, or None.
+        filter_stage: what the filter kept, as a stage of the result.
+    """
+
+    plan: Plan
+    coarse: str
+    allowed: NDArray[np.bool_]
+    top_k: int
+    group_by: str | None
+    filter_stage: dict[str, Any]
+
+
+def search_exhaustively(
+    generation: Generation, queries: Queries, request: Request
+) -> list[SearchResult]:
+    """Scores every allowed document at the final budget, many queries in one pass."""
+    name = str(request.plan.budget)
+    rows = np.flatnonzero(request.allowed)
+    if len(rows) == 0:
+        return [_result(generation, request, [], 0, 0, []) for _ in range(len(queries))]
+    results = []
+    step = max(1, _HELD_SCORES // len(rows))
+    for start in range(0, len(queries), step):
+        part = queries[start : start + step]
+        started = time.perf_counter()
+        scores = score_documents(generation, part, rows, [request.plan.budget])[name]
+        ms = ms_since(started) / len(part)
+        for score in scores:
+            hits = best_hits(generation, rows, score, request.top_k, request.group_by)
+            stages = [stage(name, len(rows), len(hits), ms)]
+            results.append(_result(generation, request, hits, len(rows), len(rows), stages))
+    return results
+
+
+def search_cascade(generation: Generation, query: Queries, request: Request) -> SearchResult:
+    """Takes one query's coarse candidates through the plan's budgets."""
+    plan = request.plan
+    assert plan.coarse_candidates is not None
+    started = time.perf_counter()
+    rows = find_candidates(
+        generation, query, request.coarse, plan.coarse_candidates, request.allowed
+    )
+    num_candidates = len(rows)
+    num_allowed = request.filter_stage["out"]
+    stages = [
+        stage(f"coarse:{request.coarse}", num_allowed, num_candidates, ms_since(started)),
+    ]
+    for rung, keep in plan.narrowing:
+        started = time.perf_counter()
+        score = score_documents(generation, query, rows, [rung])[str(rung)][0]
+        kept = rows[order_best(score, generation.keys[rows], keep)]
+        stages.append(stage(str(rung), len(rows), len(kept), ms_since(started)))
+        rows = kept
+    started = time.perf_counter()
+    name = str(plan.budget)
+    score = score_documents(generation, query, rows, [plan.budget])[name][0]
+    hits = best_hits(generation, rows, score, request.top_k, request.group_by)
+    stages.append(stage(name, len(rows), len(hits), ms_since(started)))
+    return _result(generation, request, hits, num_candidates, len(rows), stages)
+
+
+def stage(name: str, entered: int, left: int, ms: float) -> dict[str, Any]:
+    """One stage of a result: documents that came in and went on, and the milliseconds it took."""
+    return {"name": name, "in": entered, "out": left, "ms": round(ms, 3)}
+
+
+def ms_since(started: float) -> float:
+    """Milliseconds since a reading of `time.perf_counter`."""
+    return (time.perf_counter() - started) * 1000
+
+
+def _result(
+    generation: Generation,
+    request: Request,
+    hits: list[Hit],
+    candidates: int,
+    scored: int,
+    stages: list[dict[str, Any]],
+) -> SearchResult:
+    return SearchResult(
+        hits=hits,
+        budget=str(request.plan.budget),
+        candidates=candidates,
+        stages=[request.filter_stage, *stages],
+        scored=scored,
+        live=generation.manifest.live,
+        exact=scored == request.filter_stage["out"],
+        generation=generation.name,
+    )
