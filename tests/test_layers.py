@@ -34,7 +34,6 @@ ALLOWED: dict[str, set[str]] = {
     "training": SHARED | {"data", "model", "training"},
     "index": SHARED | {"data", "model", "index"},
     "evaluation": SHARED | {"data", "model", "index", "evaluation"},
-    "config_file": {"errors"},
     "config": GROUND | MIDDLE,
     "workloads": GROUND | MIDDLE | {"workloads"},
     "serve": GROUND | MIDDLE | {"serve"},
