@@ -10,11 +10,9 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.train
 import ray.train.collective
@@ -24,43 +22,14 @@ import torch.distributed as dist
 
 from rematch_ray.collectives import rank, world_size
 from rematch_ray.config import RunConfig
-from rematch_ray.data.samples import SampleEncoder, TrainBatch
-from rematch_ray.model.checkpoint import build_row_encoder
-from rematch_ray.model.settings import ModelSettings
+from rematch_ray.data.samples import TrainBatch
 from rematch_ray.training.step import Training
 from rematch_ray.workloads.run_directory import RunDirectory
+from rematch_ray.workloads.stages import EncodeSamples
 from rematch_ray.workloads.stream import RankStep, TrainingData, batches, rank_steps, split
 
 REASONS_KEPT = 3
 STATE, TRAINER = "state", "trainer.json"
-
-
-class EncodeSamples:
-    """The stream's encode stage: a `SampleEncoder` that loads its processors once per process.
-
-    Args:
-        settings: of the model.
-        max_negatives: hard negatives taken per row.
-        seed: of the draws.
-    """
-
-    def __init__(self, settings: ModelSettings, *, max_negatives: int, seed: int) -> None:
-        self._arguments = (settings.model_dump_json(), max_negatives, seed)
-
-    def __call__(self, tables: list[pa.Table], index: int) -> pa.Table:
-        """Encode the samples of all sub-batches of step `index`, in order."""
-        return _sample_encoder(*self._arguments)(tables, index)
-
-
-@lru_cache(maxsize=1)
-def _sample_encoder(settings: str, max_negatives: int, seed: int) -> SampleEncoder:
-    model = ModelSettings.model_validate_json(settings)
-    return SampleEncoder(
-        build_row_encoder(model.base, model),
-        max_negatives=max_negatives,
-        seed=seed,
-        instructions=model.instructions,
-    )
 
 
 def train_rank(config: dict[str, Any]) -> dict[str, Any]:

@@ -149,7 +149,8 @@ def _start(address: str | None) -> None:
 
     options: dict[str, Any] = {
         "log_to_driver": os.environ.get("REMATCH_RAY_DEBUG") == "1",
-        "logging_level": "WARNING",
+        # below that Ray announces at every start that it made an authentication token
+        "logging_level": "ERROR",
         "runtime_env": {"env_vars": {k: os.environ[k] for k in WORKER_ENVIRONMENT}},
     }
     if address:

@@ -2,7 +2,8 @@
 
 Adapters: they call the middle floor and pass Arrow tables on. All tables are plain Arrow
 (`batch_format="pyarrow"`): with Ray's default format nested columns would be written as pickles.
-Top floor.
+Torch and transformers are imported where they are used: read tasks and Ray's coordinators load this
+module too, and would spend seconds on them. Top floor.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,10 @@ from rematch_ray.data.readers.parquet import Unit
 from rematch_ray.data.rows import EncodedRow, RowEncoder, rows_from_table, rows_to_table
 from rematch_ray.data.schema import item_from_row
 from rematch_ray.errors import UserError
-from rematch_ray.model.checkpoint import read_meta
 from rematch_ray.model.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from rematch_ray.data.samples import SampleEncoder
 
 
 @dataclass(frozen=True)
@@ -235,5 +238,38 @@ def fixed_size(values: np.ndarray) -> pa.Array:
 @lru_cache(maxsize=2)
 def load_encoder(export: str) -> tuple[RowEncoder, ModelSettings]:
     """Load an export's processors and settings once per process."""
+    from rematch_ray.model.checkpoint import load_row_encoder, read_meta
+
     settings = ModelSettings.model_validate(read_meta(Path(export))["settings"])
-    return RowEncoder.from_pretrained(export), settings
+    return load_row_encoder(export), settings
+
+
+class EncodeSamples:
+    """The stream's encode stage: a `SampleEncoder` that loads its processors once per process.
+
+    Args:
+        settings: of the model.
+        max_negatives: hard negatives taken per row.
+        seed: of the draws.
+    """
+
+    def __init__(self, settings: ModelSettings, *, max_negatives: int, seed: int) -> None:
+        self._arguments = (settings.model_dump_json(), max_negatives, seed)
+
+    def __call__(self, tables: list[pa.Table], index: int) -> pa.Table:
+        """Encode the samples of all sub-batches of step `index`, in order."""
+        return _sample_encoder(*self._arguments)(tables, index)
+
+
+@lru_cache(maxsize=1)
+def _sample_encoder(settings: str, max_negatives: int, seed: int) -> "SampleEncoder":
+    from rematch_ray.data.samples import SampleEncoder
+    from rematch_ray.model.checkpoint import build_row_encoder
+
+    model = ModelSettings.model_validate_json(settings)
+    return SampleEncoder(
+        build_row_encoder(model.base, model),
+        max_negatives=max_negatives,
+        seed=seed,
+        instructions=model.instructions,
+    )

@@ -16,7 +16,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rematch_ray.config import RunConfig
 from rematch_ray.errors import UserError
-from rematch_ray.workloads.loop import train_rank
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.runtime import Bundle, connect
 from rematch_ray.workloads.stream import TrainingData, open_data
@@ -101,14 +100,22 @@ def _fit(run: RunConfig, data: TrainingData, directory: RunDirectory) -> dict[st
     progress.show(last=True)
     returned = outcome["result"].return_value
     if returned.get("refused"):
-        raise UserError(returned["refused"])
-    result = {**returned, "seconds": round(time.time() - started, 1)}
+        raise UserError(
+            f"run {run.name} stopped at step {returned['steps']}: {returned['refused']}"
+        )
+    if returned.get("stopped"):
+        _say(f"stopped at step {returned['steps']}; the same command goes on: {run.directory}")
+        return {**returned, "directory": str(run.directory), "skipped": False}
+    seconds = round(time.time() - started, 1)
+    result = {**returned, "directory": str(run.directory), "seconds": seconds}
     directory.finish(result)
     _say(f"finished: {run.directory / 'best'}")
     return {**result, "skipped": False}
 
 
 def _trainer(run: RunConfig, data: TrainingData) -> TorchTrainer:
+    from rematch_ray.workloads.loop import train_rank
+
     settings = run.train
     resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
     return TorchTrainer(

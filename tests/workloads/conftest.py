@@ -7,7 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from rematch_ray.data.schema import Item, items_to_table, write_parquet
+from rematch_ray.data.schema import (
+    Item,
+    Negative,
+    Positive,
+    Sample,
+    items_to_table,
+    samples_to_table,
+    write_parquet,
+)
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.model.tiny import (
@@ -85,3 +93,26 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_parquet(items_to_table(mixed, payload), folder / "a.parquet")
     write_parquet(items_to_table([*items[30:], bad[2]], payload), folder / "b.parquet")
     return folder
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two sources of training rows: photos found by their name, notes by their text."""
+    folder = tmp_path_factory.mktemp("train")
+    rows = {
+        "photos": [sample("photos", n, png(n)) for n in range(48)],
+        "notes": [sample("notes", n, f"note {n}") for n in range(32)],
+    }
+    paths = {}
+    for name, made in rows.items():
+        paths[name] = folder / name
+        write_parquet(samples_to_table(made[:20]), paths[name] / "a.parquet")
+        write_parquet(samples_to_table(made[20:]), paths[name] / "b.parquet")
+    return paths
+
+
+def sample(source: str, number: int, document: bytes | str) -> Sample:
+    positive = Item.of(document, id=f"{source}-{number}")
+    wrong = Item.of(f"wrong {number}", id=f"{source}-wrong-{number}")
+    query = Item.of(f"query {number}", id=f"q-{source}-{number}")
+    return Sample(query, (Positive(positive),), (Negative(wrong),), source=source)

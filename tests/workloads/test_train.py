@@ -1,0 +1,186 @@
+"""A run survives kills, stops and restarts: every step once, at any number of processes."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.data
+
+from rematch_ray.config import DataSettings, RunConfig, SourceSettings, TrainSettings
+from rematch_ray.data.order import OrderSettings
+from rematch_ray.errors import UserError
+from rematch_ray.model.embedder import Embedder
+from rematch_ray.training.settings import OptimisationSettings
+from rematch_ray.workloads.loop import BadRows, Wish
+from rematch_ray.workloads.run_directory import RunDirectory
+from rematch_ray.workloads.stream import RankStep, open_data
+from rematch_ray.workloads.train import start_line, step_line, train
+from tests.workloads.conftest import model_settings
+
+STEPS = 32
+
+
+def run_config(base: Path, samples: dict[str, Path], storage: Path, **train: Any) -> RunConfig:
+    return RunConfig(
+        name="run",
+        storage=storage,
+        model=model_settings(base),
+        optimisation=OptimisationSettings(warmup_steps=2),
+        data=DataSettings(
+            sources=tuple(SourceSettings(name=n, path=path) for n, path in samples.items()),
+            order=OrderSettings(global_batch=8, sub_batch=4),
+        ),
+        train=TrainSettings(
+            **{"steps": STEPS, "checkpoint_every": 4, "progress_seconds": 0.2, **train}
+        ),
+    )
+
+
+def records(run: RunConfig, event: str) -> list[dict[str, Any]]:
+    return [r for r in RunDirectory(run.directory).records() if r["event"] == event]
+
+
+def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
+    """Do something in the background as soon as a condition holds."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 150
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def _restored_data_context() -> Iterator[None]:
+    before = ray.data.DataContext.get_current().copy()
+    yield
+    ray.data.DataContext._set_current(before)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster", "_restored_data_context")
+def test_a_killed_worker_and_a_stopped_run_lose_no_step_and_repeat_none(
+    base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_config(base, samples, tmp_path)
+    directory = RunDirectory(run.directory)
+
+    def kill_rank_1() -> None:
+        [start] = records(run, "start")
+        os.kill(start["workers"][1]["pid"], signal.SIGKILL)
+
+    # rank 1 dies in mid-epoch; the run goes on from a checkpoint, then somebody asks it to stop
+    killer = when(lambda: len(records(run, "step")) > 5, kill_rank_1)
+    stopper = when(
+        lambda: len(records(run, "start")) > 1 and len(records(run, "step")) > 9,
+        directory.ask_to_stop,
+    )
+    stopped = train(run)
+    killer.join()
+    stopper.join()
+    assert stopped["stopped"]
+    assert 9 < stopped["steps"] < STEPS
+    assert not (run.directory / "best").exists()
+    [_, restart] = records(run, "start")
+    assert restart["from_step"] in (0, 4)
+
+    # the next run goes on with one process and does what is left
+    alone = run_config(base, samples, tmp_path, num_workers=1)
+    finished = train(alone)
+    assert finished["steps"] == STEPS
+    assert records(run, "start")[-1]["from_step"] == stopped["steps"]
+    assert [r["step"] for r in records(run, "step")] == list(range(STEPS))
+    epochs = [r["epoch"] for r in records(run, "step")]
+    assert epochs == [step // open_data(run.data, 0).plan.steps_per_epoch for step in range(STEPS)]
+
+    position = json.loads((run.directory / "checkpoint_0000032" / "trainer.json").read_text())
+    assert position["index"] == STEPS
+    assert position["world_size"] == 1
+    for name in ("best", "last"):
+        assert Embedder.from_pretrained(run.directory / name, device="cpu").ladder
+    again = train(alone)
+    assert again["skipped"]
+    assert again["metrics"] == finished["metrics"]
+
+
+def test_a_run_goes_on_only_with_the_settings_it_began_with(
+    base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_config(base, samples, tmp_path)
+    directory = RunDirectory(run.directory)
+    assert directory.open(run) is None
+    assert directory.open(run_config(base, samples, tmp_path, num_workers=4)) is None
+    with pytest.raises(UserError, match=r"holds a run with train.steps=32, now train.steps=20"):
+        directory.open(run_config(base, samples, tmp_path, steps=20))
+    with pytest.raises(UserError, match=r"seed=0, now seed=3"):
+        directory.open(run.model_copy(update={"seed": 3}))
+
+
+def test_steps_that_are_done_again_are_forgotten_and_a_half_written_line_is_left_out(
+    tmp_path: Path,
+) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.log({"event": "start", "from_step": 0})
+    for step in range(5):
+        directory.log({"event": "step", "step": step})
+    with directory.metrics.open("a") as file:
+        file.write('{"event": "st')
+    assert len(list(directory.records())) == 6
+    directory.forget_steps_from(3)
+    assert [r.get("step") for r in directory.records()] == [None, 0, 1, 2]
+
+
+def test_more_workers_than_a_step_can_be_shared_by_are_refused_before_anything_starts(
+    base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="3 workers cannot share"):
+        train(run_config(base, samples, tmp_path, num_workers=3))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_source_is_refused_by_path(base: Path, tmp_path: Path) -> None:
+    run = run_config(base, {"photos": tmp_path / "nowhere"}, tmp_path)
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        train(run)
+
+
+def test_bad_rows_are_counted_by_epoch_and_refused_past_their_share(
+    base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_config(base, samples, tmp_path)
+    accepted = BadRows(run, open_data(run.data, 0))
+    bad = Wish(stop=False, error="", bad_rows=1, reasons=("item 'x': truncated",))
+    # 80 rows an epoch, 1 % of them: none may be bad
+    assert "1 of the 80 training rows" in accepted.refuses(RankStep(0, 0, 0, None, "", 0), bad)
+    lenient = BadRows(
+        run.model_copy(update={"data": run.data.model_copy(update={"max_bad_share": 0.02})}),
+        open_data(run.data, 0),
+    )
+    assert not lenient.refuses(RankStep(0, 0, 0, None, "", 0), bad)
+    assert "item 'x': truncated" in lenient.refuses(RankStep(0, 1, 1, None, "", 0), bad)
+    assert not lenient.refuses(RankStep(1, 0, 10, None, "", 0), bad)
+    assert lenient.total == 3
+
+
+def test_progress_names_the_losses_the_speed_and_the_time_left() -> None:
+    workers = [{"rank": 0, "pid": 11, "node": "a"}, {"rank": 1, "pid": 12, "node": "a"}]
+    line = start_line({"from_step": 4, "workers": workers})
+    assert line == "training from step 4: rank 0 pid 11, rank 1 pid 12"
+    metrics = {"loss": 1.23456, "loss/fused": 0.5, "accuracy/1x1": 0.9}
+    steps = [
+        {"step": i, "epoch": 1, "pairs": 64, "seconds": 2.0, "metrics": metrics} for i in range(40)
+    ]
+    line = step_line(steps, 100)
+    assert line.startswith("step 40/100  epoch 1  loss 1.235  loss/fused 0.500  32.0 pairs/s")
+    assert line.endswith("2:00 left")
