@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from rematch_ray.data.prompts import Template
 from rematch_ray.data.rows import RowEncoder
 from rematch_ray.errors import UserError
 from rematch_ray.model.backbone import Backbone
@@ -30,6 +31,7 @@ from rematch_ray.model.settings import ModelIdentity, ModelSettings, settings_di
 FORMAT_VERSION = 1
 META_FILE = "rematch.json"
 HEADS_FILE = "heads.safetensors"
+TEMPLATE_FILE = "template.json"
 _BACKBONE_PREFIX = "backbone."
 
 
@@ -163,10 +165,25 @@ def build_row_encoder(path: str | Path, settings: ModelSettings) -> RowEncoder:
     return RowEncoder(
         tokenizer,
         processor,
-        settings.template,
+        settings.template or base_template(path),
         max_text_tokens=settings.max_text_tokens,
         max_image_pixels=settings.max_image_pixels,
     )
+
+
+def base_template(path: str | Path) -> Template:
+    """The template that a base folder brings along in `template.json`; Qwen's without one.
+
+    Raises:
+        UserError: the file is there but is not a template.
+    """
+    file = Path(path) / TEMPLATE_FILE
+    if not file.is_file():
+        return Template()
+    try:
+        return Template.model_validate_json(file.read_text())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"'{file}' is not a template: {error}") from error
 
 
 def _settings(meta: dict[str, Any], folder: Path) -> ModelSettings:
@@ -190,7 +207,7 @@ def _identity(model: Embedder, folder: Path) -> ModelIdentity:
         num_document_vectors=model.num_vectors("document"),
         embedding_dim=model.embedding_dim,
         fused_dim=model.fused_dim,
-        template_digest=model.settings.template.digest,
+        template_digest=model.template.digest,
     )
 
 

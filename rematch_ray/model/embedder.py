@@ -116,7 +116,8 @@ class Embedder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.row_encoder = row_encoder
-        self.settings = settings
+        self.template = row_encoder.prompt.template
+        self.settings = settings.model_copy(update={"template": self.template})
         self.name = name
         self.ladder: Ladder = settings.budgets
         self.identity: ModelIdentity | None = None

@@ -45,7 +45,8 @@ class ModelSettings(BaseModel):
         lora: adapters instead of full training; null trains every weight that is not frozen.
         freeze: parts that are not trained: vision, merger, embeddings, language.
         gradient_checkpointing: recompute layers in the backward pass to save memory.
-        template: the fixed strings around an item.
+        template: the fixed strings around an item; null = the base's own (`template.json` in its
+            folder), else Qwen's.
         max_text_tokens: text tokens of one item beyond which the rest is cut.
         max_image_pixels: images with more pixels are refused before decoding.
         min_pixels: images are enlarged to at least this many pixels; null = the processor's own.
@@ -67,7 +68,7 @@ class ModelSettings(BaseModel):
     lora: LoraSettings | None = None
     freeze: tuple[FreezePart, ...] = ()
     gradient_checkpointing: bool = False
-    template: Template = Template()
+    template: Template | None = None
     max_text_tokens: int = Field(default=4096, ge=1)
     max_image_pixels: int = Field(default=64_000_000, ge=1)
     min_pixels: int | None = Field(default=None, ge=1)

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import (
-    AutoImageProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -179,4 +178,4 @@ def save_base(
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     processor.save_pretrained(path)
-    AutoImageProcessor.from_pretrained(path, backend="pil")
+    (Path(path) / "template.json").write_text(TINY_TEMPLATE.model_dump_json(indent=2) + "\n")
