@@ -11,19 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from types import FrameType, ModuleType
+from types import ModuleType
 
 from rematch_ray import __version__
+from rematch_ray.commands import interruption
+from rematch_ray.commands.closing import end_descendants
 from rematch_ray.commands.parser import EXIT_MISTAKE, OneLineParser, add_json_argument
 from rematch_ray.errors import UserError
 
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+
+# libraries read these once, at import; whoever sets them keeps their own value
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 the user's mistake, 1 anything else, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _interrupt_on_sigterm()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    interruption.install()
     try:
         return _dispatch(arguments)
-    except SystemExit as leaving:  # argparse leaves this way after --help (0) or a mistake (2)
-        return leaving.code if isinstance(leaving.code, int) else EXIT_FAILED
+    except SystemExit as leaving:
+        if leaving.code in (EXIT_DONE, EXIT_MISTAKE):  # argparse, after --help or a mistake
+            return int(leaving.code)
+        return _interrupted()  # while Ray is connected it handles SIGTERM itself, by leaving
     except KeyboardInterrupt:
         return _interrupted()
     except UserError as mistake:
@@ -132,36 +140,18 @@ def _dispatch(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
-def _interrupt_on_sigterm() -> None:
-    """Make SIGTERM (``ray job stop``, a supervisor) end a verb exactly like Ctrl-C."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever runs us there owns the signals
-        return
-
-
 def _interrupted() -> int:
     """Close Ray if it was started or starting, say one line, leave no traceback."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # a second Ctrl-C must not tear the closing apart
-        try:
-            signal.signal(number, signal.SIG_IGN)
-        except ValueError:
-            break
+    interruption.ignore()
     if ray := sys.modules.get("ray"):
-        ray.shutdown()
-    print(
-        "interrupted: what was finished is kept, run the same command again to go on",
-        file=sys.stderr,
-        flush=True,
-    )
+        end_descendants(getattr(ray, "shutdown", _nothing))
+    kept = "what was finished is kept, run the same command again to go on"
+    print(f"interrupted: {kept}", file=sys.stderr, flush=True)
     return EXIT_INTERRUPTED
+
+
+def _nothing() -> None:
+    """What closes a Ray that was interrupted while it was imported."""
 
 
 def _report(error: BaseException, code: int) -> int:

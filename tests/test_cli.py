@@ -20,11 +20,15 @@ from rematch_ray.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def _restore_signals() -> Any:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+def _leave_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An interrupt ignores signals and closes Ray: here both belong to all tests."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(cli, "end_descendants", lambda close: None)
     yield
-    signal.signal(signal.SIGTERM, before[0])
-    signal.signal(signal.SIGINT, before[1])
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -110,6 +114,15 @@ def test_sigterm_ends_like_an_interrupt(verb: Any, capsys: pytest.CaptureFixture
 
     verb(wait)
     assert cli.main(["demo"]) == 130
+
+
+def test_leaving_as_rays_own_sigterm_handlers_do_is_an_interrupt(
+    verb: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for code in (1, int(signal.SIGTERM)):
+        verb(raising(SystemExit(code)))
+        assert cli.main(["demo"]) == 130
+        assert capsys.readouterr().err.startswith("interrupted")
 
 
 @pytest.mark.parametrize("name", ["mine", "doctor", "plan"])

@@ -66,10 +66,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     condition = _parse_filter(options.filter)
     query = _read_query(options.query, options.image)
     from rematch_ray.index.search import SearchIndex
+
+    index = SearchIndex.open(options.index)  # a wrong path is told before the model's libraries load
     from rematch_ray.model.embedder import Embedder
     from rematch_ray.serve.pair import fitting_export
 
-    index = SearchIndex.open(options.index)
     model = Embedder.from_pretrained(fitting_export(index, options.model))
     embeddings = model.encode_query(query, instruction=options.instruction)
     [found] = index.search(

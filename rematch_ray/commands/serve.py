@@ -7,7 +7,10 @@ loopback no API key is needed; any other address asks for --api-keys-file.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
+import logging
+import os
 import socket
 import sys
 import threading
@@ -17,12 +20,14 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rematch_ray.commands import interruption
 from rematch_ray.commands.parser import OneLineParser, positive_number
 from rematch_ray.errors import UserError
 
 if TYPE_CHECKING:
     from rematch_ray.serve.settings import ServeArgs
 
+APPLICATION = "rematch-ray"
 READY_TIMEOUT_S = 300.0
 _POLL_S = 0.25
 
@@ -73,14 +78,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     url = f"http://{_spoken(options.host)}:{options.port}/"
     started = time.perf_counter()
     print(f"starting Ray Serve for {options.index} ...", file=sys.stderr, flush=True)
+    from ray import serve
+
     with connect(bundles):
+        interruption.install()  # Ray's own handler prints a native stack and aborts
         _start(args, options.host, options.port)
         _wait_until_ready(f"{url}readyz")
         seconds = time.perf_counter() - started
         print(f"ready after {seconds:.0f} s: {url} (API: {url}docs), Ctrl-C ends", file=sys.stderr)
         sys.stderr.flush()
-        threading.Event().wait()
-    return {"url": url}
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end a server, not a failure
+            threading.Event().wait()
+        print("stopping ...", file=sys.stderr, flush=True)
+        if os.environ.get("RAY_ADDRESS"):  # a cluster of our own ends with us
+            serve.delete(APPLICATION)
+    return {"url": url, "seconds_until_ready": round(seconds, 1)}
 
 
 def _settings(options: argparse.Namespace) -> ServeArgs:
@@ -141,9 +153,10 @@ def _start(args: ServeArgs, host: str, port: int) -> None:
 
     from rematch_ray.serve.app import build
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=quiet)
-    serve.run(build(args), name="rematch-ray", route_prefix="/", logging_config=quiet)
+    serve.run(build(args), name=APPLICATION, route_prefix="/", logging_config=quiet)
 
 
 def _wait_until_ready(url: str) -> None:

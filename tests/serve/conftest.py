@@ -1,22 +1,39 @@
-"""A backend of a few lines, so that everything HTTP can be tested without models and Ray."""
+"""A backend of a few lines, so that everything HTTP can be tested without models and Ray; and a
+tiny real pair of model and index for the rest."""
 
 import asyncio
 import base64
 import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from rematch_ray.data.item import Item
 from rematch_ray.data.media import decode_image
 from rematch_ray.index.search import Hit, SearchResult
-from rematch_ray.model.embedder import Embeddings
+from rematch_ray.index.store import build_index
+from rematch_ray.model.embedder import Embedder, Embeddings
+from rematch_ray.model.settings import ModelSettings
+from rematch_ray.model.tiny import (
+    TINY_TEMPLATE,
+    TinySettings,
+    image_processor,
+    save_base,
+    tiny_model,
+    train_tokenizer,
+)
 from rematch_ray.serve.backend import EncodedQuery, NotReadyError, SearchPlan, ServedIndex
 from rematch_ray.serve.limits import KeyRing
 from rematch_ray.serve.media import MediaRoots
@@ -155,3 +172,107 @@ def connect(backend: FakeBackend, media: Path, records: list[RequestRecord]) -> 
 @pytest.fixture
 def client(connect: Connect) -> TestClient:
     return connect()
+
+
+COLOURS = ["red", "green", "blue", "yellow", "black", "white"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model with random weights, an index of six coloured squares made with it, their images."""
+
+    export: Path
+    index: Path
+    media: Path
+    keys: Path
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    transformers.utils.logging.disable_progress_bar()
+    folder = tmp_path_factory.mktemp("pair")
+    export = make_export(folder, seed=0)
+    media = folder / "media"
+    media.mkdir()
+    payloads = []
+    for colour in COLOURS:
+        (media / f"{colour}.png").write_bytes(png(32, 32, colour))
+        payloads.append({"name": f"a {colour} square", "media": str(media / f"{colour}.png")})
+    model = Embedder.from_pretrained(export, device="cpu")
+    documents = model.encode_document([png(32, 32, colour) for colour in COLOURS])
+    write_shards(folder / "embeddings", model, documents, payloads)
+    build_index(folder / "embeddings", folder / "index")
+    keys = folder / "keys"
+    keys.write_text(f"# who may ask\nme {hashlib.sha256(b'secret').hexdigest()}\n")
+    return Pair(export, folder / "index", media, keys)
+
+
+def make_export(folder: Path, *, seed: int) -> Path:
+    """An embedder of some ten thousand random weights."""
+    sizes = TinySettings(
+        vocabulary=300, hidden_dim=32, num_layers=1, num_heads=1, num_key_value_heads=1,
+        mlp_dim=32, vision_dim=32, vision_layers=1,
+    )  # fmt: skip
+    tokenizer = train_tokenizer(["a red square", "a blue square"], sizes)
+    base = folder / f"base-{seed}"
+    save_base(tiny_model(tokenizer, sizes, seed=seed), tokenizer, image_processor(sizes), base)
+    settings = ModelSettings(
+        base=str(base), ladder=("1x1", "2x4"), embedding_dim=8, fuse_k=2, template=TINY_TEMPLATE
+    )
+    torch.manual_seed(seed)
+    export = folder / f"export-{seed}"
+    Embedder.build(settings, name=f"squares-{seed}").save_pretrained(export)
+    return export
+
+
+def write_shards(
+    folder: Path, model: Embedder, documents: Embeddings, payloads: list[dict[str, str]]
+) -> None:
+    """An embedding directory as the embedding job writes it."""
+    folder.mkdir()
+    assert model.identity is not None
+    assert documents.fused is not None
+    _, num_vectors, dim = documents.vectors.shape
+    table = pa.table(
+        {
+            "id": COLOURS,
+            "vectors": _halves(documents.vectors.flatten(1)),
+            "fused": _halves(documents.fused),
+            "source": ["squares"] * len(COLOURS),
+            "payload": payloads,
+        }
+    )
+    pq.write_table(table, folder / "part-00000.parquet")
+    content = (folder / "part-00000.parquet").read_bytes()
+    shard = {
+        "file": "part-00000.parquet",
+        "rows": len(COLOURS),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    manifest = {
+        "format_version": 1,
+        "identity": model.identity.to_json(),
+        "side": "document",
+        "instruction": "",
+        "R": num_vectors,
+        "D": dim,
+        "F": documents.fused.shape[1],
+        "dtype": "float16",
+        "rows_in": len(COLOURS),
+        "embedded": len(COLOURS),
+        "quarantined": 0,
+        "shards": [shard],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _halves(rows: torch.Tensor) -> pa.Array:
+    values = pa.array(rows.numpy().astype(np.float16).ravel())
+    return pa.FixedSizeListArray.from_arrays(values, rows.shape[1])
+
+
+@pytest.fixture(scope="session")
+def other_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same sizes and other weights."""
+    return make_export(tmp_path_factory.mktemp("other"), seed=1)

@@ -1,0 +1,75 @@
+"""Ends what an interrupted verb started: no process outlives it.
+
+Ray ends its own daemons once it is up; interrupted while it starts, some would live on. Reads
+/proc and sends signals to descendants of this process only; knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Process = tuple[int, int]  # pid and start time: a pid alone may be another process by now
+PATIENCE_S = 3.0
+
+
+def end_descendants(close: Callable[[], None]) -> None:
+    """Close in the orderly way, then end every descendant that is left.
+
+    Args:
+        close: the orderly way; what it ends is not signalled here.
+    """
+    known = descendants()
+    close()
+    # those whose parent is gone by now belong to init, and only the first look can name them
+    left = alive(known | descendants())
+    _signal(left, signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE_S
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = alive(left)
+    _signal(left, signal.SIGKILL)
+
+
+def descendants() -> set[Process]:
+    """Every living process below this one; none where there is no /proc."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        if (found := _read(int(entry.name))) is not None:
+            parents[(int(entry.name), found[1])] = found[0]
+    below: set[Process] = set()
+    level = {os.getpid()}
+    while level:
+        children = {process for process, parent in parents.items() if parent in level} - below
+        below |= children
+        level = {pid for pid, _ in children}
+    return below
+
+
+def alive(processes: set[Process]) -> set[Process]:
+    """Those of the processes that still run."""
+    return {
+        (pid, start)
+        for pid, start in processes
+        if (found := _read(pid)) is not None and found[1] == start
+    }
+
+
+def _read(pid: int) -> tuple[int, int] | None:
+    """Parent and start time of a running process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the command before it may hold spaces
+    return None if fields[0] in "ZX" else (int(fields[1]), int(fields[19]))
+
+
+def _signal(processes: set[Process], number: signal.Signals) -> None:
+    for pid, _ in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -1,0 +1,187 @@
+"""The application on a real Ray Serve, with a tiny random model and its index."""
+
+import asyncio
+import base64
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rematch_ray.errors import UserError
+from rematch_ray.index.search import SearchIndex
+from rematch_ray.model.embedder import Embedder
+from rematch_ray.serve.settings import ServeArgs
+
+
+def test_an_application_without_keys_is_refused(pair: Any) -> None:
+    from rematch_ray.serve.app import build
+
+    with pytest.raises(UserError, match="without API keys"):
+        build(ServeArgs(index=pair.index, model=str(pair.export)))
+
+
+def test_a_model_that_the_index_was_not_built_with_is_refused(
+    pair: Any, other_export: Path
+) -> None:
+    from rematch_ray.serve.app import build
+
+    args = ServeArgs(index=pair.index, model=str(other_export), allow_anonymous=True)
+    with pytest.raises(UserError, match=r"squares-1 .* does not fit .*squares-0"):
+        build(args)
+
+
+def test_the_shipped_serve_configuration_is_valid(repository: Path) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    text = (repository / "cluster" / "serve.yaml").read_text()
+    deploy = ServeDeploySchema.model_validate(yaml.safe_load(text))
+    [application] = deploy.applications
+    assert application.import_path == "rematch_ray.serve.app:build"
+    args = ServeArgs.model_validate(application.args)
+    assert not args.allow_anonymous
+    known = {"encoder", "shard", "ingress"}
+    assert {deployment.name for deployment in application.deployments} <= known
+
+
+def test_queries_of_one_batch_get_the_vectors_they_get_alone(pair: Any) -> None:
+    from rematch_ray.data.item import Item
+    from rematch_ray.serve.encoder import embed_rows
+
+    model = Embedder.from_pretrained(pair.export, device="cpu")
+    texts = ["a red square", "blue", "a very long query about a yellow square"]
+    rows = [model.row_encoder.encode(Item.of(text), "query", "") for text in texts]
+    together = embed_rows(model, rows)
+    for row, mine in zip(rows, together, strict=True):
+        [alone] = embed_rows(model, [row])
+        assert mine.vectors.shape == (1, 2, 8)
+        assert (mine.vectors - alone.vectors).abs().max() < 1e-5
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: None, pair: Any) -> Iterator[str]:
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from rematch_ray.serve.app import build
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    args = ServeArgs(
+        index=pair.index,
+        model=str(pair.export),
+        allow_anonymous=True,
+        media_roots=(pair.media,),
+        limits={"max_image_pixels": 10_000},
+        encoder={"num_cpus": 0.5},
+        shard={"num_cpus": 0.5},
+    )
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+    serve.run(build(args), name="test", route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def ask(url: str, body: Any = None) -> tuple[int, Any]:
+    """GET, or POST of JSON; returns status and parsed answer (bytes when it is no JSON)."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data, headers), timeout=60
+        ) as answer:
+            status, content = answer.status, answer.read()
+    except urllib.error.HTTPError as refused:
+        status, content = refused.code, refused.read()
+    try:
+        return status, json.loads(content)
+    except ValueError:
+        return status, content
+
+
+def test_the_endpoint_gives_the_hits_of_the_search_in_process(url: str, pair: Any) -> None:
+    assert ask(f"{url}/readyz") == (200, {"status": "ready"})
+    model = Embedder.from_pretrained(pair.export, device="cpu")
+    query = model.encode_query("a red square")
+    index = SearchIndex.open(pair.index)
+    for budget in ("1x1", "2x4", "fused"):
+        [expected] = index.search(query, budget=budget, top_k=4)
+        status, body = ask(
+            f"{url}/v1/search", {"query": "a red square", "budget": budget, "top_k": 4}
+        )
+        assert status == 200, body
+        assert [hit["id"] for hit in body["results"]] == [hit.id for hit in expected.hits]
+        scores = [hit["score"] for hit in body["results"]]
+        assert scores == pytest.approx([hit.score for hit in expected.hits], abs=1e-5)
+        assert (body["budget"], body["exact"]) == (budget, True)
+
+
+def test_concurrent_queries_keep_their_own_answers(
+    url: str, pair: Any, png: Callable[..., bytes]
+) -> None:
+    image = base64.b64encode(png(32, 32, "green")).decode()
+    bodies = [
+        {"query": "a red square"},
+        {"query": {"image": image}},
+        {"query": {"text": "green", "image": image}},
+        {"query": {"image": base64.b64encode(b"no image").decode()}},
+    ] * 6
+    alone = [ask(f"{url}/v1/search", body) for body in bodies[:4]]
+    assert [status for status, _ in alone] == [200, 200, 200, 400]
+    assert alone[3][1]["error"]["param"] == "query"
+    with ThreadPoolExecutor(24) as pool:
+        together = list(pool.map(lambda body: ask(f"{url}/v1/search", body), bodies))
+    for number, (status, body) in enumerate(together):
+        expected_status, expected = alone[number % 4]
+        assert status == expected_status
+        if status == 200:
+            ids = [hit["id"] for hit in body["results"]]
+            assert ids == [hit["id"] for hit in expected["results"]]
+
+
+def test_a_huge_image_and_an_unknown_field_get_one_line_errors(
+    url: str, png: Callable[..., bytes]
+) -> None:
+    image = base64.b64encode(png(200, 200)).decode()
+    for body, says in (
+        ({"query": {"image": image}}, "10000"),
+        ({"query": "x", "filter": {"nmae": "a"}}, "nmae"),
+        ({"query": "x", "group_by": "nothing"}, "nothing"),
+    ):
+        status, answer = ask(f"{url}/v1/search", body)
+        assert status == 400
+        assert says in answer["error"]["message"].replace(",", "")
+        assert "Traceback" not in answer["error"]["message"]
+
+
+def test_documents_images_pages_and_metrics_are_served(url: str) -> None:
+    status, document = ask(f"{url}/v1/documents/red")
+    assert (status, document["payload"]["name"]) == (200, "a red square")
+    status, image = ask(f"{url}/v1/documents/red/image")
+    assert status == 200
+    assert image.startswith(b"\x89PNG")
+    status, info = ask(f"{url}/v1/info")
+    assert info["budgets"]["full"] == "2x4"
+    assert info["index"]["documents"] == 6
+    assert ask(f"{url}/")[0] == 200
+    assert b"rematch_requests_total" in wait_for(url, b"rematch_requests_total")
+
+
+def wait_for(url: str, text: bytes) -> bytes:
+    """The metrics once they hold a text: agents export every few seconds."""
+
+    async def poll() -> bytes:
+        while True:
+            _, metrics = await asyncio.to_thread(ask, f"{url}/metrics")
+            if text in metrics:
+                return bytes(metrics)
+            await asyncio.sleep(0.5)
+
+    return asyncio.run(asyncio.wait_for(poll(), 40))
