@@ -13,8 +13,10 @@ from rematch_ray.scoring.budget import Budget, Ladder
 
 Candidates = int | Literal["auto", "all"]
 
-# scoring so many dot products at the final budget costs about as much as a cascade saves
-EXHAUSTIVE_DOT_PRODUCTS = 1 << 22
+# Reading and widening a document vector costs about as much as this many dot products with it.
+READ_COST = 16
+# `auto` scores everything up to this cost, in dot products: 4,096 documents at 16x64.
+EXHAUSTIVE_COST = 1 << 23
 AUTO_CANDIDATES = 2000
 _NARROW_FACTOR = 2
 _NARROW_FLOOR = 100
@@ -57,6 +59,15 @@ def check_candidates(candidates: Candidates, top_k: int) -> None:
         )
 
 
+def document_cost(budget: Budget) -> int:
+    """Cost of scoring one document, in dot products: its vectors are read, then compared.
+
+    >>> document_cost(Budget(16, 64)), document_cost(Budget(1, 1))
+    (2048, 17)
+    """
+    return max(1, budget.r_d) * (READ_COST + max(1, budget.r_q))
+
+
 def plan_search(
     budget: Budget, ladder: Ladder, *, candidates: Candidates, num_allowed: int, top_k: int
 ) -> Plan:
@@ -84,7 +95,7 @@ def plan_search(
     if candidates == "all":
         return Plan(budget, None)
     if candidates == "auto":
-        if num_allowed * budget.dot_products <= EXHAUSTIVE_DOT_PRODUCTS:
+        if num_allowed * document_cost(budget) <= EXHAUSTIVE_COST:
             return Plan(budget, None)
         wanted = max(AUTO_CANDIDATES, _CANDIDATES_PER_HIT * top_k)
     else:

@@ -20,6 +20,19 @@ def test_small_work_is_done_exhaustively() -> None:
     assert plan.coarse_candidates == AUTO_CANDIDATES
 
 
+def test_a_cheaper_budget_scans_more_documents() -> None:
+    for budget, scanned in (
+        (Budget(16, 64), 4_096),
+        (Budget(4, 8), 52_000),
+        (Budget(1, 1), 493_000),
+    ):
+        for num_allowed, exhaustive in ((scanned, True), (scanned + 500, False)):
+            plan = plan_search(
+                budget, DEFAULT_LADDER, candidates="auto", num_allowed=num_allowed, top_k=10
+            )
+            assert (plan.coarse_candidates is None) == exhaustive
+
+
 def test_a_number_of_candidates_is_scored_without_narrowing() -> None:
     plan = plan_search(Budget(16, 64), DEFAULT_LADDER, candidates=700, num_allowed=10**6, top_k=10)
     assert (plan.coarse_candidates, plan.narrowing) == (700, ())

@@ -224,7 +224,7 @@ def test_equal_scores_go_by_id_whatever_the_row_order(
             assert [hit.id for hit in found.hits] == expected[:10]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(order=st.permutations(range(12)), batch_rows=st.integers(1, 13))
 def test_row_order_and_batches_change_no_score(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], batch_rows: int
@@ -258,6 +258,20 @@ def test_an_index_without_fused_vectors_has_no_fused_rung(
         index.search(query, coarse="both")
 
 
+def test_inverted_lists_choose_candidates_and_never_claim_to_be_exact(
+    make_index: Callable[..., SearchIndex],
+) -> None:
+    index = make_index(unit((900, 8, 16), 1), unit((900, 24), 2), coarse_kind="ivf")
+    assert index.info()["coarse"] == {"first": "ivf", "fused": "ivf"}
+    results = index.search(queries(5), candidates=100, filter={"group": ["food", "travel"]})
+    best = index.search(queries(5), candidates="all", filter={"group": ["food", "travel"]})
+    for found, exact in zip(results, best):
+        assert (found.scored, found.exact, exact.exact) == (100, False, True)
+        known = {hit.id: hit.score for hit in exact.hits}
+        assert all(hit.score <= exact.hits[0].score for hit in found.hits)
+        assert all(known.get(hit.id, hit.score) == hit.score for hit in found.hits)
+
+
 def test_no_budget_and_auto_mean_the_top_rung(index: SearchIndex) -> None:
     for budget in (None, "auto", "full", "4x8", Budget(4, 8)):
         assert index.search(queries(1), budget=budget)[0].budget == "4x8"
@@ -266,7 +280,7 @@ def test_no_budget_and_auto_mean_the_top_rung(index: SearchIndex) -> None:
 def test_a_large_corpus_is_narrowed_through_growing_budgets(
     make_index: Callable[..., SearchIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rematch_ray.index.planner.EXHAUSTIVE_DOT_PRODUCTS", 100)
+    monkeypatch.setattr("rematch_ray.index.planner.EXHAUSTIVE_COST", 100)
     monkeypatch.setattr("rematch_ray.index.planner.AUTO_CANDIDATES", 400)
     index = make_index(unit((900, 8, 16), 1), unit((900, 24), 2))
     [found] = index.search(queries(1), candidates="auto", top_k=5)
