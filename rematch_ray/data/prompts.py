@@ -91,7 +91,8 @@ class PromptTokens:
         if len(self.match_instruction) > template.match_gap:
             raise UserError(
                 f"template.match_instruction is {len(self.match_instruction)} tokens long but "
-                f"template.match_gap leaves {template.match_gap} positions: raise the gap or shorten it"
+                f"template.match_gap leaves {template.match_gap} positions: raise the gap or "
+                "shorten it"
             )
 
     def text(self, text: str) -> list[int]:

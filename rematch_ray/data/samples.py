@@ -124,11 +124,13 @@ class SampleEncoder:
         columns: dict[str, list[Any]] = rows_to_columns([*queries, *documents.values()])
         count = len(documents)
         columns["is_query"] = [True] * len(queries) + [False] * count
-        columns["stable_id"] = [link["id"] for link in links] + [stable_id(id_) for id_ in documents]
+        columns["stable_id"] = [link["id"] for link in links] + [
+            stable_id(id_) for id_ in documents
+        ]
         columns["positive"] = [places[link["positive"]] for link in links] + [None] * count
-        columns["negatives"] = [
-            [places[id_] for id_ in link["negatives"]] for link in links
-        ] + [None] * count
+        columns["negatives"] = [[places[id_] for id_ in link["negatives"]] for link in links] + [
+            None
+        ] * count
         columns["listed"] = [link["listed"] for link in links] + [None] * count
         columns["error"] = [link["error"] for link in links] + [None] * count
         return pa.Table.from_pydict(columns, schema=STEP_SCHEMA)
@@ -142,11 +144,11 @@ class SampleEncoder:
         count = min(self._max_negatives, len(sample.negatives))
         negatives = [negative.item for negative in draw.sample(sample.negatives, count)]
         try:
-            query = self._encoder.encode(
-                sample.query, "query", self._instruction(sample, "query")
-            )
+            query = self._encoder.encode(sample.query, "query", self._instruction(sample, "query"))
             new = {
-                item.id: self._encoder.encode(item, "document", self._instruction(sample, "document"))
+                item.id: self._encoder.encode(
+                    item, "document", self._instruction(sample, "document")
+                )
                 for item in (positive, *negatives)
                 if item.id not in documents
             }

@@ -45,10 +45,13 @@ def candidate_mask(candidates: Candidates) -> Tensor:
         (b, C + N) bool, shared candidates first; the target cell is always True.
 
     >>> c = Candidates(
-    ...     query_ids=torch.tensor([7, 8]), target=torch.tensor([0, 1]),
+    ...     query_ids=torch.tensor([7, 8]),
+    ...     target=torch.tensor([0, 1]),
     ...     listed_ids=torch.tensor([[10, -1], [11, 12]]),
-    ...     shared_ids=torch.tensor([10, 11, 12]), shared_query_ids=torch.tensor([7, 8, 9]),
-    ...     private_ids=torch.tensor([[11], [-1]]))
+    ...     shared_ids=torch.tensor([10, 11, 12]),
+    ...     shared_query_ids=torch.tensor([7, 8, 9]),
+    ...     private_ids=torch.tensor([[11], [-1]]),
+    ... )
     >>> candidate_mask(c).int().tolist()
     [[1, 0, 1, 1], [1, 1, 0, 0]]
     """
@@ -90,7 +93,9 @@ def margin_mask(
     return keep.scatter(1, target[:, None], True)
 
 
-def info_nce(score_bC: Tensor, target: Tensor, mask_bC: Tensor, temperature: Tensor | float) -> Tensor:
+def info_nce(
+    score_bC: Tensor, target: Tensor, mask_bC: Tensor, temperature: Tensor | float
+) -> Tensor:
     """Cross-entropy of the positive among the valid candidates, one value per query.
 
     Args:
@@ -104,8 +109,14 @@ def info_nce(score_bC: Tensor, target: Tensor, mask_bC: Tensor, temperature: Ten
 
     Source: ReMatch (arXiv 2511.19278), L_cl; MetaEmbed (arXiv 2509.18095), L^(g).
 
-    >>> round(float(info_nce(torch.tensor([[0.0, 0.0]]), torch.tensor([0]),
-    ...                      torch.tensor([[True, True]]), 1.0)), 4)
+    >>> round(
+    ...     float(
+    ...         info_nce(
+    ...             torch.tensor([[0.0, 0.0]]), torch.tensor([0]), torch.tensor([[True, True]]), 1.0
+    ...         )
+    ...     ),
+    ...     4,
+    ... )
     0.6931
     """
     logits = masked_logits(score_bC, mask_bC, temperature)

@@ -130,9 +130,7 @@ def joint_loss(
     if weights.get("fused", 0.0):
         parts["fused"] = _fused_term(contrast, temperature_fused, counts, accuracy)
     if weights.get("groups", 0.0):
-        group_losses = _group_terms(
-            contrast, groups, temperature_maxsim, reduce, counts, accuracy
-        )
+        group_losses = _group_terms(contrast, groups, temperature_maxsim, reduce, counts, accuracy)
         parts["groups"] = group_losses.mean()
     if weights.get("orthogonality", 0.0):
         per_item = torch.cat([orthogonality(state_BKH) for state_BKH in states])
@@ -148,7 +146,9 @@ def _fused_term(
 ) -> Tensor:
     if contrast.query_fused is None or contrast.shared_fused is None:
         raise ValueError("the fused term needs fused vectors, but the model was built without them")
-    score = fused_candidate_scores(contrast.query_fused, contrast.shared_fused, contrast.private_fused)
+    score = fused_candidate_scores(
+        contrast.query_fused, contrast.shared_fused, contrast.private_fused
+    )
     per_query = info_nce(score, contrast.target, contrast.mask, temperature) * contrast.valid
     right = retrieval_accuracy(score.detach(), contrast.target, contrast.mask) * contrast.valid
     accuracy["fused"] = right.sum() / counts.queries
@@ -197,5 +197,7 @@ def _matching_term(answers: Answers, counts: Counts, accuracy: dict[str, Tensor]
     right_m8 = (said_yes == answers.is_yes).float()
     for kind, name in enumerate(VIEW_NAMES):
         columns = [view for view in range(len(VIEWS)) if view_kind(view) == kind]
-        accuracy[f"match/{name}"] = right_m8[:, columns].mean(dim=1).sum() / max(counts.matched, 1e-9)
+        accuracy[f"match/{name}"] = right_m8[:, columns].mean(dim=1).sum() / max(
+            counts.matched, 1e-9
+        )
     return loss_m8.sum() / (len(VIEWS) * max(counts.matched, 1e-9))

@@ -60,6 +60,4 @@ def matryoshka_info_nce(
     Source: MetaEmbed (arXiv 2509.18095), L_mmr with w_g = 1; the mean over G instead of the sum is
     what its released code does, and it fixes the balance in a joint objective.
     """
-    return torch.stack(
-        [info_nce(score_bC, target, mask_bC, temperature) for score_bC in score_GbC]
-    )
+    return torch.stack([info_nce(score_bC, target, mask_bC, temperature) for score_bC in score_GbC])

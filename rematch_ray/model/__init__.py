@@ -1,1 +1,1 @@
-"""The embedder, its backbone and its matching stage. Middle floor: torch and transformers, no Ray."""
+"""The MLLM as an embedder and as a matcher, its exports, and the tiny base. Middle floor."""

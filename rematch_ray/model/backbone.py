@@ -63,7 +63,8 @@ class Backbone(nn.Module):
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"no base model at {str(path)!r}: give a folder or hub id of a Qwen-VL model ({error})"
+                f"no base model at {str(path)!r}: give a folder or hub id of a Qwen-VL model "
+                f"({error})"
             ) from error
         if config.model_type not in SUPPORTED:
             raise UserError(

@@ -1,8 +1,8 @@
 """Exports: how an embedder is written, found and read back, and what its identity is.
 
-Layout of an export: `backbone/` (transformers model, tokenizer, image processor), `heads.safetensors`
-(banks, projections, projector, roles), `rematch.json` (settings, whether there is a fused vector,
-identity). No pickles, no remote code. Middle floor.
+Layout of an export: `backbone/` (transformers model, tokenizer, image processor),
+`heads.safetensors` (banks, projections, projector, roles), `rematch.json` (settings, whether there
+is a fused vector, identity). No pickles, no remote code. Middle floor.
 """
 
 from __future__ import annotations
@@ -152,7 +152,10 @@ def build_row_encoder(path: str | Path, settings: ModelSettings) -> RowEncoder:
     """
     sizes = {
         name: value
-        for name, value in (("min_pixels", settings.min_pixels), ("max_pixels", settings.max_pixels))
+        for name, value in (
+            ("min_pixels", settings.min_pixels),
+            ("max_pixels", settings.max_pixels),
+        )
         if value is not None
     }
     try:
@@ -190,7 +193,9 @@ def _settings(meta: dict[str, Any], folder: Path) -> ModelSettings:
     try:
         return ModelSettings.model_validate(meta["settings"])
     except (KeyError, ValidationError) as error:
-        raise UserError(f"'{folder / META_FILE}' holds settings that do not fit: {error}") from error
+        raise UserError(
+            f"'{folder / META_FILE}' holds settings that do not fit: {error}"
+        ) from error
 
 
 def _identity(model: Embedder, folder: Path) -> ModelIdentity:

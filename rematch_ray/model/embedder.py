@@ -29,7 +29,7 @@ from rematch_ray.scoring.budget import Budget, Ladder
 from rematch_ray.scoring.maxsim import Reduce, fused_scores, maxsim
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 __all__ = ["Embedder", "Embeddings", "Encoded", "ModelIdentity", "ModelSettings"]
 
@@ -88,9 +88,7 @@ class Encoded:
         """What the matching stage reads; ValueError without a fused vector."""
         if self.fused is None:
             raise ValueError("matching needs a fused vector, which this model was built without")
-        return RawRows(
-            self.inputs_embeds, self.batch.position_ids, self.batch.segment, self.fused
-        )
+        return RawRows(self.inputs_embeds, self.batch.position_ids, self.batch.segment, self.fused)
 
 
 class Embedder(nn.Module):
@@ -140,9 +138,7 @@ class Embedder(nn.Module):
             self.matcher = Matcher(self.fused_dim, hidden_dim, float(table.norm(dim=1).mean()))
 
     @classmethod
-    def build(
-        cls, settings: ModelSettings, *, has_fused: bool = True, name: str = ""
-    ) -> Embedder:
+    def build(cls, settings: ModelSettings, *, has_fused: bool = True, name: str = "") -> Embedder:
         """A new embedder on a base model, banks and heads at their initial values."""
         from rematch_ray.model.checkpoint import build_row_encoder
 
@@ -169,7 +165,7 @@ class Embedder(nn.Module):
         return model.to(chosen).eval()
 
     def save_pretrained(self, path: str | Path) -> ModelIdentity:
-        """Writes an export (safetensors, processor, template, identity) and returns its identity."""
+        """Writes an export (safetensors, processor, template); returns its identity."""
         from rematch_ray.model.checkpoint import save_embedder
 
         return save_embedder(self, path)
@@ -216,9 +212,7 @@ class Embedder(nn.Module):
         Returns:
             Encoded.
         """
-        embeds = self.backbone.embed(
-            batch.input_ids, batch.pixel_values, batch.image_grid_thw
-        )
+        embeds = self.backbone.embed(batch.input_ids, batch.pixel_values, batch.image_grid_thw)
         rows = torch.arange(len(batch), device=embeds.device)[:, None]
         bank = self.banks[side].to(embeds.dtype).expand(len(batch), -1, -1)
         embeds = embeds.index_put((rows, batch.meta_positions), bank)
@@ -239,9 +233,7 @@ class Embedder(nn.Module):
 
     def batch(self, rows: Sequence[EncodedRow], side: Side) -> Batch:
         """Pads rows for this model's bank of one side."""
-        return collate(
-            rows, num_meta=self.num_vectors(side), pad_id=self.row_encoder.prompt.pad
-        )
+        return collate(rows, num_meta=self.num_vectors(side), pad_id=self.row_encoder.prompt.pad)
 
     def encode_query(
         self,
@@ -394,7 +386,7 @@ def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield order[start : start + size]
 
 
-class evaluating(AbstractContextManager[None]):  # noqa: N801 - reads as a statement
+class evaluating(AbstractContextManager[None]):
     """Puts a module into evaluation mode and back."""
 
     def __init__(self, module: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """The generative matching stage: the same MLLM answers Yes or No over raw and embedding views.
 
 Holds the projector from a stored fused vector back to the input space. `packed_answers` is the
-reference form: one extra forward over `[P][S_q][S_d1][S_d2]` and the tail `[I][Zq][Zd1][Zd2][A1..A8]`
-under a segment mask. It draws no negatives and computes no loss. Middle floor.
+reference form: one extra forward over `[P][S_q][S_d1][S_d2]` and the tail
+`[I][Zq][Zd1][Zd2][A1..A8]` under a segment mask. It draws no negatives and computes no loss. Middle floor.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Matcher(nn.Module):
             nn.Linear(hidden_dim, hidden_dim),
         )
         self.roles = nn.Parameter(torch.randn(2, hidden_dim) * scale / hidden_dim**0.5)
+        self.scale: Tensor
         self.register_buffer("scale", torch.tensor(scale))
 
     def z(self, fused: Tensor, *, role: int) -> Tensor:
@@ -112,7 +113,11 @@ def packed_answers(
 
 
 def embedding_log_odds(
-    backbone: Backbone, matcher: Matcher, prompt: PromptTokens, query_bF: Tensor, document_bF: Tensor
+    backbone: Backbone,
+    matcher: Matcher,
+    prompt: PromptTokens,
+    query_bF: Tensor,
+    document_bF: Tensor,
 ) -> Tensor:
     """log p(Yes) - log p(No) of query-document pairs from their stored fused vectors alone.
 

@@ -1,7 +1,7 @@
 """A Qwen2.5-VL of a few million parameters: real classes, real processor, its own tokenizer.
 
-Small enough to pretrain on two cores and to ship, large enough to caption an emoji. Knows nothing of
-the corpora it will see (texts are handed in) nor of training. Middle floor.
+Small enough to pretrain on two cores and to ship, large enough to caption an emoji. Knows nothing
+of the corpora it will see (texts are handed in) nor of training. Middle floor.
 """
 
 from __future__ import annotations

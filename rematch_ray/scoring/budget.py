@@ -31,7 +31,7 @@ class Budget:
     Raises:
         UserError: a count below 1 (other than the fused pair (0, 0)).
 
-    Source: MetaEmbed (arXiv 2509.18095), test-time budgets; ReMatch's fused vector as a rung is ours.
+    Source: MetaEmbed (arXiv 2509.18095), test-time budgets; the fused vector as a rung is ours.
 
     >>> str(Budget(8, 16)), Budget(8, 16).dot_products, str(Budget.FUSED)
     ('8x16', 128, 'fused')

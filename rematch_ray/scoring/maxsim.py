@@ -142,9 +142,7 @@ def _score_block(
     return _reduce_groups(similarity_bCRR, groups, reduce)
 
 
-def _reduce_groups(
-    similarity_bCRR: Tensor, groups: Sequence[Budget], reduce: Reduce
-) -> Tensor:
+def _reduce_groups(similarity_bCRR: Tensor, groups: Sequence[Budget], reduce: Reduce) -> Tensor:
     """Slices one block (b, C, R_q, R_d) into every group's scores, (G, b, C)."""
     scores = []
     for group in groups:

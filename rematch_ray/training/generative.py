@@ -137,9 +137,7 @@ def generative_loss(
         question_weight: weight of the Yes/No part.
     """
     captioned, paraphrased = batch.captioned.batch, batch.paraphrased.batch
-    embeds = backbone.embed(
-        captioned.input_ids, captioned.pixel_values, captioned.image_grid_thw
-    )
+    embeds = backbone.embed(captioned.input_ids, captioned.pixel_values, captioned.image_grid_thw)
     caption, exact = _next_token(backbone, batch.captioned, embeds)
     texts = backbone.embed(paraphrased.input_ids, None, None)
     paraphrase, _ = _next_token(backbone, batch.paraphrased, texts)
@@ -172,7 +170,7 @@ def _next_token(backbone: Backbone, written: Written, embeds: Tensor) -> tuple[T
 def _answers(
     backbone: Backbone, encoder: RowEncoder, batch: GenerativeBatch, embeds: Tensor
 ) -> Tensor:
-    """(m, questions, V) logits: every question about a picture in one forward, none sees another."""
+    """(m, questions, V) logits: all questions about a picture in one forward, apart."""
     pictures, prompt, device = batch.captioned.batch, encoder.prompt, embeds.device
     num_pictures = len(pictures)
     parts, positions, segments, ends = [], [], [], []

@@ -82,7 +82,7 @@ class JointModel(nn.Module):
         """The rank's loss; averaging its gradients over ranks gives the global mean's gradient."""
         queries = self.embedder.encode_rows(batch.queries, "query")
         documents = self.embedder.encode_rows(batch.documents, "document")
-        contrast, labelled = self._contrast(batch, queries, documents)
+        contrast = self._contrast(batch, queries, documents)
         answers, num_matched = None, 0
         if self.settings.w_match:
             pairs = self._draw_pairs(batch, queries, documents)
@@ -90,7 +90,9 @@ class JointModel(nn.Module):
             answers = self._answers(pairs, queries, documents)
         fused_temperature, maxsim_temperature = self.temperatures()
         local = [float(batch.valid.sum()), float(len(batch.queries) + len(batch.documents))]
-        means = mean_over_ranks(torch.tensor([*local, float(num_matched)], device=contrast.mask.device))
+        means = mean_over_ranks(
+            torch.tensor([*local, float(num_matched)], device=contrast.mask.device)
+        )
         counts = Counts(*(max(value, 1e-9) for value in means.tolist()))
         return joint_loss(
             contrast,
@@ -104,10 +106,8 @@ class JointModel(nn.Module):
             reduce=self.settings.maxsim_reduce,
         )
 
-    def _contrast(
-        self, batch: TrainBatch, queries: Encoded, documents: Encoded
-    ) -> tuple[Contrast, Tensor]:
-        """Gathers candidates over ranks and builds the one mask; returns which cells are labelled."""
+    def _contrast(self, batch: TrainBatch, queries: Encoded, documents: Encoded) -> Contrast:
+        """Gathers candidates over ranks and builds the one mask of every contrastive term."""
         positive = batch.positive_slot
         pooled = self.settings.hard_negatives == "pooled"
         hard = batch.negative_slot
@@ -159,7 +159,7 @@ class JointModel(nn.Module):
             mask,
             batch.valid,
         )
-        return self._with_margin(contrast, labelled), labelled
+        return self._with_margin(contrast, labelled)
 
     def _with_margin(self, contrast: Contrast, labelled: Tensor) -> Contrast:
         """Applies the optional margin, judged once on the detached fused cosine."""
@@ -220,9 +220,7 @@ class JointModel(nn.Module):
         listed = (ids[None, :, None] == batch.listed_ids[:, None, :]).any(dim=-1)
         same_query = batch.query_ids[:, None] == batch.query_ids[None, :]
         of_query = torch.zeros_like(listed).float()
-        of_query.scatter_add_(
-            1, batch.positive_slot.expand_as(same_query), same_query.float()
-        )
+        of_query.scatter_add_(1, batch.positive_slot.expand_as(same_query), same_query.float())
         usable = torch.zeros_like(ids, dtype=torch.bool)
         usable[batch.positive_slot[batch.valid]] = True
         hard = batch.negative_slot[batch.negative_slot >= 0]

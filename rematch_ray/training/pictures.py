@@ -46,7 +46,9 @@ def training_pictures(
     return [*pictures, *_pages("train", num_pages, encoder)]
 
 
-def held_out_pictures(part: str, encoder: RowEncoder, *, split: str = "validation") -> list[Picture]:
+def held_out_pictures(
+    part: str, encoder: RowEncoder, *, split: str = "validation"
+) -> list[Picture]:
     """Pictures never pretrained on.
 
     Args:

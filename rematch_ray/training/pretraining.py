@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -96,11 +97,13 @@ def pretrain(
     say("encoding the training pictures once")
     pool = training_pictures(encoder)
     by_source = {name: [p for p in pool if p.source == name] for name in settings.pictures}
+    vectors = [p for p in backbone.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in backbone.parameters() if p.ndim > 1]},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in backbone.parameters() if p.ndim > 1]},
-            {"params": [p for p in backbone.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ],
+        groups,
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,
@@ -204,7 +207,9 @@ def _backward(
         )
         loss = generative_loss(backbone, encoder, batch)
         (loss.total * (count / total)).backward()
-        sums += torch.tensor([float(getattr(loss, part).detach()) for part in PARTS]) * count / total
+        sums += (
+            torch.tensor([float(getattr(loss, part).detach()) for part in PARTS]) * count / total
+        )
     return sums.tolist()
 
 
@@ -215,9 +220,7 @@ def _schedule(step: int, settings: PretrainSettings) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _save_state(
-    out: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer
-) -> None:
+def _save_state(out: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer) -> None:
     state = {"step": step, "model": backbone.state_dict(), "optimizer": optimizer.state_dict()}
     partial = out / f"{STATE_FILE}.partial"
     torch.save(state, partial)

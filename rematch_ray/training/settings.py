@@ -1,4 +1,4 @@
-"""What can be set about the objective and the optimiser; presets of the two papers. Middle floor."""
+"""What can be set about the objective and the optimiser; presets of the papers. Middle floor."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class ObjectiveSettings(BaseModel):
     match_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the rows that take part in matching, the same on every rank."""
     match_mined: float = Field(default=0.5, ge=0, le=1)
-    """Probability that the matching negative is drawn from the batch, not from the hard negatives."""
+    """Probability that the matching negative comes from the batch, not from the hard negatives."""
     match_temperature: float = Field(default=0.05, gt=0)
     """Sharpness of that draw: in proportion to exp(fused cosine / this)."""
     z_tokens: Literal[1] = 1
-    """Input tokens an embedding becomes in the matching stage; only 1 (the fused vector) is built."""
+    """Input tokens that an embedding becomes in matching; only 1 (the fused vector) is built."""
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +73,9 @@ class ObjectiveSettings(BaseModel):
     @model_validator(mode="after")
     def _terms_fit(self) -> ObjectiveSettings:
         if not (self.w_fused or self.w_groups):
-            raise ValueError("w_fused and w_groups are both 0: one of them must train the retrieval")
+            raise ValueError(
+                "w_fused and w_groups are both 0: one of them must train the retrieval"
+            )
         if self.w_match and not self.w_fused:
             raise ValueError("w_match needs the fused vector: set w_fused above 0 or w_match to 0")
         if self.margin is not None and not self.w_fused:
@@ -99,7 +101,7 @@ class OptimisationSettings(BaseModel):
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak rate of the backbone's trained weights."""
     new_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak rate of banks, projections, projector, roles and temperatures; null = ten times the other."""
+    """Peak rate of banks, heads, roles and temperatures; null = ten times the other."""
     weight_decay: float = Field(default=0.0, ge=0)
     """On the backbone's matrices; never on banks and heads."""
     betas: tuple[float, float] = (0.9, 0.999)

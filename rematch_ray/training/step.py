@@ -213,9 +213,7 @@ def schedule_share(step: int, total: int, settings: OptimisationSettings) -> flo
     return settings.final_share + (1 - settings.final_share) * decay
 
 
-def _parameter_groups(
-    model: JointModel, settings: OptimisationSettings
-) -> list[dict[str, Any]]:
+def _parameter_groups(model: JointModel, settings: OptimisationSettings) -> list[dict[str, Any]]:
     """Backbone matrices with decay, its vectors without, and everything new at its own rate."""
     new_rate = settings.new_learning_rate or 10 * settings.learning_rate
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
