@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rematch_ray.data.prompts import Side
 from rematch_ray.data.schema import Item
 from rematch_ray.errors import UserError
 from rematch_ray.losses.matching import VIEW_NAMES, VIEWS, view_kind, yes_log_odds
@@ -60,9 +61,7 @@ def measure_matching(
             ]
         ).cpu()
     kinds = [triplet.kind for triplet in triplets]
-    views = {
-        name: _view_report(odds_m8, kind, kinds) for kind, name in enumerate(VIEW_NAMES)
-    }
+    views = {name: _view_report(odds_m8, kind, kinds) for kind, name in enumerate(VIEW_NAMES)}
     return {"triplets": len(triplets), "views": views}
 
 
@@ -85,20 +84,17 @@ def _log_odds(model: Embedder, triplets: Sequence[Triplet]) -> Tensor:
     return yes_log_odds(logits, yes_id=prompt.yes, no_id=prompt.no)
 
 
-def _encode(model: Embedder, items: Sequence[Item], side: str) -> Encoded:
-    checked = "query" if side == "query" else "document"
+def _encode(model: Embedder, items: Sequence[Item], side: Side) -> Encoded:
     rows = [
-        model.row_encoder.encode(item, checked, model.instruction_for(checked, item.source))
+        model.row_encoder.encode(item, side, model.instruction_for(side, item.source))
         for item in items
     ]
-    return model.encode_rows(model.batch(rows, checked).to(model.device), checked)
+    return model.encode_rows(model.batch(rows, side).to(model.device), side)
 
 
 def _view_report(odds_m8: Tensor, kind: int, kinds: Sequence[str]) -> dict[str, Any]:
-    right, wrong = (
-        odds_m8[:, next(v for v, view in enumerate(VIEWS) if view[1] == slot and view_kind(v) == kind)]
-        for slot in (0, 1)
-    )
+    columns = {VIEWS[view][1]: view for view in range(len(VIEWS)) if view_kind(view) == kind}
+    right, wrong = odds_m8[:, columns[0]], odds_m8[:, columns[1]]
     won = (right > wrong).float() + 0.5 * (right == wrong).float()
     by_kind: dict[str, list[float]] = defaultdict(list)
     for name, value in zip(kinds, won.tolist(), strict=True):
