@@ -133,7 +133,10 @@ def _dispatch(arguments: list[str]) -> int:
     command = import_module(f"rematch_ray.commands.{verb.module}")
     if refuse := getattr(command, "refuse", None):
         refuse(arguments[1:])
-    options = verb_parser(name, command).parse_args(arguments[1:])
+    parser = verb_parser(name, command)
+    # overrides may stand anywhere; sub-actions (index) cannot be parsed that way
+    parse = parser.parse_args if parser.has_actions else parser.parse_intermixed_args
+    options = parse(arguments[1:])
     result = command.run(options)
     if options.json:
         print(json.dumps(result, ensure_ascii=False), flush=True)

@@ -232,6 +232,21 @@ def test_jobs_take_the_arguments_of_their_verb(
         assert seen == [[*expected, "--a", "b", "--json"]]
 
 
+def test_overrides_may_stand_anywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rematch_ray.commands import train
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(train, "run", lambda options: seen.append(options.overrides))
+    for argv in (
+        ["--config", "x", "a=1", "b=2", "--json"],
+        ["a=1", "--json", "--config", "x", "b=2"],
+    ):
+        assert cli.main(["train", *argv]) == 0
+    assert seen == [["a=1", "b=2"]] * 2
+
+
 def run_verb(*argv: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "rematch_ray", *argv],

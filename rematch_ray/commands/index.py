@@ -19,6 +19,7 @@ NOT_BUILT = {
 
 def add_arguments(parser: OneLineParser) -> None:
     """Add what ``rematch-ray index`` takes."""
+    parser.has_actions = True
     actions = parser.add_subparsers(dest="action", required=True, metavar="<action>")
     build = actions.add_parser("build", help="embedding shards -> index directory")
     build.add_argument("--embeddings", type=Path, required=True, metavar="DIR")

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 EXIT_MISTAKE = 2
+Kind = Literal["run", "embed", "evaluate"]
 
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line that names the place to look."""
 
     appendix: Callable[[], str] | None = None
+    has_actions = False
 
     def error(self, message: str) -> NoReturn:
         """Report a mistake in the arguments and leave with exit code 2."""
@@ -42,24 +44,29 @@ def positive_number(text: str) -> int:
     return number
 
 
-def add_config_arguments(parser: OneLineParser, kind: Literal["run", "embed"]) -> None:
-    """Add ``--config FILE.yaml key=value ...`` and list every key of that configuration in --help.
+def add_config_arguments(parser: OneLineParser, kind: Kind) -> None:
+    """Add ``--config FILE.yaml`` and overrides of its keys.
 
     Args:
         parser: the verb's parser.
         kind: the configuration that ``rematch_ray.config.describe_keys`` lists.
     """
     parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml")
+    add_overrides(parser, kind)
+
+
+def add_overrides(parser: OneLineParser, kind: Kind) -> None:
+    """Add ``key=value ...`` and list every key in ``--help``."""
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="settings that replace the file's, dotted: train.num_workers=4",
+        help="settings, dotted where they are nested: train.num_workers=4",
     )
 
     def keys() -> str:
         from rematch_ray.config import describe_keys
 
-        return f"keys of the configuration:\n{describe_keys(kind)}"
+        return f"settings:\n{describe_keys(kind)}"
 
     parser.appendix = keys

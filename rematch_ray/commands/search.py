@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     query = _read_query(options.query, options.image)
     from rematch_ray.index.search import SearchIndex
 
-    index = SearchIndex.open(options.index)  # a wrong path is told before the model's libraries load
+    index = SearchIndex.open(options.index)  # before the libraries of a model load
     from rematch_ray.model.embedder import Embedder
     from rematch_ray.serve.pair import fitting_export
 
@@ -154,7 +154,7 @@ def _candidates(text: str) -> int | str:
 
 
 def _write_sheet(found: SearchResult, options: argparse.Namespace) -> None:
-    from rematch_ray.evaluation.report import contact_sheet
+    from rematch_ray.evaluation.sheet import contact_sheet
 
     contact_sheet(found, options.out, title=options.query or str(options.image))
     print(f"contact sheet: {options.out}", file=sys.stderr)

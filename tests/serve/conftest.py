@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ Connect = Callable[..., TestClient]
 
 
 @pytest.fixture
-def connect(backend: FakeBackend, media: Path, records: list[RequestRecord]) -> Iterator[Connect]:
+def connect(backend: FakeBackend, media: Path, records: list[RequestRecord]) -> Connect:
     """A client of an application with the given limits and keys (none = everyone)."""
 
     def make(*keys: str, **limits: Any) -> TestClient:

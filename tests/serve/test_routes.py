@@ -1,7 +1,7 @@
 """What a caller sees: answers, errors in one shape, limits and keys."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def test_a_body_beyond_the_limit_is_413_whether_or_not_it_says_so(
     huge = b'{"query": "' + b"x" * 5000 + b'"}'
     assert error_of(client.post("/v1/search", content=huge), 413)["code"] == "body_too_large"
 
-    def chunks():
+    def chunks() -> Iterator[bytes]:
         for start in range(0, len(huge), 500):
             yield huge[start : start + 500]
 
