@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rematch_ray.errors import UserError
 from rematch_ray.evaluation.bootstrap import bootstrap, paired_bootstrap
+from rematch_ray.evaluation.coarse import CANDIDATES, report_coarse
 from rematch_ray.evaluation.metrics import Float64, Scores
 from rematch_ray.evaluation.tasks import (
     DEFAULT_KS,
@@ -22,10 +22,8 @@ from rematch_ray.evaluation.tasks import (
     measure_chance,
     measure_queries,
 )
-from rematch_ray.index.exact import order_best
 from rematch_ray.index.queries import QueryVectors
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.stages import interleave
 
 COMPARED_METRICS = ("hit@1", "recall@10", "ndcg@10", "family_accuracy")
 TIMED_QUERIES = 20
@@ -89,7 +87,8 @@ def evaluate_scores(
     Returns:
         Plain JSON types: `task`, `queries`, `documents`, `rungs` (name -> metrics), `intervals`
         (name -> metric -> interval of the mean), `chance`, `blind` (a model that knows the family
-        only; None without families), `differences` ("a - b" -> metric -> paired interval).
+        only; None without families), `differences` ("a - b" -> metric -> paired interval), `coarse`
+        (of `report_coarse`, against the last of the scores; None for a corpus too small to ask).
     """
     per_query = {name: measure_queries(task, matrix, ks) for name, matrix in scores.items()}
     base = next((name for name in scores if name != "fused"), None)
@@ -114,6 +113,7 @@ def evaluate_scores(
         "chance": measure_chance(task, ks),
         "blind": None if task.family is None else measure(task, task.blind_scores(), ks),
         "differences": differences,
+        "coarse": None if task.num_documents <= CANDIDATES else report_coarse(scores, seed=seed),
     }
 
 
@@ -134,46 +134,6 @@ def time_queries(
         index.search(single, budget=rung, candidates="all", top_k=10, filter=filter)
         spent.append((time.perf_counter() - started) * 1000)
     return round(statistics.median(spent[1:]), 3)
-
-
-def coarse_recall(
-    scores: Mapping[str, Scores], *, truth: str, k: int = 10, candidates: int = 100
-) -> dict[str, Float64]:
-    """How many of the best documents at the top budget each coarse choice would have kept.
-
-    Args:
-        scores: rung -> (B, C); `fused` and the rungs below the truth are the coarse choices.
-        truth: rung whose first k documents count.
-        k: documents per query to be found.
-        candidates: documents that a coarse stage keeps.
-
-    Returns:
-        Choice -> (B,) share found: every other rung by name (the rung of one vector each is the
-        choice `first`), and `first+fused`, the two lists merged by rank.
-
-    Raises:
-        UserError: the truth is not among the scores.
-    """
-    if truth not in scores:
-        raise UserError(f"rung '{truth}' has no scores; there are {', '.join(scores)}")
-    columns = np.arange(next(iter(scores.values())).shape[1], dtype=np.uint64)
-    best = {
-        name: [order_best(row.astype(np.float32), columns, max(k, candidates)) for row in matrix]
-        for name, matrix in scores.items()
-    }
-    kept = {("first" if name == "1x1" else name): best[name] for name in scores if name != truth}
-    if "first" in kept and "fused" in kept:
-        pairs = zip(kept["fused"], kept["first"])
-        kept["first+fused"] = [interleave(pair, candidates) for pair in pairs]
-    return {
-        name: np.array(
-            [
-                np.isin(right[:k], found[:candidates]).mean()
-                for right, found in zip(best[truth], lists)
-            ]
-        )
-        for name, lists in kept.items()
-    }
 
 
 class _OneQuery:

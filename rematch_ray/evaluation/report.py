@@ -100,6 +100,19 @@ def difference_lines(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def coarse_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Recall of each coarse choice as rows of text, the header first; none for a small corpus."""
+    coarse = report.get("coarse")
+    if coarse is None:
+        return []
+    best = f"best {coarse['k']} at {coarse['truth']} among {coarse['candidates']} candidates"
+    rows = [[best, "kept", "95 % interval"]]
+    for name, interval in coarse["recall"].items():
+        ends = f"{_percent(interval['low'])} to {_percent(interval['high'])}"
+        rows.append([name, _percent(interval["mean"]), ends])
+    return rows
+
+
 def write_reports(reports: Sequence[Mapping[str, Any]], out: Path) -> dict[str, str]:
     """Writes `report.json` and `report.md` into a directory.
 
@@ -115,7 +128,10 @@ def write_reports(reports: Sequence[Mapping[str, Any]], out: Path) -> dict[str, 
     for report in reports:
         title = f"## {report['task']}: {report['queries']} queries, {report['documents']} documents"
         lines = "\n".join(f"- {line}" for line in difference_lines(report))
-        sections.append("\n\n".join([title, markdown_table(table_rows(report)), lines]))
+        tables = [
+            markdown_table(rows) for rows in (table_rows(report), coarse_rows(report)) if rows
+        ]
+        sections.append("\n\n".join([title, *tables, lines]))
     files = {"json": out / "report.json", "markdown": out / "report.md"}
     write_durably(files["json"], json.dumps(list(reports), indent=1) + "\n")
     write_durably(files["markdown"], "# Quality against cost\n\n" + "\n\n".join(sections) + "\n")

@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from rematch_ray.evaluation.budgets import coarse_recall, evaluate_index, evaluate_scores
+from rematch_ray.evaluation.budgets import evaluate_index, evaluate_scores
+from rematch_ray.evaluation.tasks import RetrievalTask
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.store import build_index
 from tests.evaluation.made_task import (
     DOCUMENT_IDS,
+    QRELS,
+    QUERY_IDS,
     document_vectors,
     make_task,
     noisy_queries,
@@ -62,17 +67,16 @@ def test_a_better_rung_has_an_interval_above_zero() -> None:
     assert report["differences"]["4x8 - 1x1"]["hit@1"]["low"] > 0
 
 
-def test_coarse_recall_counts_what_each_list_would_have_kept() -> None:
-    generator = np.random.default_rng(0)
-    truth = generator.random((9, 500))
-    found = coarse_recall(
-        {"fused": -truth, "1x1": truth, "2x4": truth + 0.0, "16x64": truth},
-        truth="16x64",
-        k=10,
-        candidates=20,
-    )
-    assert list(found) == ["fused", "first", "2x4", "first+fused"]
-    assert found["first"].tolist() == [1.0] * 9
-    assert found["fused"].tolist() == [0.0] * 9
-    # half of the twenty places go to each list: the ten best still fit
-    assert found["first+fused"].tolist() == [1.0] * 9
+def test_a_corpus_has_the_documents_that_pass_the_filter(tmp_path: Path) -> None:
+    index = make_index(tmp_path, document_vectors())
+    chosen = {"group": "animals"}
+    ids = index.ids(chosen)
+    qrels = QRELS.filter(pc.is_in(QRELS["document_id"], pa.array(ids)))
+    asked = [name for name in QUERY_IDS if name in set(qrels["query_id"].to_pylist())]
+    task = RetrievalTask.from_tables("animals", asked, ids, qrels)
+    rows = np.array([QUERY_IDS.index(name) for name in asked])
+    queries = noisy_queries(0.5)
+    few = Vectors(queries.vectors[rows], queries.fused[rows])
+    report = evaluate_index(task, index, few, filter=chosen, timed_queries=1)
+    assert report["documents"] == len(ids) < 40
+    assert report["rungs"]["4x8"]["hit@1"] > 0.9

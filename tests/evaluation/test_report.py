@@ -9,6 +9,7 @@ from PIL import Image
 
 from rematch_ray.evaluation.budgets import evaluate_scores
 from rematch_ray.evaluation.report import (
+    coarse_rows,
     difference_lines,
     markdown_table,
     plain_table,
@@ -59,6 +60,16 @@ def test_differences_are_told_with_their_intervals(report: dict) -> None:
     lines = difference_lines(report)
     assert any(line.startswith("toy: 4x8 - 1x1, Hit@1: ") for line in lines)
     assert all("95 % interval" in line for line in lines)
+
+
+def test_coarse_choices_are_listed_where_the_corpus_is_large_enough(report: dict) -> None:
+    assert coarse_rows(report) == []
+    interval = {"mean": 0.8, "low": 0.75, "high": 0.85, "level": 0.95, "queries": 9}
+    coarse = {"truth": "16x64", "k": 10, "candidates": 100, "recall": {"fused": interval}}
+    assert coarse_rows({**report, "coarse": coarse}) == [
+        ["best 10 at 16x64 among 100 candidates", "kept", "95 % interval"],
+        ["fused", "80.0", "75.0 to 85.0"],
+    ]
 
 
 def test_reports_are_written_for_programs_and_people(report: dict, tmp_path: Path) -> None:
