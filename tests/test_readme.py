@@ -2,8 +2,9 @@
 
 A fenced block says in its first line what becomes of it: ```bash run and ```python run are executed
 in order in one shell, ```bash serve is started in the background and must become ready, and a block
-without such a word is shown only. Every bash block must at least parse, and what it asks of
-`rematch-ray` must be accepted by the verb's own parser.
+without such a word is shown only. The demo is walked with --quick, so what the README finds in
+`demo-run/` lies in `demo-run/quick/` and its run is `demo-quick.yaml`. Every bash block must at
+least parse, and what it asks of `rematch-ray` must be accepted by the verb's own parser.
 """
 
 import contextlib
@@ -69,6 +70,11 @@ def commands(parts: list[Block]) -> Iterator[list[str]]:
                 yield shlex.split(line, comments=True)[1:]
 
 
+def quick(program: str) -> str:
+    """Return the program on what `rematch-ray demo --quick` leaves."""
+    return program.replace("demo-run/", "demo-run/quick/").replace("demo.yaml", "demo-quick.yaml")
+
+
 README = blocks((ROOT / "README.md").read_text())
 
 
@@ -112,7 +118,7 @@ def test_the_readme_runs_as_printed(tmp_path: Path) -> None:
     log = tmp_path / "readme.log"  # not a pipe: the server holds it open after the shell has ended
     with log.open("w") as output:
         shell = subprocess.Popen(
-            ["bash", "-c", script(README)],
+            ["bash", "-c", quick(script(README))],
             cwd=tmp_path,
             env={**os.environ, "DEMO_FLAGS": "--quick"},
             stdout=output,
