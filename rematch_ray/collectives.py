@@ -54,3 +54,12 @@ def mean_over_ranks(local: Tensor) -> Tensor:
     total = local.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def largest_over_ranks(local: int, *, device: torch.device | str = "cpu") -> int:
+    """Largest of a whole number over ranks."""
+    if world_size() == 1:
+        return local
+    value = torch.tensor(local, device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)

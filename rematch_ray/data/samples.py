@@ -1,15 +1,15 @@
 """Training samples -> what one rank reads in one step.
 
-`SampleEncoder` runs in CPU tasks: it draws a positive and hard negatives, decodes and tokenises, and
-encodes every distinct document once. `collate_train` runs in the training process. A sample that
-cannot be encoded keeps its place, counts nothing and says why. Middle floor.
+`SampleEncoder` runs in CPU tasks: it draws a positive and hard negatives, decodes and tokenises,
+and encodes every distinct document once. `collate_train` runs in the training process. A sample
+that cannot be encoded keeps its place, counts nothing and says why. Middle floor.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -37,15 +37,17 @@ STEP_SCHEMA = pa.schema(
         ("positive", pa.int32()),
         ("negatives", pa.list_(pa.int32())),
         ("listed", pa.list_(pa.int64())),
+        ("sub_batch", pa.int32()),
         ("error", pa.string()),
     ]
 )
-_PLACEHOLDER = "-"
+# what stands in the place of a sample that cannot be encoded; no source is called this
+_PLACEHOLDER = Item.of("-", id="-", source="\0")
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one rank reads in one step: b queries, their distinct documents, and who belongs to whom.
+    """What one rank reads in one step: b queries, their distinct documents, and who goes with whom.
 
     Attributes:
         queries: Batch of b rows.
@@ -55,6 +57,7 @@ class TrainBatch:
         query_ids: (b,) int64 stable ids.
         document_ids: (n,) int64 stable ids.
         listed_ids: (b, P) int64 ids of every document listed as right, padded with -1.
+        sub_batch: (b,) int64 number of the sub-batch that each query belongs to.
         valid: (b,) bool, False = a row that only keeps the shape.
         step: global optimisation step, seeds the draws together with `query_ids`.
         errors: why rows are not valid.
@@ -67,6 +70,7 @@ class TrainBatch:
     query_ids: Tensor
     document_ids: Tensor
     listed_ids: Tensor
+    sub_batch: Tensor
     valid: Tensor
     step: int
     errors: tuple[str, ...] = ()
@@ -78,6 +82,9 @@ class TrainBatch:
 
 class SampleEncoder:
     """Encodes the samples of one rank-step. Picklable.
+
+    Documents and queries are told apart by (source, id), so two sources may number theirs alike. An
+    item without a source of its own belongs to its sample's.
 
     Args:
         encoder: the model's row encoder.
@@ -112,26 +119,31 @@ class SampleEncoder:
         Raises:
             UserError: a table does not hold Samples.
         """
-        samples = [sample for table in tables for sample in samples_from_table(table)]
+        samples = [
+            (place, sample)
+            for place, table in enumerate(tables)
+            for sample in samples_from_table(table)
+        ]
         queries: list[EncodedRow] = []
         documents: dict[str, EncodedRow] = {}
         links: list[dict[str, Any]] = []
-        for sample in samples:
+        for _, sample in samples:
             query, link = self._encode(sample, step, documents)
             queries.append(query)
             links.append(link)
-        places = {id_: place for place, id_ in enumerate(documents)}
+        places = {key: place for place, key in enumerate(documents)}
         columns: dict[str, list[Any]] = rows_to_columns([*queries, *documents.values()])
         count = len(documents)
         columns["is_query"] = [True] * len(queries) + [False] * count
         columns["stable_id"] = [link["id"] for link in links] + [
-            stable_id(id_) for id_ in documents
+            stable_id(key) for key in documents
         ]
         columns["positive"] = [places[link["positive"]] for link in links] + [None] * count
-        columns["negatives"] = [[places[id_] for id_ in link["negatives"]] for link in links] + [
+        columns["negatives"] = [[places[key] for key in link["negatives"]] for link in links] + [
             None
         ] * count
         columns["listed"] = [link["listed"] for link in links] + [None] * count
+        columns["sub_batch"] = [place for place, _ in samples] + [None] * count
         columns["error"] = [link["error"] for link in links] + [None] * count
         return pa.Table.from_pydict(columns, schema=STEP_SCHEMA)
 
@@ -146,24 +158,24 @@ class SampleEncoder:
         try:
             query = self._encoder.encode(sample.query, "query", self._instruction(sample, "query"))
             new = {
-                item.id: self._encoder.encode(
+                _key(sample, item): self._encoder.encode(
                     item, "document", self._instruction(sample, "document")
                 )
                 for item in (positive, *negatives)
-                if item.id not in documents
+                if _key(sample, item) not in documents
             }
             error = ""
         except UserError as refused:
-            error, positive, negatives = str(refused), Item.of(_PLACEHOLDER, id=_PLACEHOLDER), []
-            query = self._encoder.encode(Item.of(_PLACEHOLDER, id=sample.query.id), "query")
-            new = {_PLACEHOLDER: self._encoder.encode(positive, "document")}
-        for id_, row in new.items():
-            documents.setdefault(id_, row)
-        listed = sorted({stable_id(entry.item.id) for entry in sample.positives})
+            error, positive, negatives = str(refused), _PLACEHOLDER, []
+            query = replace(self._encoder.encode(_PLACEHOLDER, "query"), id=sample.query.id)
+            new = {_key(sample, positive): self._encoder.encode(positive, "document")}
+        for key, row in new.items():
+            documents.setdefault(key, row)
+        listed = sorted({stable_id(_key(sample, entry.item)) for entry in sample.positives})
         return query, {
-            "id": stable_id(sample.query.id),
-            "positive": positive.id,
-            "negatives": [item.id for item in negatives],
+            "id": stable_id(_key(sample, sample.query)),
+            "positive": _key(sample, positive),
+            "negatives": [_key(sample, item) for item in negatives],
             "listed": listed,
             "error": error,
         }
@@ -172,6 +184,11 @@ class SampleEncoder:
         if side == "query" and sample.instruction is not None:
             return sample.instruction
         return self._instructions.get(sample.source, {}).get(side, "")
+
+
+def _key(sample: Sample, item: Item) -> str:
+    """What tells one document (or query) from another: its source and its id."""
+    return f"{item.source or sample.source}\0{item.id}"
 
 
 def collate_train(
@@ -199,6 +216,7 @@ def collate_train(
         query_ids=ids[:num_queries],
         document_ids=ids[num_queries:],
         listed_ids=_padded(head["listed"].to_pylist()),
+        sub_batch=torch.tensor(head["sub_batch"].to_pylist()),
         valid=torch.tensor([not error for error in head["error"].to_pylist()]),
         step=step,
         errors=tuple(error for error in head["error"].to_pylist() if error),

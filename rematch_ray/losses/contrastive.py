@@ -21,7 +21,8 @@ class Candidates:
         query_ids: (b,) ids of the local queries.
         target: (b,) column of each query's own positive among the shared candidates.
         listed_ids: (b, P) ids of every document that the row lists as right, padded with -1.
-        shared_ids: (C,) document ids of the candidates that all queries see, positives first.
+        shared_ids: (C,) document ids of the candidates that all queries see, positives first;
+            -1 for a candidate that only keeps the shape.
         shared_query_ids: (C,) the query whose positive the candidate is; -1 for a hard negative.
         private_ids: (b, N) ids of each query's own hard negatives, padded with -1.
     """
@@ -37,9 +38,10 @@ class Candidates:
 def candidate_mask(candidates: Candidates) -> Tensor:
     """Which (query, candidate) cells take part in InfoNCE: True = valid.
 
-    Masked are: another candidate with the positive's document id, the positive of another row with
-    the same query id, any document that the row lists as right, padding, and the second occurrence
-    of a document (a private hard negative wins over its copy among the shared candidates).
+    Masked are: another candidate with the positive's document id, any copy of a document that is
+    the positive of a row with the same query id, any document that the row lists as right, padding,
+    and the second occurrence of a document (a private hard negative wins over its copy among the
+    shared candidates).
 
     Returns:
         (b, C + N) bool, shared candidates first; the target cell is always True.
@@ -56,15 +58,15 @@ def candidate_mask(candidates: Candidates) -> Tensor:
     [[1, 0, 1, 1], [1, 1, 0, 0]]
     """
     target_ids = candidates.shared_ids[candidates.target][:, None]
-    shared = ~_first_seen_elsewhere(candidates.shared_ids)[None, :]
-    shared = shared & (candidates.shared_ids[None, :] != target_ids)
-    shared = shared & (candidates.shared_query_ids[None, :] != candidates.query_ids[:, None])
-    shared = shared & ~_isin(candidates.shared_ids[None, :], candidates.listed_ids)
-    shared = shared & ~_isin(candidates.shared_ids[None, :], candidates.private_ids)
+    shared_right, private_right = _right_for_same_query(candidates)
+    shared_ids = candidates.shared_ids[None, :]
+    shared = ~_repeats(shared_ids) & (shared_ids >= 0) & (shared_ids != target_ids)
+    shared = shared & ~shared_right & ~occurs_in(shared_ids, candidates.listed_ids)
+    shared = shared & ~occurs_in(shared_ids, candidates.private_ids)
     shared = shared.scatter(1, candidates.target[:, None], True)
 
     private = (candidates.private_ids >= 0) & (candidates.private_ids != target_ids)
-    private = private & ~_isin(candidates.private_ids, candidates.listed_ids)
+    private = private & ~private_right & ~occurs_in(candidates.private_ids, candidates.listed_ids)
     private = private & ~_repeats(candidates.private_ids)
     return torch.cat([shared, private], dim=1)
 
@@ -130,28 +132,35 @@ def masked_logits(score_bC: Tensor, mask_bC: Tensor, temperature: Tensor | float
 
 
 def retrieval_accuracy(score_bC: Tensor, target: Tensor, mask_bC: Tensor) -> Tensor:
-    """Share of queries whose positive beats every valid candidate; a tie is not a win. (b,) float."""
+    """1 where the positive beats every valid candidate, else 0; a tie is no win. (b,) float."""
     others = mask_bC.scatter(1, target[:, None], False)
     best = score_bC.float().masked_fill(~others, -torch.inf).amax(dim=1)
     return (score_bC.float().gather(1, target[:, None])[:, 0] > best).float()
 
 
-def _isin(ids: Tensor, of_row: Tensor) -> Tensor:
-    """Whether ids (1 or b, C) occur in their row of (b, P); padding -1 matches nothing."""
+def occurs_in(ids: Tensor, of_row: Tensor) -> Tensor:
+    """Whether ids (1 or b, C) occur in their row of (b, P); padding -1 matches nothing. (b, C)."""
     equal = ids[:, :, None] == of_row[:, None, :]
     return (equal & (of_row >= 0)[:, None, :]).any(dim=-1)
 
 
-def _first_seen_elsewhere(ids: Tensor) -> Tensor:
-    """True where an id of (C,) already stood in an earlier column."""
-    order = torch.argsort(ids, stable=True)
-    ordered = ids[order]
+def _right_for_same_query(candidates: Candidates) -> tuple[Tensor, Tensor]:
+    """Which shared (b, C) and private (b, N) documents are the positive of a row with this query.
+
+    Judged by document id, so that every copy is found, in whichever column it stands.
+    """
+    unique, place = torch.unique(candidates.shared_ids, return_inverse=True)
+    same_query = candidates.shared_query_ids[None, :] == candidates.query_ids[:, None]
+    count = same_query.new_zeros((len(same_query), len(unique)), dtype=torch.int64)
+    right = count.index_add(1, place, same_query.long()) > 0
+    nearest = torch.searchsorted(unique, candidates.private_ids).clamp(max=len(unique) - 1)
+    found = unique[nearest] == candidates.private_ids
+    return right[:, place], right.gather(1, nearest) & found
+
+
+def _repeats(ids: Tensor) -> Tensor:
+    """True where an id already stood in an earlier column of its own row, (b, C)."""
+    order = torch.argsort(ids, dim=1, stable=True)
+    ordered = ids.gather(1, order)
     repeated = torch.zeros_like(ids, dtype=torch.bool)
-    repeated[order[1:]] = ordered[1:] == ordered[:-1]
-    return repeated
-
-
-def _repeats(ids_bN: Tensor) -> Tensor:
-    """True where an id already stood in an earlier column of its own row, (b, N)."""
-    equal = ids_bN[:, :, None] == ids_bN[:, None, :]
-    return torch.tril(equal, diagonal=-1).any(dim=-1)
+    return repeated.scatter(1, order[:, 1:], ordered[:, 1:] == ordered[:, :-1])

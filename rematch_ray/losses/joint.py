@@ -91,7 +91,7 @@ class JointLoss:
 
 def joint_loss(
     contrast: Contrast,
-    states: Sequence[Tensor],
+    states: Sequence[tuple[Tensor, Tensor]],
     answers: Answers | None,
     counts: Counts,
     *,
@@ -105,7 +105,8 @@ def joint_loss(
 
     Args:
         contrast: encoded and gathered candidates.
-        states: (n, K, H) states of queries, positives and hard negatives, for orthogonality.
+        states: for orthogonality, (n, K, H) states and (n,) how many queries, positives and hard
+            negatives each of them stands for (0 for padding).
         answers: the matching stage's logits, or None when it did not run.
         counts: rows per term over all ranks.
         weights: weight of each of `TERMS`; a missing term has weight 0.
@@ -133,8 +134,8 @@ def joint_loss(
         group_losses = _group_terms(contrast, groups, temperature_maxsim, reduce, counts, accuracy)
         parts["groups"] = group_losses.mean()
     if weights.get("orthogonality", 0.0):
-        per_item = torch.cat([orthogonality(state_BKH) for state_BKH in states])
-        parts["orthogonality"] = per_item.sum() / counts.items
+        sums = [(orthogonality(state_BKH) * uses).sum() for state_BKH, uses in states]
+        parts["orthogonality"] = torch.stack(sums).sum() / counts.items
     if weights.get("matching", 0.0) and answers is not None:
         parts["matching"] = _matching_term(answers, counts, accuracy)
     total = sum((weights.get(term, 0.0) * parts[term] for term in TERMS), start=zero)

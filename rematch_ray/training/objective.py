@@ -12,9 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rematch_ray.collectives import gather, gather_with_gradient, mean_over_ranks, rank
+from rematch_ray.collectives import (
+    gather,
+    gather_with_gradient,
+    largest_over_ranks,
+    mean_over_ranks,
+    rank,
+)
 from rematch_ray.data.samples import TrainBatch
-from rematch_ray.losses.contrastive import Candidates, candidate_mask, margin_mask
+from rematch_ray.losses.contrastive import Candidates, candidate_mask, margin_mask, occurs_in
 from rematch_ray.losses.joint import (
     Answers,
     Contrast,
@@ -23,23 +29,42 @@ from rematch_ray.losses.joint import (
     fused_candidate_scores,
     joint_loss,
 )
-from rematch_ray.losses.matching import draw_negatives, view_labels
+from rematch_ray.losses.matching import view_labels
 from rematch_ray.model.embedder import Embedder, Encoded
 from rematch_ray.model.matcher import packed_answers
-from rematch_ray.training.draws import row_uniforms
+from rematch_ray.training.pairs import Pairs, document_uses, draw_pairs
 from rematch_ray.training.settings import ObjectiveSettings
 
 TEMPERATURE_RANGE = (0.01, 0.2)
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """The triplets that matching reads: rows of queries and of documents, and the labels."""
+class Shared:
+    """Candidates of all ranks: (C, R, D) vectors, (C, F) fused or None, (C,) document ids."""
 
-    query_rows: Tensor
-    first_rows: Tensor
-    second_rows: Tensor
-    positive_slot: Tensor
+    vectors: Tensor
+    fused: Tensor | None
+    ids: Tensor
+
+    @classmethod
+    def gathered(cls, documents: Encoded, rows: Tensor, ids: Tensor) -> Shared:
+        """The named rows of every rank, with gradient."""
+        fused = documents.fused
+        return cls(
+            gather_with_gradient(documents.vectors[rows]),
+            None if fused is None else gather_with_gradient(fused[rows]),
+            gather(ids),
+        )
+
+    def followed_by(self, other: Shared) -> Shared:
+        """These candidates, then the other ones."""
+        both = (self.fused, other.fused)
+        fused = [part for part in both if part is not None]
+        return Shared(
+            torch.cat([self.vectors, other.vectors]),
+            torch.cat(fused) if fused else None,
+            torch.cat([self.ids, other.ids]),
+        )
 
 
 class JointModel(nn.Module):
@@ -85,18 +110,23 @@ class JointModel(nn.Module):
         contrast = self._contrast(batch, queries, documents)
         answers, num_matched = None, 0
         if self.settings.w_match:
-            pairs = self._draw_pairs(batch, queries, documents)
-            num_matched = len(pairs.query_rows)
+            assert queries.fused is not None and documents.fused is not None
+            cosine = queries.fused.detach().float() @ documents.fused.detach().float().T
+            pairs = draw_pairs(batch, cosine, self.settings)
+            num_matched = len(pairs)
             answers = self._answers(pairs, queries, documents)
-        fused_temperature, maxsim_temperature = self.temperatures()
-        local = [float(batch.valid.sum()), float(len(batch.queries) + len(batch.documents))]
-        means = mean_over_ranks(
-            torch.tensor([*local, float(num_matched)], device=contrast.mask.device)
+        uses = [batch.valid.float(), document_uses(batch).sum(dim=0)]
+        local = torch.stack(
+            [uses[0].sum(), torch.cat(uses).sum(), uses[0].new_tensor(num_matched)]
         )
-        counts = Counts(*(max(value, 1e-9) for value in means.tolist()))
+        counts = Counts(*(max(value, 1e-9) for value in mean_over_ranks(local).tolist()))
+        fused_temperature, maxsim_temperature = self.temperatures()
         return joint_loss(
             contrast,
-            [self._orthogonal_states(encoded) for encoded in (queries, documents)],
+            [
+                (self._orthogonal_states(encoded), of_side)
+                for encoded, of_side in zip((queries, documents), uses, strict=True)
+            ],
             answers,
             counts,
             weights=self.settings.weights,
@@ -107,59 +137,52 @@ class JointModel(nn.Module):
         )
 
     def _contrast(self, batch: TrainBatch, queries: Encoded, documents: Encoded) -> Contrast:
-        """Gathers candidates over ranks and builds the one mask of every contrastive term."""
-        positive = batch.positive_slot
+        """Gathers candidates over ranks and builds the one mask of every term."""
+        positive, hard = batch.positive_slot, self._hard_slots(batch)
         pooled = self.settings.hard_negatives == "pooled"
-        hard = batch.negative_slot
-        shared_vectors = [gather_with_gradient(documents.vectors[positive])]
-        fused = documents.fused
-        shared_fused = [] if fused is None else [gather_with_gradient(fused[positive])]
-        shared_ids = [gather(batch.document_ids[positive])]
-        shared_query_ids = [gather(batch.query_ids)]
-        private_vectors = private_fused = None
-        private_ids = batch.query_ids.new_full((len(batch.queries), 0), -1)
-        if hard.shape[1] and pooled:
-            slots = hard.clamp(min=0).flatten()
-            shared_vectors.append(gather_with_gradient(documents.vectors[slots]))
-            if fused is not None:
-                shared_fused.append(gather_with_gradient(fused[slots]))
-            ids = torch.where(hard >= 0, batch.document_ids[hard.clamp(min=0)], -1).flatten()
-            shared_ids.append(gather(ids))
-            shared_query_ids.append(torch.full_like(shared_ids[-1], -1))
-        elif hard.shape[1]:
-            slots = hard.clamp(min=0)
-            private_vectors = documents.vectors[slots]
-            private_fused = None if fused is None else fused[slots]
-            private_ids = torch.where(hard >= 0, batch.document_ids[slots], -1)
-        num_rows = len(batch.queries)
+        num_rows, num_hard = hard.shape
+        slots = hard.clamp(min=0)
+        hard_ids = torch.where(hard >= 0, batch.document_ids[slots], -1)
+        shared = Shared.gathered(
+            documents, positive, torch.where(batch.valid, batch.document_ids[positive], -1)
+        )
+        shared_query_ids = gather(batch.query_ids)
+        if pooled and num_hard:
+            shared = shared.followed_by(
+                Shared.gathered(documents, slots.flatten(), hard_ids.flatten())
+            )
+            padding = shared_query_ids.new_full((len(shared.ids) - len(shared_query_ids),), -1)
+            shared_query_ids = torch.cat([shared_query_ids, padding])
+        is_private = bool(num_hard) and not pooled
         target = torch.arange(num_rows, device=positive.device) + rank() * num_rows
-        ids = torch.cat(shared_ids)
+        private_ids = hard_ids if is_private else hard_ids[:, :0]
         mask = candidate_mask(
             Candidates(
-                batch.query_ids,
-                target,
-                batch.listed_ids,
-                ids,
-                torch.cat(shared_query_ids),
-                private_ids,
+                batch.query_ids, target, batch.listed_ids, shared.ids, shared_query_ids, private_ids
             )
         )
-        padding = torch.cat([ids < 0, ids.new_zeros(private_ids.shape[1], dtype=torch.bool)])
-        mask = (mask & ~padding).scatter(1, target[:, None], True)
-        labelled = torch.zeros_like(mask)
-        labelled[:, shared_ids[0].shape[0] :] = True
+        fused = documents.fused
         contrast = Contrast(
             queries.vectors,
-            torch.cat(shared_vectors),
-            private_vectors,
+            shared.vectors,
+            documents.vectors[slots] if is_private else None,
             queries.fused,
-            torch.cat(shared_fused) if shared_fused else None,
-            private_fused,
+            shared.fused,
+            fused[slots] if is_private and fused is not None else None,
             target,
             mask,
             batch.valid,
         )
-        return self._with_margin(contrast, labelled)
+        labelled = occurs_in(shared.ids[None, :], hard_ids)
+        return self._with_margin(contrast, torch.cat([labelled, private_ids >= 0], dim=1))
+
+    def _hard_slots(self, batch: TrainBatch) -> Tensor:
+        """(b, N) rows of the hard negatives; when pooled, N is the widest of all ranks."""
+        hard = batch.negative_slot
+        if self.settings.hard_negatives == "private":
+            return hard
+        missing = largest_over_ranks(hard.shape[1], device=hard.device) - hard.shape[1]
+        return torch.cat([hard, hard.new_full((len(hard), missing), -1)], dim=1)
 
     def _with_margin(self, contrast: Contrast, labelled: Tensor) -> Contrast:
         """Applies the optional margin, judged once on the detached fused cosine."""
@@ -176,56 +199,6 @@ class JointModel(nn.Module):
             score, contrast.target, margin=self.settings.margin, labelled_bC=labelled
         )
         return Contrast(**{**contrast.__dict__, "mask": contrast.mask & keep})
-
-    def _draw_pairs(self, batch: TrainBatch, queries: Encoded, documents: Encoded) -> Pairs:
-        """Which rows take part in matching, with which negative, in which slot."""
-        assert queries.fused is not None and documents.fused is not None
-        num_rows, num_documents = len(batch.queries), len(batch.documents)
-        numbers = row_uniforms(batch.query_ids, batch.step, 4)
-        cosine = queries.fused.detach().float() @ documents.fused.detach().float().T
-        admissible = self._admissible(batch)
-        hard = batch.negative_slot
-        if self.settings.margin is not None:
-            limit = cosine.gather(1, batch.positive_slot[:, None]) - self.settings.margin
-            admissible = admissible & (cosine < limit)
-        listed = batch.listed_ids[:, None, :] == batch.document_ids[hard.clamp(min=0)][:, :, None]
-        column = draw_negatives(
-            cosine,
-            admissible,
-            (hard >= 0) & ~listed.any(dim=-1),
-            mined=self.settings.match_mined,
-            temperature=self.settings.match_temperature,
-            uniforms_b2=numbers[:, :2],
-        )
-        share = max(1, round(self.settings.match_share * num_rows))
-        chosen = torch.zeros_like(batch.valid)
-        chosen[numbers[:, 2].topk(share).indices] = True
-        rows = (chosen & batch.valid & (column >= 0)).nonzero()[:, 0]
-        column = column[rows]
-        own = (column - num_documents).clamp(min=0)
-        from_hard = hard[rows].gather(1, own[:, None])[:, 0] if hard.shape[1] else own
-        negative = torch.where(column < num_documents, column, from_hard)
-        positive = batch.positive_slot[rows]
-        slot = (numbers[rows, 3] >= 0.5).long()
-        return Pairs(
-            rows,
-            torch.where(slot == 0, positive, negative),
-            torch.where(slot == 0, negative, positive),
-            slot,
-        )
-
-    def _admissible(self, batch: TrainBatch) -> Tensor:
-        """(b, n) bool: this rank's documents that may serve as a row's mined negative."""
-        ids = batch.document_ids
-        listed = (ids[None, :, None] == batch.listed_ids[:, None, :]).any(dim=-1)
-        same_query = batch.query_ids[:, None] == batch.query_ids[None, :]
-        of_query = torch.zeros_like(listed).float()
-        of_query.scatter_add_(1, batch.positive_slot.expand_as(same_query), same_query.float())
-        usable = torch.zeros_like(ids, dtype=torch.bool)
-        usable[batch.positive_slot[batch.valid]] = True
-        hard = batch.negative_slot[batch.negative_slot >= 0]
-        usable[hard] = True
-        return ~listed & (of_query == 0) & usable
 
     def _answers(self, pairs: Pairs, queries: Encoded, documents: Encoded) -> Answers:
         """Runs the matching stage; with no triplet at all, a dummy that counts nothing."""
