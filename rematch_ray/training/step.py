@@ -121,23 +121,20 @@ class Training:
             `gradient_norm`, `learning_rate`.
 
         Raises:
-            FloatingPointError: the loss is not finite; nothing was updated.
+            FloatingPointError: the loss or its gradient is not finite; nothing was updated.
         """
         rate = self._set_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss: JointLoss = self.wrapped(batch.to(self.device))
         metrics = self._metrics(loss)
-        if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"the loss is {metrics['loss']} at step {self.steps_done}: lower "
-                "optimisation.learning_rate, or raise the temperatures"
-            )
+        self._check_finite("loss", metrics["loss"])
         loss.total.backward()
         trained = [p for p in self.joint.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip)
+        norm = float(nn.utils.clip_grad_norm_(trained, self.settings.clip))
+        self._check_finite("gradient norm", norm)
         self.optimizer.step()
         self.steps_done += 1
-        return {**metrics, "gradient_norm": float(norm), "learning_rate": rate}
+        return {**metrics, "gradient_norm": norm, "learning_rate": rate}
 
     def save(self, directory: str | Path) -> None:
         """Writes model and optimiser with torch's distributed checkpoint; every rank calls it."""
@@ -164,6 +161,13 @@ class Training:
         if rank() != 0:
             return None
         return self.joint.embedder.save_pretrained(directory)
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the {name} is {value} at step {self.steps_done}: lower "
+                "optimisation.learning_rate, or raise the temperatures"
+            )
 
     def _set_learning_rate(self) -> float:
         share = schedule_share(self.steps_done, self.total_steps, self.settings)
