@@ -159,18 +159,22 @@ class Backbone(nn.Module):
         inject_adapter_in_model(config, self.model)
 
     def save(self, path: str | Path) -> None:
-        """Writes config and safetensors; adapters are merged into what is written."""
-        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-        for layer in layers:
-            layer.merge()
+        """Writes config and safetensors; adapters are merged into what is written.
+
+        The model itself is left alone: merging in place and back would change its weights by a
+        rounding error each time.
+        """
         state = {
             name.replace(".base_layer.", "."): tensor
             for name, tensor in self.model.state_dict().items()
             if ".lora_" not in name
         }
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, LoraLayer):
+                weight = state[f"{name}.weight"]
+                update = sum(layer.get_delta_weight(key).float() for key in layer.active_adapters)
+                state[f"{name}.weight"] = (weight.float() + update).to(weight.dtype)
         self.model.save_pretrained(path, state_dict=state)
-        for layer in layers:
-            layer.unmerge()
 
     def _vision_is_trained(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.model.visual.parameters())

@@ -2,7 +2,8 @@
 
 Holds the projector from a stored fused vector back to the input space. `packed_answers` is the
 reference form: one extra forward over `[P][S_q][S_d1][S_d2]` and the tail
-`[I][Zq][Zd1][Zd2][A1..A8]` under a segment mask. It draws no negatives and computes no loss. Middle floor.
+`[I][Zq][Zd1][Zd2][A1..A8]` under a segment mask. It draws no negatives and computes no loss.
+Middle floor.
 """
 
 from __future__ import annotations
