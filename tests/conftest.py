@@ -89,3 +89,21 @@ def ray_cluster() -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model of random weights with its processors (`tests/tiny.py` has the sizes)."""
+    from tests.tiny import write_base
+
+    return write_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of an untrained embedder on the tiny base."""
+    from tests.tiny import new_embedder
+
+    folder = tmp_path_factory.mktemp("tiny") / "export"
+    new_embedder(tiny_base).save_pretrained(folder)
+    return folder
