@@ -175,9 +175,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return fields
 
 
+def unfinished_name(name: str) -> str:
+    """Name of a small file before its rename; a crash may leave it behind.
+
+    >>> unfinished_name("CURRENT")
+    '.CURRENT.new'
+    """
+    return f".{name}.new"
+
+
 def write_durably(path: Path, text: str) -> None:
     """Writes a small file so that it is whole or absent, and on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(unfinished_name(path.name))
     with open(temporary, "w") as file:
         file.write(text)
         file.flush()

@@ -38,6 +38,7 @@ from rematch_ray.index.manifest import (
     GenerationManifest,
     SegmentEntry,
     sync_directory,
+    unfinished_name,
     write_durably,
     write_manifest,
 )
@@ -48,7 +49,7 @@ from rematch_ray.scoring.budget import Ladder
 LOCK_FILE = "LOCK"
 KEPT_GENERATIONS = 2
 _BUILDING = ".building"
-_OWN_NAMES = {CURRENT_FILE, LOCK_FILE, GENERATIONS, SEGMENTS}
+_OWN_NAMES = {CURRENT_FILE, unfinished_name(CURRENT_FILE), LOCK_FILE, GENERATIONS, SEGMENTS}
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,9 @@ def sweep(path: Path) -> None:
         for name in kept
         for segment in GenerationManifest.read(generation_file(path, name)).segments
     }
-    for name in names:
-        if name not in kept:
-            generation_file(path, name).unlink()
+    for file in (path / GENERATIONS).iterdir():
+        if file.stem not in kept:
+            file.unlink()
     for segment in (path / SEGMENTS).iterdir():
         if segment.name not in used:
             shutil.rmtree(segment)
@@ -220,8 +221,9 @@ def _writer(out: Path) -> Iterator[None]:
             yield
         finally:
             if _current_or_none(out) is None:
-                for file in out.iterdir():
-                    shutil.rmtree(file) if file.is_dir() else file.unlink()
+                for name in (GENERATIONS, SEGMENTS):
+                    shutil.rmtree(out / name)
+                (out / LOCK_FILE).unlink()
                 if not existed:
                     out.rmdir()
 

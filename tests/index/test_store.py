@@ -169,29 +169,37 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, failing_write: int) -> None:
     monkeypatch.setattr(planes.PlaneWriter, "append", fail)
 
 
-KILL_POINTS = [
-    "planes.PlaneWriter.append",
-    "planes.PlaneWriter.finish",
-    "store.write_segment",
-    "store.publish",
-    "store.write_durably",
-]
 BUILD_UNTIL_KILLED = """
 import os, signal, sys
-from rematch_ray.index import planes, store
-def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
-{point} = kill
-store.build_index(sys.argv[1], sys.argv[2])
+from rematch_ray.index import manifest, planes, store
+real, calls = {point}, []
+def fatal(*given, **named):
+    calls.append(given)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*given, **named)
+{point} = fatal
+store.build_index(sys.argv[1], sys.argv[2], batch_rows=16)
 """
 
 
-@pytest.mark.parametrize("point", KILL_POINTS)
+@pytest.mark.parametrize(
+    ("point", "call"),
+    [
+        ("planes.PlaneWriter.append", 6),
+        ("planes.PlaneWriter.finish", 2),
+        ("manifest.os.replace", 1),  # the segment's manifest
+        ("manifest.os.replace", 2),  # the generation's
+        ("manifest.os.replace", 3),  # CURRENT
+        ("store.publish", 1),
+    ],
+)
 def test_a_killed_build_leaves_the_index_before_it_and_the_next_one_cleans_up(
-    embeddings: Path, tmp_path: Path, repository: Path, point: str
+    embeddings: Path, tmp_path: Path, repository: Path, point: str, call: int
 ) -> None:
     build_index(embeddings, tmp_path / "index")
     other = other_embeddings(tmp_path / "other")
-    program = BUILD_UNTIL_KILLED.format(point=point)
+    program = BUILD_UNTIL_KILLED.format(point=point, call=call)
     killed = subprocess.run(
         [sys.executable, "-c", program, str(other), str(tmp_path / "index")],
         cwd=repository,
@@ -209,6 +217,7 @@ def test_a_killed_build_leaves_the_index_before_it_and_the_next_one_cleans_up(
         for segment in json.loads(file.read_text())["segments"]
     }
     assert {segment.name for segment in (tmp_path / "index" / "segments").iterdir()} == named
+    assert not list((tmp_path / "index").rglob(".*"))
 
 
 def test_one_writer_at_a_time(embeddings: Path, tmp_path: Path) -> None:
