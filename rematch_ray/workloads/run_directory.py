@@ -34,23 +34,30 @@ class RunDirectory:
         self._result = path / "result.json"
         self._stop = path / "stop"
 
-    def open(self, run: RunConfig) -> dict[str, Any] | None:
-        """Make the directory, or go on in it; return the result when the run is finished.
+    def result(self, run: RunConfig) -> dict[str, Any] | None:
+        """Return what a finished run recorded; None when there is something left to do.
 
         Raises:
-            UserError: the directory cannot be written, or holds a run with other settings.
+            UserError: the directory holds a run with other settings.
+        """
+        if self._config.exists():
+            self._refuse_other_settings(run)
+        return json.loads(self._result.read_text()) if self._result.exists() else None
+
+    def open(self, run: RunConfig) -> None:
+        """Make the directory, or go on in it.
+
+        Raises:
+            UserError: the directory cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._stop.unlink(missing_ok=True)
-            if self._config.exists():
-                self._refuse_other_settings(run)
             _write(self._config, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
         except OSError as error:
             raise UserError(
                 f"cannot write the run directory {self.path}: {error.strerror}; set `storage`"
             ) from error
-        return json.loads(self._result.read_text()) if self._result.exists() else None
 
     def _refuse_other_settings(self, run: RunConfig) -> None:
         old = dict(_flat(yaml.safe_load(self._config.read_text())))

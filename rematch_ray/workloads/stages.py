@@ -8,6 +8,7 @@ module too, and would spend seconds on them. Top floor.
 
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -83,6 +84,7 @@ def read_calls(calls: Sequence[ReadCall], *, num_cpus: float) -> ray.data.Datase
 
 def plain_context() -> None:
     """Set this process's Data context for our pipelines; a dataset captures it when it is made."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True

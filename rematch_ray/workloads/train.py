@@ -4,6 +4,7 @@ The driver opens the run directory, starts the processes and shows their progres
 runs `train_rank`, which feeds the plan's batches to `Training` and knows no maths. Top floor.
 """
 
+import statistics
 import sys
 import threading
 import time
@@ -40,11 +41,12 @@ def train(run: RunConfig) -> dict[str, Any]:
     data = open_data(run.data, run.seed)
     data.plan.check_world_size(run.train.num_workers)
     directory = RunDirectory(run.directory)
-    finished = directory.open(run)
+    finished = directory.result(run)
     if finished is not None:
         _say(f"run {run.name} is finished ({finished['steps']} steps): {run.directory}")
         return {**finished, "skipped": True}
     with connect(_bundles(run)):
+        directory.open(run)
         return _fit(run, data, directory)
 
 
@@ -172,7 +174,7 @@ def step_line(steps: list[dict[str, Any]], total: int) -> str:
     """Return the line of progress: last losses, speed over the last steps, time left."""
     latest = steps[-1]
     recent = steps[-20:]
-    seconds = sum(r["seconds"] for r in recent) / len(recent)
+    seconds = statistics.median(r["seconds"] for r in recent)
     left = (total - 1 - latest["step"]) * seconds
     losses = "  ".join(
         f"{name} {value:.3f}"

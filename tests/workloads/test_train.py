@@ -50,7 +50,7 @@ def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Th
     """Do something in the background as soon as a condition holds."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 400
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.02)
         act()
@@ -68,7 +68,7 @@ def _restored_data_context() -> Iterator[None]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster", "_restored_data_context")
 def test_a_killed_worker_and_a_stopped_run_lose_no_step_and_repeat_none(
     base: Path, samples: dict[str, Path], tmp_path: Path
@@ -119,12 +119,13 @@ def test_a_run_goes_on_only_with_the_settings_it_began_with(
 ) -> None:
     run = run_config(base, samples, tmp_path)
     directory = RunDirectory(run.directory)
-    assert directory.open(run) is None
-    assert directory.open(run_config(base, samples, tmp_path, num_workers=4)) is None
+    assert directory.result(run) is None
+    directory.open(run)
+    assert directory.result(run_config(base, samples, tmp_path, num_workers=4)) is None
     with pytest.raises(UserError, match=r"holds a run with train.steps=32, now train.steps=20"):
-        directory.open(run_config(base, samples, tmp_path, steps=20))
+        directory.result(run_config(base, samples, tmp_path, steps=20))
     with pytest.raises(UserError, match=r"seed=0, now seed=3"):
-        directory.open(run.model_copy(update={"seed": 3}))
+        directory.result(run.model_copy(update={"seed": 3}))
 
 
 def test_steps_that_are_done_again_are_forgotten_and_a_half_written_line_is_left_out(
