@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from rematch_ray.data.item import Item
     from rematch_ray.index.search import SearchResult
-    from rematch_ray.model.embedder import Embeddings
 
 
 class NotReadyError(RuntimeError):
@@ -26,15 +28,19 @@ class OverloadedError(RuntimeError):
 
 @dataclass(frozen=True)
 class EncodedQuery:
-    """One query as vectors.
+    """One query as vectors: what `SearchIndex.search` takes.
+
+    Arrays, not tensors: whoever unpacks one needs no torch.
 
     Attributes:
-        embeddings: vectors (1, R, D) and fused (1, F), float32.
+        vectors: (1, R, D) float32, unit norm.
+        fused: (1, F) float32, unit norm; None when the model has none.
         instruction: the instruction that was used; "" for none.
     """
 
-    embeddings: Embeddings
-    instruction: str
+    vectors: NDArray[np.float32]
+    fused: NDArray[np.float32] | None
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Backend(Protocol):
         """Turn one query into vectors; UserError when the query cannot be encoded."""
         ...
 
-    async def search(self, query: Embeddings, plan: SearchPlan) -> SearchResult:
+    async def search(self, query: EncodedQuery, plan: SearchPlan) -> SearchResult:
         """Search with one query; UserError when the plan does not fit the index."""
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -18,7 +19,7 @@ from rematch_ray.serve.settings import EncoderSettings
 
 if TYPE_CHECKING:
     from rematch_ray.data.rows import EncodedRow
-    from rematch_ray.model.embedder import Embedder, Embeddings
+    from rematch_ray.model.embedder import Embedder
 
 
 class Encoder:
@@ -41,6 +42,7 @@ class Encoder:
         self._model.eval()
         self._model.row_encoder.max_image_pixels = max_image_pixels
         self._embed.set_max_batch_size(settings.max_batch_size)
+        self._model.encode_query("warm-up")  # the first forward pass is not a caller's to wait for
         self._embed.set_batch_wait_timeout_s(settings.batch_wait_s)
 
     async def encode(self, query: Item, instruction: str | None) -> EncodedQuery:
@@ -51,10 +53,10 @@ class Encoder:
         """
         used = self.default_instruction() if instruction is None else instruction
         row = await asyncio.to_thread(self._model.row_encoder.encode, query, "query", used)
-        return EncodedQuery(await self._embed(row), used)
+        return replace(await self._embed(row), instruction=used)
 
     @serve.batch
-    async def _embed(self, rows: list[EncodedRow]) -> list[Embeddings]:
+    async def _embed(self, rows: list[EncodedRow]) -> list[EncodedQuery]:
         return await asyncio.to_thread(embed_rows, self._model, rows)
 
     def default_instruction(self) -> str:
@@ -67,7 +69,12 @@ class Encoder:
         return self._model.identity.to_json()
 
 
-def embed_rows(model: Embedder, rows: list[EncodedRow]) -> list[Embeddings]:
-    """Embeds rows together; one Embeddings of a single row each, on the CPU."""
+def embed_rows(model: Embedder, rows: list[EncodedRow]) -> list[EncodedQuery]:
+    """Embeds rows together; one EncodedQuery of a single row each."""
     embeddings = model.embed(model.batch(rows, "query"), "query").cpu()
-    return [embeddings[position : position + 1] for position in range(len(rows))]
+    vectors = embeddings.vectors.float().numpy()
+    fused = None if embeddings.fused is None else embeddings.fused.float().numpy()
+    return [
+        EncodedQuery(vectors[row : row + 1], None if fused is None else fused[row : row + 1])
+        for row in range(len(rows))
+    ]

@@ -15,7 +15,8 @@ from ray.util.metrics import Counter, Histogram
 from rematch_ray.serve.observation import RequestRecord
 
 _BOUNDARIES_S = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
-_PREFIXES = ("rematch_", "ray_rematch_", "serve_", "ray_serve_")
+_OURS = ("rematch_", "serve_")
+_NOISE = "event_loop"
 SCRAPE_TIMEOUT_S = 2.0
 
 
@@ -54,22 +55,36 @@ async def collect() -> str:
 
 
 def join(texts: list[str]) -> list[str]:
-    r"""The lines about this service, each heading once.
+    r"""The metrics of this service and of Serve, each family once with the samples of all texts.
 
-    >>> join(["# HELP rematch_a b\\nrematch_a 1", "# HELP rematch_a b\\nrematch_a 2\\nother 3"])
-    ['# HELP rematch_a b', 'rematch_a 1', 'rematch_a 2']
+    Ray's prefix is taken off: the names are ours wherever they are read.
+
+    >>> join(
+    ...     [
+    ...         '# TYPE ray_rematch_a counter\nray_rematch_a{n="1"} 1',
+    ...         '# TYPE ray_rematch_a counter\nray_rematch_a{n="2"} 2\nray_other 3',
+    ...     ]
+    ... )
+    ['# TYPE rematch_a counter', 'rematch_a{n="1"} 1', 'rematch_a{n="2"} 2']
     """
-    lines: list[str] = []
-    seen: set[str] = set()
+    headings: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    remarks: list[str] = []
     for text in texts:
+        family = ""
         for line in text.splitlines():
-            heading = line.startswith("# ")
-            name = line.split(" ", 3)[2] if heading and line.count(" ") > 1 else line
-            if (name.startswith(_PREFIXES) and line not in seen) or line.startswith("# node "):
-                lines.append(line)
-                if heading:
-                    seen.add(line)
-    return lines
+            if line.startswith("# node "):
+                remarks.append(line)
+            elif line.startswith(("# HELP ", "# TYPE ")):
+                line = line.replace(" ray_", " ", 1)
+                family = line.split(" ", 3)[2]
+                seen = headings.setdefault(family, [])
+                if line not in seen:
+                    seen.append(line)
+            else:
+                samples.setdefault(family, []).append(line.removeprefix("ray_"))
+    ours = [name for name in headings if name.startswith(_OURS) and _NOISE not in name]
+    return remarks + [line for name in ours for line in headings[name] + samples.get(name, [])]
 
 
 def _scrape(address: str) -> str:

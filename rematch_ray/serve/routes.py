@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 
@@ -135,7 +136,7 @@ def _add_search(api: FastAPI, backend: Backend, limits: Limits, guard: list[Any]
             plan = plan_of(request, limits, served.budgets)
             encoded = await _encode(request, plan.budget or "", backend, limits, served)
             ready = time.perf_counter()
-            found = await backend.search(encoded.embeddings, plan)
+            found = await backend.search(encoded, plan)
         ended = time.perf_counter()
         return SearchResponse(
             results=[
@@ -172,16 +173,9 @@ async def _encode(
 
 def given_vectors(vectors: list[list[float]], fused: list[float] | None) -> EncodedQuery:
     """Query vectors (R, D), and perhaps a fused one (F), that a caller computed itself."""
-    import torch
-
-    from rematch_ray.model.embedder import Embeddings
-
     return EncodedQuery(
-        Embeddings(
-            vectors=torch.tensor([vectors], dtype=torch.float32),
-            fused=None if fused is None else torch.tensor([fused], dtype=torch.float32),
-        ),
-        instruction="",
+        vectors=np.array([vectors], dtype=np.float32),
+        fused=None if fused is None else np.array([fused], dtype=np.float32),
     )
 
 

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from rematch_ray.serve.backend import SearchPlan
+from rematch_ray.serve.backend import EncodedQuery, SearchPlan
 
 if TYPE_CHECKING:
     from rematch_ray.index.search import SearchIndex, SearchResult
-    from rematch_ray.model.embedder import Embeddings
 
 
 class Shard:
@@ -32,7 +31,7 @@ class Shard:
         self._index = SearchIndex.open(index)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="search")
 
-    async def search(self, query: Embeddings, plan: SearchPlan) -> SearchResult:
+    async def search(self, query: EncodedQuery, plan: SearchPlan) -> SearchResult:
         """The hits of one query.
 
         Raises:
@@ -51,7 +50,7 @@ class Shard:
         return self._index.info()
 
 
-def search_one(index: SearchIndex, query: Embeddings, plan: SearchPlan) -> SearchResult:
+def search_one(index: SearchIndex, query: EncodedQuery, plan: SearchPlan) -> SearchResult:
     """Search an index as a plan says."""
     [found] = index.search(
         query,

@@ -58,7 +58,7 @@ class FakeBackend:
         self.items: list[Item] = []
         self.instructions: list[str | None] = []
         self.plans: list[SearchPlan] = []
-        self.embeddings: list[Embeddings] = []
+        self.encoded: list[EncodedQuery] = []
         self.failure: Exception | None = None
         self.is_ready = True
         self.documents: dict[str, dict[str, Any]] = {
@@ -71,13 +71,14 @@ class FakeBackend:
         self.items.append(query)
         self.instructions.append(instruction)
         used = "find the picture" if instruction is None else instruction
-        return EncodedQuery(Embeddings(torch.ones(1, 4, 2) / 2**0.5, torch.ones(1, 1)), used)
+        vectors = np.full((1, 4, 2), 2**-0.5, np.float32)
+        return EncodedQuery(vectors, np.ones((1, 1), np.float32), used)
 
-    async def search(self, query: Embeddings, plan: SearchPlan) -> SearchResult:
+    async def search(self, query: EncodedQuery, plan: SearchPlan) -> SearchResult:
         if self.failure:
             raise self.failure
         self.plans.append(plan)
-        self.embeddings.append(query)
+        self.encoded.append(query)
         hits = [Hit(name, 0.9 - n / 10, p) for n, (name, p) in enumerate(self.documents.items())]
         stages = [{"name": "maxsim", "in": 5, "out": plan.top_k, "ms": 0.5}]
         return SearchResult(hits[: plan.top_k], plan.budget or "", 5, stages, 5, 5, True, "g1")

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import json
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -61,7 +64,7 @@ def test_queries_of_one_batch_get_the_vectors_they_get_alone(pair: Any) -> None:
     for row, mine in zip(rows, together, strict=True):
         [alone] = embed_rows(model, [row])
         assert mine.vectors.shape == (1, 2, 8)
-        assert (mine.vectors - alone.vectors).abs().max() < 1e-5
+        assert np.abs(mine.vectors - alone.vectors).max() < 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +188,17 @@ def wait_for(url: str, text: bytes) -> bytes:
             await asyncio.sleep(0.5)
 
     return asyncio.run(asyncio.wait_for(poll(), 40))
+
+
+def test_the_ingress_and_the_shards_need_no_torch() -> None:
+    # its import would be paid by the first query, in the event loop
+    program = (
+        "import sys, rematch_ray.serve.app, rematch_ray.index.search\n"
+        "from rematch_ray.serve.app import offered_budgets\n"
+        "offered_budgets({'ladder': ['1x1'], 'fused_dim': 8})\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -77,7 +77,7 @@ def test_given_vectors_are_searched_as_they_are(client: TestClient, backend: Bac
     answer = client.post("/v1/search", json={"vectors": vectors, "fused": [1.0]})
     assert answer.status_code == 200, answer.text
     assert answer.json()["instruction"] is None
-    sent = backend.embeddings[0]
+    sent = backend.encoded[0]
     assert sent.vectors.shape == (1, 4, 2)
     assert sent.vectors[0, 0].tolist() == pytest.approx([0.6, 0.8])
     assert sent.fused.tolist() == [[1.0]]

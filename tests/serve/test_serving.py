@@ -61,7 +61,11 @@ def is_gone(group: int) -> bool:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=lambda how: how.name,
+)
 def test_an_interrupt_while_ray_starts_is_one_line_and_leaves_no_process(
     pair: Any, tmp_path: Path, how: signal.Signals
 ) -> None:
