@@ -135,6 +135,8 @@ class TaskSettings(Settings):
     """Parquet file with document_id and family; adds accuracy inside the family."""
     swaps: Path | None = None
     """Parquet file with query_id, document_id and kind; adds the share ranked lower."""
+    corpus: Path | None = None
+    """Parquet of the documents; with swaps, the matching stage is asked about them too."""
     slice_field: str | None = None
     """Payload field of the queries by which results are also split."""
 
@@ -156,6 +158,8 @@ class EvaluationConfig(Settings):
     """Queries per forward pass."""
     timed_queries: int = Field(default=20, ge=0)
     """Queries searched one by one for a rung's latency; 0 measures none."""
+    matching_triplets: int = Field(default=256, ge=0)
+    """Swaps about which the matching stage is asked, evenly spread; 0 asks none."""
     ks: tuple[int, ...] = (1, 10)
     """Cut-offs of recall, hit and nDCG."""
     seed: int = Field(default=0, ge=0)

@@ -49,7 +49,7 @@ TOP_LIBRARIES = {"ray", "fastapi", "starlette", "uvicorn"}
 WORKLOADS = [
     "runtime", "run_directory", "stages", "stream", "shards", "loop",
     "train", "embed", "mine", "build_index", "evaluate", "pretrain_tiny",
-    "demo",
+    "stamps", "showcase", "demo_lines", "demo",
 ]  # fmt: skip
 
 

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rematch_ray.config import EvaluationConfig, TaskSettings
-from rematch_ray.data.readers.parquet import read_table
+from rematch_ray.data.readers.parquet import list_units, read_table, read_unit
 from rematch_ray.data.schema import Item, items_from_table
 from rematch_ray.errors import UserError
 from rematch_ray.evaluation.budgets import evaluate_scores, time_queries
+from rematch_ray.evaluation.matching import Triplet, measure_matching
 from rematch_ray.evaluation.report import plain_table, plot_cost, table_rows, write_reports
 from rematch_ray.evaluation.tasks import RetrievalTask
 from rematch_ray.index.search import SearchIndex
@@ -114,7 +116,42 @@ def _measure(
     scores = {rung: matrix[:, gallery.columns] for rung, matrix in index.score_all(vectors).items()}
     report = evaluate_scores(task, scores, ks=config.ks, seed=config.seed)
     _add_costs(report, config, index, vectors)
+    if model.has_fused and config.matching_triplets and settings.swaps and settings.corpus:
+        triplets = read_triplets(settings, queries, config.matching_triplets)
+        report["matching"] = measure_matching(model, triplets, batch_size=config.batch_rows)
     return report
+
+
+def read_triplets(settings: TaskSettings, queries: Sequence[Item], limit: int) -> list[Triplet]:
+    """Read (query, right document, swapped document) from a task's tables, evenly spread.
+
+    Args:
+        settings: with `swaps` and `corpus`.
+        queries: the task's queries.
+        limit: most triplets.
+    """
+    assert settings.swaps is not None
+    assert settings.corpus is not None
+    swaps = _read(settings.swaps).to_pylist()
+    chosen = swaps[:: max(1, -(-len(swaps) // limit))]
+    right = {line["query_id"]: line["document_id"] for line in _read(settings.qrels).to_pylist()}
+    wanted = {line["document_id"] for line in chosen} | {right[line["query_id"]] for line in chosen}
+    documents = {
+        item.id: item
+        for unit in list_units(settings.corpus, rows="items")
+        for batch in read_unit(unit)
+        for item in items_from_table(batch.filter(pc.field("id").isin(sorted(wanted))))
+    }
+    asked = {query.id: query for query in queries}
+    return [
+        Triplet(
+            asked[line["query_id"]],
+            documents[right[line["query_id"]]],
+            documents[line["document_id"]],
+            line["kind"],
+        )
+        for line in chosen
+    ]
 
 
 def _add_costs(

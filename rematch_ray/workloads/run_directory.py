@@ -15,7 +15,8 @@ import yaml
 from rematch_ray.config import RunConfig
 from rematch_ray.errors import UserError
 
-# What a run may change when it goes on: where and how it runs, never what it computes.
+# What a run may change when it goes on: where and how it runs, never what it computes. That the
+# data behind another path is the same is for the plan's digest to say.
 FREE_SECTIONS = ("train.", "storage")
 FIXED_KEYS = ("train.steps",)
 
@@ -62,6 +63,9 @@ class RunDirectory:
     def _refuse_other_settings(self, run: RunConfig) -> None:
         old = dict(_flat(yaml.safe_load(self._config.read_text())))
         new = dict(_flat(run.model_dump(mode="json")))
+        for values in (old, new):
+            sources = values.get("data.sources") or []
+            values["data.sources"] = [{**source, "path": None} for source in sources]
         for key in sorted(old.keys() | new.keys()):
             free = key.startswith(FREE_SECTIONS) and key not in FIXED_KEYS
             if not free and old.get(key) != new.get(key):

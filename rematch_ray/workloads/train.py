@@ -37,7 +37,6 @@ def train(run: RunConfig) -> dict[str, Any]:
         UserError: data, configuration or cluster do not allow the run; nothing was started.
         ray.train.TrainingFailedError: the workers failed more than `train.max_failures` times.
     """
-    run = _with_absolute_paths(run)
     data = open_data(run.data, run.seed)
     data.plan.check_world_size(run.train.num_workers)
     directory = RunDirectory(run.directory)
@@ -47,11 +46,15 @@ def train(run: RunConfig) -> dict[str, Any]:
         return {**finished, "skipped": True}
     with connect(_bundles(run)):
         directory.open(run)
-        return _fit(run, data, directory)
+        return _fit(_with_absolute_paths(run), data, directory)
 
 
 def _with_absolute_paths(run: RunConfig) -> RunConfig:
-    """Training processes run in a directory of their own: relative paths would lead nowhere."""
+    """Training processes run in a directory of their own: relative paths would lead nowhere.
+
+    The run directory keeps the paths as given: a job that is submitted again has its working
+    directory elsewhere, and is the same run.
+    """
     base = Path(run.model.base)
     if not base.is_absolute() and base.exists():
         model = run.model.model_copy(update={"base": str(base.absolute())})
