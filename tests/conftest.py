@@ -8,8 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from rematch_ray.data.rows import RowEncoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -107,3 +111,12 @@ def tiny_export(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("tiny") / "export"
     new_embedder(tiny_base).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_base: Path) -> "RowEncoder":
+    """Processors and template of the tiny base."""
+    from rematch_ray.model.checkpoint import build_row_encoder
+    from tests.tiny import model_settings
+
+    return build_row_encoder(tiny_base, model_settings(tiny_base))
