@@ -59,6 +59,12 @@ def add_arguments(parser: OneLineParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="sheet.png", help="write a contact sheet of the hits"
     )
+    parser.add_argument(
+        "--media-root",
+        type=Path,
+        metavar="DIR",
+        help="where the pictures of --out lie (default: the working directory)",
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -156,5 +162,6 @@ def _candidates(text: str) -> int | str:
 def _write_sheet(found: SearchResult, options: argparse.Namespace) -> None:
     from rematch_ray.evaluation.sheet import contact_sheet
 
-    contact_sheet(found, options.out, title=options.query or str(options.image))
+    title = options.query or str(options.image)
+    contact_sheet(found, options.out, title=title, media_root=options.media_root)
     print(f"contact sheet: {options.out}", file=sys.stderr)

@@ -25,21 +25,13 @@ from rematch_ray.data.media import decode_image
 from rematch_ray.index.search import Hit, SearchResult
 from rematch_ray.index.store import build_index
 from rematch_ray.model.embedder import Embedder, Embeddings
-from rematch_ray.model.settings import ModelSettings
-from rematch_ray.model.tiny import (
-    TINY_TEMPLATE,
-    TinySettings,
-    image_processor,
-    save_base,
-    tiny_model,
-    train_tokenizer,
-)
 from rematch_ray.serve.backend import EncodedQuery, NotReadyError, SearchPlan, ServedIndex
 from rematch_ray.serve.limits import KeyRing
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.observation import RequestRecord
 from rematch_ray.serve.routes import make_api
 from rematch_ray.serve.settings import ApiKey, Limits
+from tests.tiny import new_embedder, write_base
 
 BUDGETS = {
     "auto": "4x8",
@@ -209,20 +201,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def make_export(folder: Path, *, seed: int) -> Path:
-    """An embedder of some ten thousand random weights."""
-    sizes = TinySettings(
-        vocabulary=300, hidden_dim=32, num_layers=1, num_heads=1, num_key_value_heads=1,
-        mlp_dim=32, vision_dim=32, vision_layers=1,
-    )  # fmt: skip
-    tokenizer = train_tokenizer(["a red square", "a blue square"], sizes)
-    base = folder / f"base-{seed}"
-    save_base(tiny_model(tokenizer, sizes, seed=seed), tokenizer, image_processor(sizes), base)
-    settings = ModelSettings(
-        base=str(base), ladder=("1x1", "2x4"), embedding_dim=8, fuse_k=2, template=TINY_TEMPLATE
-    )
-    torch.manual_seed(seed)
+    """An embedder of random weights."""
+    base = write_base(folder / f"base-{seed}", seed=seed)
     export = folder / f"export-{seed}"
-    Embedder.build(settings, name=f"squares-{seed}").save_pretrained(export)
+    new_embedder(base, seed=seed).save_pretrained(export)
     return export
 
 

@@ -36,7 +36,7 @@ def test_a_model_that_the_index_was_not_built_with_is_refused(
     from rematch_ray.serve.app import build
 
     args = ServeArgs(index=pair.index, model=str(other_export), allow_anonymous=True)
-    with pytest.raises(UserError, match=r"squares-1 .* does not fit .*squares-0"):
+    with pytest.raises(UserError, match=r"tiny \(.* does not fit this index"):
         build(args)
 
 
@@ -63,7 +63,7 @@ def test_queries_of_one_batch_get_the_vectors_they_get_alone(pair: Any) -> None:
     together = embed_rows(model, rows)
     for row, mine in zip(rows, together, strict=True):
         [alone] = embed_rows(model, [row])
-        assert mine.vectors.shape == (1, 2, 8)
+        assert mine.vectors.shape == (1, 4, 16)
         assert np.abs(mine.vectors - alone.vectors).max() < 1e-5
 
 
@@ -114,7 +114,7 @@ def test_the_endpoint_gives_the_hits_of_the_search_in_process(url: str, pair: An
     model = Embedder.from_pretrained(pair.export, device="cpu")
     query = model.encode_query("a red square")
     index = SearchIndex.open(pair.index)
-    for budget in ("1x1", "2x4", "fused"):
+    for budget in ("1x1", "2x3", "fused"):
         [expected] = index.search(query, budget=budget, top_k=4)
         status, body = ask(
             f"{url}/v1/search", {"query": "a red square", "budget": budget, "top_k": 4}
@@ -171,7 +171,7 @@ def test_documents_images_pages_and_metrics_are_served(url: str) -> None:
     assert status == 200
     assert image.startswith(b"\x89PNG")
     status, info = ask(f"{url}/v1/info")
-    assert info["budgets"]["full"] == "2x4"
+    assert info["budgets"]["full"] == "4x6"
     assert info["index"]["documents"] == 6
     assert ask(f"{url}/")[0] == 200
     assert b"rematch_requests_total" in wait_for(url, b"rematch_requests_total")
