@@ -42,8 +42,8 @@ class Encoder:
         self._model.eval()
         self._model.row_encoder.max_image_pixels = max_image_pixels
         self._embed.set_max_batch_size(settings.max_batch_size)
-        self._model.encode_query("warm-up")  # the first forward pass is not a caller's to wait for
         self._embed.set_batch_wait_timeout_s(settings.batch_wait_s)
+        self._model.encode_query("warm-up")  # the first forward pass is not a caller's to wait for
 
     async def encode(self, query: Item, instruction: str | None) -> EncodedQuery:
         """Vectors (1, R, D) of one query and the instruction that was used.

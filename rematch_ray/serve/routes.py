@@ -87,6 +87,12 @@ def make_api(
     _add_search(api, backend, limits, guard)
     _add_documents(api, backend, media, guard)
 
+    _add_info(api, backend, limits, guard)
+    add_pages(api)
+    return api
+
+
+def _add_info(api: FastAPI, backend: Backend, limits: Limits, guard: list[Any]) -> None:
     @api.get("/v1/info", tags=["search"], dependencies=guard, responses=_ERRORS)
     async def info() -> dict[str, Any]:
         """What is served: the index, the model, every budget and every limit."""
@@ -102,9 +108,6 @@ def make_api(
             "instruction": served.instruction,
             "limits": limits.model_dump(),
         }
-
-    add_pages(api)
-    return api
 
 
 def _add_health(api: FastAPI, backend: Backend, guard: list[Any]) -> None:
