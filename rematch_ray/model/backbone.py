@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -61,19 +62,32 @@ class Backbone(nn.Module):
         """
         try:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+            if config.model_type not in SUPPORTED:
+                raise UserError(
+                    f"base model {str(path)!r} is of type {config.model_type!r}; "
+                    f"supported: {', '.join(SUPPORTED)}"
+                )
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except UserError:
+            raise
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"no base model at {str(path)!r}: give a folder or hub id of a Qwen-VL model "
                 f"({error})"
             ) from error
-        if config.model_type not in SUPPORTED:
+        # transformers fills what is missing with random numbers and goes on
+        if missing := sorted(report["missing_keys"]):
             raise UserError(
-                f"base model {str(path)!r} is of type {config.model_type!r}; "
-                f"supported: {', '.join(SUPPORTED)}"
+                f"base model {str(path)!r} lacks {len(missing)} weights, {missing[0]} first: "
+                "its files are incomplete, copy or download them again"
             )
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
-        )
         return cls(model)
 
     @property

@@ -100,7 +100,7 @@ def load_embedder(path: str | Path) -> Embedder:
     settings = _settings(meta, folder)
     backbone = Backbone.load(folder / "backbone", dtype=getattr(torch, settings.dtype))
     encoder = build_row_encoder(folder / "backbone", settings)
-    identity = ModelIdentity.from_json(meta["identity"])
+    identity = _recorded_identity(meta, folder)
     model = Embedder(
         backbone, encoder, settings, has_fused=bool(meta["has_fused"]), name=identity.name
     )
@@ -108,13 +108,20 @@ def load_embedder(path: str | Path) -> Embedder:
         heads = load_file(folder / HEADS_FILE)
     except (OSError, SafetensorError) as error:
         raise UserError(f"'{folder / HEADS_FILE}' cannot be read: {error}") from error
-    missing, unexpected = model.load_state_dict(heads, strict=False)
-    missing = [name for name in missing if not name.startswith(_BACKBONE_PREFIX)]
-    if missing or unexpected:
+    wanted = {
+        name: tensor.shape
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_BACKBONE_PREFIX)
+    }
+    missing, unexpected = sorted(wanted.keys() - heads), sorted(heads.keys() - wanted)
+    misshapen = sorted(name for name in wanted.keys() & heads if heads[name].shape != wanted[name])
+    if missing or unexpected or misshapen:
         raise UserError(
             f"'{folder / HEADS_FILE}' does not fit {META_FILE} beside it: "
-            f"missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}"
+            f"missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}, "
+            f"of another shape {misshapen or 'nothing'}"
         )
+    model.load_state_dict(heads, strict=False)
     model.identity = identity
     return model
 
@@ -127,13 +134,16 @@ def load_row_encoder(path: str | Path) -> RowEncoder:
 
 def load_identity(path: str | Path) -> ModelIdentity:
     """The identity of an export, without weights."""
-    return ModelIdentity.from_json(read_meta(resolve_export(path))["identity"])
+    folder = resolve_export(path)
+    return _recorded_identity(read_meta(folder), folder)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """The contents of `rematch.json`; UserError when unreadable or of another version."""
     try:
         meta = json.loads((folder / META_FILE).read_text())
+        if not isinstance(meta, dict):
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(f"'{folder / META_FILE}' cannot be read: {error}") from error
     version = meta.get("format_version")
@@ -196,6 +206,13 @@ def _settings(meta: dict[str, Any], folder: Path) -> ModelSettings:
         raise UserError(
             f"'{folder / META_FILE}' holds settings that do not fit: {error}"
         ) from error
+
+
+def _recorded_identity(meta: dict[str, Any], folder: Path) -> ModelIdentity:
+    try:
+        return ModelIdentity.from_json(meta["identity"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"'{folder / META_FILE}' holds no complete identity: {error}") from error
 
 
 def _identity(model: Embedder, folder: Path) -> ModelIdentity:
