@@ -56,7 +56,7 @@ def write_base(folder: Path, sizes: TinySettings = SIZES, *, seed: int = 0) -> P
     return folder
 
 
-def model_settings(base: Path, **changes: Any) -> ModelSettings:
+def model_settings(base: Path, /, **changes: Any) -> ModelSettings:
     given: dict[str, Any] = {
         "base": str(base),
         "ladder": LADDER,
@@ -68,9 +68,7 @@ def model_settings(base: Path, **changes: Any) -> ModelSettings:
     return ModelSettings(**(given | changes))
 
 
-def new_embedder(
-    base: Path, *, seed: int = 0, has_fused: bool = True, **changes: Any
-) -> Embedder:
+def new_embedder(base: Path, *, seed: int = 0, has_fused: bool = True, **changes: Any) -> Embedder:
     """An untrained embedder, in evaluation mode."""
     torch.manual_seed(seed)
     return Embedder.build(model_settings(base, **changes), has_fused=has_fused, name="tiny").eval()
