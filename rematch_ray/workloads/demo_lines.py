@@ -9,14 +9,20 @@ from typing import Any
 from rematch_ray.evaluation.report import difference_lines, plain_table, table_rows
 
 SHOWN_HITS = 3
+SHOWN_DIFFERENCE = "hit@1"
 SKILLS = {"caption_loss": "{:.2f}", "caption_exact": "{:.1%}", "question_accuracy": "{:.1%}"}
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
-    """One task: every rung beside chance and the blind ceiling, then differences and parts."""
+    """One task: every rung beside chance and the blind ceiling, then differences and parts.
+
+    Of the differences between rungs only the best hit's is shown; report.md has all of them.
+    """
+    pairs = report["differences"].items()
+    first = {pair: {SHOWN_DIFFERENCE: metrics[SHOWN_DIFFERENCE]} for pair, metrics in pairs}
     return [
         plain_table(table_rows(report)),
-        *difference_lines(report),
+        *difference_lines({**report, "differences": first}),
         *_slice_lines(report),
         *_matching_lines(report),
         "",

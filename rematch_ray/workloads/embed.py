@@ -36,6 +36,9 @@ from rematch_ray.workloads.stages import (
 READ_CPUS = 0.25
 # rows that pass between stages together: small enough to spread, large enough to group by length
 BLOCK_ROWS = 256
+# what an encode task's process takes; also what keeps Ray from fusing the stage into the actors',
+# where decoding would wait for the forward pass
+ENCODER_BYTES = 512 * 2**20
 PROGRESS_SECONDS = 5.0
 
 
@@ -176,6 +179,7 @@ def _pipeline(
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=settings.cpus_per_encoder,
+            memory=ENCODER_BYTES,
         )
         .map_batches(
             EmbedActor,

@@ -85,6 +85,8 @@ def read_calls(calls: Sequence[ReadCall], *, num_cpus: float) -> ray.data.Datase
 def plain_context() -> None:
     """Set this process's Data context for our pipelines; a dataset captures it when it is made."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # it warns that there are no progress bars, which we asked for
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True

@@ -16,6 +16,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from rematch_ray.config import RunConfig
+from rematch_ray.data.demo import write_demo
 from rematch_ray.errors import UserError
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.runtime import Bundle, connect
@@ -37,6 +38,9 @@ def train(run: RunConfig) -> dict[str, Any]:
         UserError: data, configuration or cluster do not allow the run; nothing was started.
         ray.train.TrainingFailedError: the workers failed more than `train.max_failures` times.
     """
+    if run.data.demo is not None:
+        demo = run.data.demo
+        write_demo(demo.out.absolute(), sources=demo.corpora, quick=demo.quick)
     data = open_data(run.data, run.seed)
     data.plan.check_world_size(run.train.num_workers)
     directory = RunDirectory(run.directory)
