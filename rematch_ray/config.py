@@ -28,9 +28,22 @@ class SourceSettings(Settings):
     """Share of the sub-batches relative to the other sources; none = by its number of rows."""
 
 
+class DemoDataSettings(Settings):
+    """The shipped demo corpora as training data: written where the sources expect them."""
+
+    out: Path
+    """Directory they are written to, unless it holds exactly these already."""
+    corpora: tuple[str, ...] = ("emoji", "scenes")
+    """Which of emoji, scenes and pages."""
+    quick: bool = False
+    """A few rows of each instead of all."""
+
+
 class DataSettings(Settings):
     """What is read, in which order, and what of each row."""
 
+    demo: DemoDataSettings | None = None
+    """Write the shipped demo corpora first; null = the sources are there already."""
     sources: tuple[SourceSettings, ...] = Field(min_length=1)
     """The sources of training rows."""
     max_negatives: int = Field(default=1, ge=0)
