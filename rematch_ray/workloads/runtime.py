@@ -147,9 +147,8 @@ def local_cpus() -> int:
 def _start(address: str | None) -> None:
     import ray
 
-    debugging = os.environ.get("REMATCH_RAY_DEBUG") == "1"
     options: dict[str, Any] = {
-        "log_to_driver": debugging,
+        "log_to_driver": os.environ.get("REMATCH_RAY_DEBUG") == "1",
         # below that Ray announces at every start that it made an authentication token
         "logging_level": "ERROR",
         "runtime_env": {"env_vars": {k: os.environ[k] for k in WORKER_ENVIRONMENT}},
@@ -163,10 +162,6 @@ def _start(address: str | None) -> None:
                 "unset RAY_ADDRESS to run on this machine alone"
             ) from error
         return
-    if not debugging:
-        # Ray's C++ side writes to our stderr, among others that an actor pool's arguments lie in the
-        # object store; its own log files lose what is below `fatal` too
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     ray.init(
         address="local",
