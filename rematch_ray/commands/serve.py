@@ -67,7 +67,7 @@ def add_arguments(parser: OneLineParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Serve until interrupted."""
     args = _settings(options)
-    args.keys()
+    args.read_keys()
     _check_port(options.host, options.port)
     from rematch_ray.workloads.runtime import Bundle, connect
 

@@ -1,10 +1,9 @@
 """The Serve application: ingress -> encoder -> shard, from one `ServeArgs`.
 
 ``rematch_ray.serve.app:build`` is the import path in ``cluster/serve.yaml``. Composition only: what
-a request means stands in `serve.routes`.
+a request means stands in `serve.routes`. Annotations are evaluated in this module: Serve reads that
+of `build` to turn the YAML's args into a `ServeArgs`.
 """
-
-from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
@@ -178,7 +177,7 @@ def build(args: ServeArgs) -> Application:
     """
     from rematch_ray.index.search import SearchIndex
 
-    keys = args.keys()
+    keys = args.read_keys()
     model = fitting_export(SearchIndex.open(args.index), args.model)
     encoder = serve.deployment(
         name="encoder",

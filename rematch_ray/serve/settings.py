@@ -89,7 +89,7 @@ class ServeArgs(Settings):
     shard: ShardSettings = ShardSettings()
     ingress_replicas: int = Field(1, ge=1, description="copies of the HTTP ingress")
 
-    def keys(self) -> tuple[ApiKey, ...]:
+    def read_keys(self) -> tuple[ApiKey, ...]:
         """All keys, those of the file included.
 
         Raises:

@@ -67,6 +67,20 @@ def test_queries_of_one_batch_get_the_vectors_they_get_alone(pair: Any) -> None:
         assert np.abs(mine.vectors - alone.vectors).max() < 1e-5
 
 
+def test_serve_turns_the_arguments_of_its_configuration_into_ours(pair: Any) -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as call
+
+    from rematch_ray.serve.app import build
+
+    args = {"index": str(pair.index), "model": str(pair.export)}
+    with pytest.raises(UserError, match="without API keys"):
+        call(build, args)
+    with pytest.raises(ValueError, match="allow_anonymus"):
+        call(build, {**args, "allow_anonymus": True})
+    application = call(build, {**args, "api_keys_file": str(pair.keys)})
+    assert application._bound_deployment.name == "ingress"
+
+
 @pytest.fixture(scope="module")
 def url(ray_cluster: None, pair: Any) -> Iterator[str]:
     from ray import serve
