@@ -21,7 +21,7 @@ from rematch_ray.workloads.loop import BadRows, Wish
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stream import RankStep, open_data
 from rematch_ray.workloads.train import start_line, step_line, train
-from tests.workloads.conftest import model_settings
+from tests.tiny import model_settings
 
 STEPS = 32
 
@@ -71,9 +71,9 @@ def _restored_data_context() -> Iterator[None]:
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster", "_restored_data_context")
 def test_a_killed_worker_and_a_stopped_run_lose_no_step_and_repeat_none(
-    base: Path, samples: dict[str, Path], tmp_path: Path
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
 ) -> None:
-    run = run_config(base, samples, tmp_path)
+    run = run_config(tiny_base, samples, tmp_path)
     directory = RunDirectory(run.directory)
 
     def kill_rank_1() -> None:
@@ -96,7 +96,7 @@ def test_a_killed_worker_and_a_stopped_run_lose_no_step_and_repeat_none(
     assert restart["from_step"] in (0, 4)
 
     # the next run goes on with one process and does what is left
-    alone = run_config(base, samples, tmp_path, num_workers=1)
+    alone = run_config(tiny_base, samples, tmp_path, num_workers=1)
     finished = train(alone)
     assert finished["steps"] == STEPS
     assert records(run, "start")[-1]["from_step"] == stopped["steps"]
@@ -115,15 +115,17 @@ def test_a_killed_worker_and_a_stopped_run_lose_no_step_and_repeat_none(
 
 
 def test_a_run_goes_on_only_with_the_settings_it_began_with(
-    base: Path, samples: dict[str, Path], tmp_path: Path
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
 ) -> None:
-    run = run_config(base, samples, tmp_path)
+    run = run_config(tiny_base, samples, tmp_path)
     directory = RunDirectory(run.directory)
     assert directory.result(run) is None
     directory.open(run)
-    assert directory.result(run_config(base, samples, tmp_path, num_workers=4)) is None
+    assert directory.result(run_config(tiny_base, samples, tmp_path, num_workers=4)) is None
     with pytest.raises(UserError, match=r"holds a run with train.steps=32, now train.steps=20"):
-        directory.result(run_config(base, samples, tmp_path, steps=20))
+        directory.result(run_config(tiny_base, samples, tmp_path, steps=20))
+    moved = run_config(tiny_base, {n: Path("elsewhere") / n for n in samples}, tmp_path)
+    assert directory.result(moved) is None
     with pytest.raises(UserError, match=r"seed=0, now seed=3"):
         directory.result(run.model_copy(update={"seed": 3}))
 
@@ -143,23 +145,23 @@ def test_steps_that_are_done_again_are_forgotten_and_a_half_written_line_is_left
 
 
 def test_more_workers_than_a_step_can_be_shared_by_are_refused_before_anything_starts(
-    base: Path, samples: dict[str, Path], tmp_path: Path
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="3 workers cannot share"):
-        train(run_config(base, samples, tmp_path, num_workers=3))
+        train(run_config(tiny_base, samples, tmp_path, num_workers=3))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_source_is_refused_by_path(base: Path, tmp_path: Path) -> None:
-    run = run_config(base, {"photos": tmp_path / "nowhere"}, tmp_path)
+def test_a_missing_source_is_refused_by_path(tiny_base: Path, tmp_path: Path) -> None:
+    run = run_config(tiny_base, {"photos": tmp_path / "nowhere"}, tmp_path)
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         train(run)
 
 
 def test_bad_rows_are_counted_by_epoch_and_refused_past_their_share(
-    base: Path, samples: dict[str, Path], tmp_path: Path
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
 ) -> None:
-    run = run_config(base, samples, tmp_path)
+    run = run_config(tiny_base, samples, tmp_path)
     accepted = BadRows(run, open_data(run.data, 0))
     bad = Wish(stop=False, error="", bad_rows=1, reasons=("item 'x': truncated",))
     # 80 rows an epoch, 1 % of them: none may be bad

@@ -1,0 +1,143 @@
+"""An evaluation reads its tables, restricts the gallery to a source and reports every rung."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rematch_ray.config import EvaluationConfig, TaskSettings
+from rematch_ray.data.schema import QRELS_SCHEMA, Item, items_to_table, write_parquet
+from rematch_ray.errors import UserError
+from rematch_ray.index.search import SearchIndex
+from rematch_ray.index.store import build_index
+from rematch_ray.model.embedder import Embedder
+from rematch_ray.workloads.evaluate import evaluate, gallery_of, read_triplets
+from tests.index.made import write_embeddings
+from tests.tiny import COLOURS, png
+
+DOCUMENTS = [
+    Item.of(png(colour, 32 + 16 * big), id=f"{colour}-{big}", source=f"source-{number % 2}")
+    for number, (colour, big) in enumerate((c, b) for c in COLOURS for b in (0, 1))
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_export: Path) -> Embedder:
+    return Embedder.from_pretrained(tiny_export, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def index(model: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    made = model.encode_document(DOCUMENTS)
+    assert made.fused is not None
+    assert model.identity is not None
+    # `write_embeddings` gives every second document another source, in row order
+    path = write_embeddings(
+        folder / "embeddings",
+        made.vectors.numpy(),
+        made.fused.numpy(),
+        ids=[document.id for document in DOCUMENTS],
+        ladder=model.identity.ladder,
+        num_shards=1,
+    )
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["identity"] = model.identity.to_json()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    build_index(path, folder / "index")
+    return folder / "index"
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> TaskSettings:
+    """Each small picture asks for itself; its family is the colour, the big one its swap."""
+    queries = [
+        Item.of(png(colour), id=f"q-{colour}", payload={"warm": colour in ("red", "orange")})
+        for colour in COLOURS
+    ]
+    write_parquet(items_to_table(queries), tmp_path / "queries.parquet")
+    asked = [query.id for query in queries]
+    small, big = ([f"{colour}-{size}" for colour in COLOURS] for size in (0, 1))
+    qrels = pa.table({"query_id": asked, "document_id": small, "score": [1.0] * len(asked)})
+    write_parquet(qrels.cast(QRELS_SCHEMA), tmp_path / "qrels.parquet")
+    swaps = pa.table({"query_id": asked, "document_id": big, "kind": ["size"] * len(asked)})
+    write_parquet(swaps, tmp_path / "swaps.parquet")
+    families = {"document_id": [*small, *big], "family": [*COLOURS, *COLOURS]}
+    write_parquet(pa.table(families), tmp_path / "families.parquet")
+    write_parquet(items_to_table(DOCUMENTS), tmp_path / "corpus" / "a.parquet")
+    files = {
+        name: tmp_path / f"{name}.parquet" for name in ("queries", "qrels", "swaps", "families")
+    }
+    return TaskSettings(name="toy", corpus=tmp_path / "corpus", slice_field="warm", **files)
+
+
+def config(
+    index: Path, export: Path, out: Path, task: TaskSettings, **changes: object
+) -> EvaluationConfig:
+    given = {"timed_queries": 2, "matching_triplets": 3, "plots": False} | changes
+    return EvaluationConfig(index=index, model=str(export), out=out, tasks=(task,), **given)
+
+
+def test_every_rung_is_measured_with_costs_slices_and_the_matching_stage(
+    index: Path, tiny_export: Path, task: TaskSettings, tmp_path: Path
+) -> None:
+    result = evaluate(config(index, tiny_export, tmp_path / "out", task))
+    [report] = result["reports"]
+    assert report["rungs"].keys() == {"fused", "1x1", "2x3", "4x6"}
+    for rung in report["rungs"].values():
+        assert rung["bytes_per_document"] > 0
+        assert rung["ms_per_query"] > 0
+        assert {name: part["queries"] for name, part in rung["slices"].items()} == {
+            "warm=True": 2,
+            "warm=False": 6,
+        }
+    assert report["documents"] == len(DOCUMENTS)
+    assert report["chance"]["recall@1"] == pytest.approx(1 / 16)
+    assert report["matching"]["triplets"] == 3
+    assert Path(result["files"]["json"]).exists()
+
+
+def test_a_model_finds_what_it_was_given_on_the_other_side_of_the_same_bank(
+    index: Path, model: Embedder
+) -> None:
+    documents = model.encode_document(DOCUMENTS)
+    scores = SearchIndex.open(index).score_all(
+        type(documents)(documents.vectors[:, :4], documents.fused)
+    )
+    assert (np.argmax(scores["fused"], axis=1) == np.arange(len(DOCUMENTS))).all()
+
+
+def test_the_gallery_of_one_source_leaves_the_others_out(index: Path) -> None:
+    opened = SearchIndex.open(index)
+    gallery = gallery_of(opened, "source-1")
+    assert gallery.ids == [document.id for document in DOCUMENTS[1::2]]
+    assert [opened.ids()[column] for column in gallery.columns] == gallery.ids
+    with pytest.raises(UserError, match="no document of source 'nowhere'"):
+        gallery_of(opened, "nowhere")
+
+
+def test_triplets_are_the_query_its_document_and_the_swap(task: TaskSettings) -> None:
+    queries = [Item.of("x", id=f"q-{colour}") for colour in COLOURS]
+    triplets = read_triplets(task, queries, 4)
+    assert [(t.query.id, t.right.id, t.wrong.id, t.kind) for t in triplets] == [
+        (f"q-{colour}", f"{colour}-0", f"{colour}-1", "size") for colour in COLOURS[::2]
+    ]
+    assert triplets[0].right.parts[0].image == DOCUMENTS[0].parts[0].image
+
+
+def test_a_task_whose_documents_are_not_in_the_gallery_is_refused(
+    index: Path, tiny_export: Path, task: TaskSettings, tmp_path: Path
+) -> None:
+    half = task.model_copy(update={"source": "source-1"})
+    with pytest.raises(UserError, match="are not in the index"):
+        evaluate(config(index, tiny_export, tmp_path / "out", half))
+
+
+def test_a_missing_table_is_refused_by_path(
+    index: Path, tiny_export: Path, task: TaskSettings, tmp_path: Path
+) -> None:
+    without = task.model_copy(update={"qrels": tmp_path / "none.parquet"})
+    with pytest.raises(UserError, match=r"none\.parquet cannot be read"):
+        evaluate(config(index, tiny_export, tmp_path / "out", without))
