@@ -23,6 +23,7 @@ from rematch_ray.model.backbone import Backbone
 from rematch_ray.model.matcher import segment_mask
 
 _P, _PICTURE, _I, _FIRST = 0, 1, 2, 3  # then one text and one answer segment per question
+_TRIES = 1000
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,11 @@ def _lie(picture: Picture, pool: Sequence[Picture], draw: random.Random) -> str:
     """A hard lie when the picture has one (two times in three), else what another picture shows."""
     if picture.lies and draw.random() < 2 / 3:
         return draw.choice(picture.lies)
-    while True:
+    for _ in range(_TRIES):
         text = draw.choice(draw.choice(pool).truths)
         if text not in picture.truths:
             return text
+    raise ValueError(
+        f"nothing that is said of the pool's {len(pool)} pictures is untrue of picture "
+        f"{picture.row.id!r}: give a larger pool, or lies of its own"
+    )
