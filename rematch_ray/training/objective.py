@@ -86,7 +86,7 @@ class JointModel(nn.Module):
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
-        """Weights that no term reads are not trained: DDP and sharding wait for every trained one."""
+        """What no term reads is not trained: DDP and sharding wait for every trained weight."""
         embedder, settings = self.embedder, self.settings
         if not settings.w_match:
             if embedder.matcher is not None:
@@ -116,9 +116,8 @@ class JointModel(nn.Module):
             num_matched = len(pairs)
             answers = self._answers(pairs, queries, documents)
         uses = [batch.valid.float(), document_uses(batch).sum(dim=0)]
-        local = torch.stack(
-            [uses[0].sum(), torch.cat(uses).sum(), uses[0].new_tensor(num_matched)]
-        )
+        matched = uses[0].new_tensor(num_matched)
+        local = torch.stack([uses[0].sum(), torch.cat(uses).sum(), matched])
         counts = Counts(*(max(value, 1e-9) for value in mean_over_ranks(local).tolist()))
         fused_temperature, maxsim_temperature = self.temperatures()
         return joint_loss(

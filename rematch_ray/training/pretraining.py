@@ -11,7 +11,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from rematch_ray.data.rows import RowEncoder
+from rematch_ray.errors import UserError
 from rematch_ray.model.backbone import Backbone
 from rematch_ray.model.tiny import (
     TINY_TEMPLATE,
@@ -96,7 +97,7 @@ def pretrain(
     backbone = Backbone(model).train()
     say("encoding the training pictures once")
     pool = training_pictures(encoder)
-    by_source = {name: [p for p in pool if p.source == name] for name in settings.pictures}
+    by_source = _by_source(pool, settings)
     vectors = [p for p in backbone.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in backbone.parameters() if p.ndim > 1]},
@@ -108,7 +109,7 @@ def pretrain(
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,
     )
-    start = _resume(out, backbone, optimizer)
+    start = _resume(out, settings, backbone, optimizer)
     _loop(out, settings, backbone, encoder, by_source, optimizer, start, say)
     save_base(model, tokenizer, processor, out)
     measured = {part: measure_base(backbone, encoder, part) for part in HELD_OUT}
@@ -188,7 +189,7 @@ def _loop(
             with (out / LOG_FILE).open("a") as log:
                 log.write(json.dumps(line) + "\n")
         if (step + 1) % settings.save_every == 0:
-            _save_state(out, step + 1, backbone, optimizer)
+            _save_state(out, step + 1, settings, backbone, optimizer)
 
 
 def _backward(
@@ -220,17 +221,53 @@ def _schedule(step: int, settings: PretrainSettings) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _save_state(out: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer) -> None:
-    state = {"step": step, "model": backbone.state_dict(), "optimizer": optimizer.state_dict()}
+def _by_source(pool: Sequence[Picture], settings: PretrainSettings) -> dict[str, list[Picture]]:
+    """The pictures of every corpus that a step reads, checked to be enough."""
+    by_source = {name: [p for p in pool if p.source == name] for name in settings.pictures}
+    for name, count in settings.pictures.items():
+        if count > len(by_source[name]):
+            raise UserError(
+                f"pictures.{name} asks for {count} pictures a step, but there are "
+                f"{len(by_source[name])}: lower it, or leave the corpus out"
+            )
+    return by_source
+
+
+def _save_state(
+    out: Path,
+    step: int,
+    settings: PretrainSettings,
+    backbone: Backbone,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    state = {
+        "step": step,
+        "recipe": _recipe(settings),
+        "model": backbone.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     partial = out / f"{STATE_FILE}.partial"
     torch.save(state, partial)
     os.replace(partial, out / STATE_FILE)
 
 
-def _resume(out: Path, backbone: Backbone, optimizer: torch.optim.Optimizer) -> int:
+def _recipe(settings: PretrainSettings) -> dict[str, Any]:
+    """What must not change when a run is continued."""
+    return settings.model_dump(mode="json", exclude={"log_every", "save_every"})
+
+
+def _resume(
+    out: Path, settings: PretrainSettings, backbone: Backbone, optimizer: torch.optim.Optimizer
+) -> int:
     if not (out / STATE_FILE).is_file():
         return 0
     state = torch.load(out / STATE_FILE, weights_only=True)
+    now, then = _recipe(settings), state["recipe"]
+    if differing := sorted(key for key in now if now[key] != then.get(key)):
+        raise UserError(
+            f"the run in '{out}' was begun with another recipe ({', '.join(differing)}): give the "
+            f"same one to continue it, or remove {STATE_FILE} to begin anew"
+        )
     backbone.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
