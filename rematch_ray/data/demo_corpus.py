@@ -40,7 +40,7 @@ class DemoSizes:
     """Rows of each training page."""
     held_out_pages: int = 500
     """Held-out pages of each part; each gives one query."""
-    page_vocabulary: int = 400
+    page_vocabulary: int = 100
     """Glyphs that pages are made of."""
 
     @classmethod
