@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## train, embed, index, evaluate and search the shipped corpu
 	$(BIN)/rematch-ray demo $(DEMO_FLAGS)
 
 serve: $(INSTALLED) ## serve what the demo built
-	$(BIN)/rematch-ray serve --index demo-run/index
+	$(BIN)/rematch-ray serve --index demo-run/index --media-root demo-run/data
 
 test: check ## what CI runs: check, then every test that is neither slow, gpu nor browser
 	$(BIN)/python -m pytest -m 'not slow and not gpu and not browser' $(TEST_FLAGS)
