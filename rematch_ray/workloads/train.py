@@ -8,6 +8,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,10 @@ def _fit(run: RunConfig, data: TrainingData, directory: RunDirectory) -> dict[st
             thread.join(POLL_SECONDS)
             progress.show()
     except KeyboardInterrupt:
-        _say("stopping after this step; press Ctrl-C again to stop at once")
-        directory.ask_to_stop()
-        thread.join()
+        if progress.has_steps:  # otherwise there is nothing to save, and a start-up to wait for
+            _say("saving after this step; press Ctrl-C again to stop at once")
+            directory.ask_to_stop()
+            thread.join()
         raise
     if "error" in outcome:
         raise outcome["error"]
@@ -152,23 +154,28 @@ class Progress:
         self._run = run
         self._directory = directory
         self._shown_at = 0.0
-        self._shown: tuple[int, int] = (-1, -1)
+        self._shown = (self._count_starts(list(directory.records())), 0)
+        self.has_steps = False
 
     def show(self, *, last: bool = False) -> None:
-        """Print a line when one is due."""
+        """Print a line when one is due; `has_steps` then says whether this run has done a step."""
         if not last and time.monotonic() - self._shown_at < self._run.train.progress_seconds:
             return
         records = list(self._directory.records())
-        starts = [r for r in records if r["event"] == "start"]
-        steps = [r for r in records if r["event"] == "step"]
-        seen = (len(starts), len(steps))
+        steps = [record for record in records if record["event"] == "step"]
+        seen = (self._count_starts(records), len(steps))
         if seen == self._shown:
             return
-        if seen[0] != self._shown[0] and starts:
-            _say(start_line(starts[-1]))
-        if steps:
+        if seen[0] > self._shown[0]:
+            _say(start_line([record for record in records if record["event"] == "start"][-1]))
+        elif steps:
+            self.has_steps = True
             _say(step_line(steps, self._run.train.steps))
         self._shown, self._shown_at = seen, time.monotonic()
+
+    @staticmethod
+    def _count_starts(records: Sequence[dict[str, Any]]) -> int:
+        return sum(record["event"] == "start" for record in records)
 
 
 def start_line(record: dict[str, Any]) -> str:
@@ -177,7 +184,7 @@ def start_line(record: dict[str, Any]) -> str:
     return f"training from step {record['from_step']}: {workers}"
 
 
-def step_line(steps: list[dict[str, Any]], total: int) -> str:
+def step_line(steps: Sequence[dict[str, Any]], total: int) -> str:
     """Return the line of progress: last losses, speed over the last steps, time left."""
     latest = steps[-1]
     recent = steps[-20:]
