@@ -39,8 +39,9 @@ function complain(message) {
 async function readInfo() {
   const info = await (await call("v1/info")).json();
   const documents = info.index.documents ?? info.index.live ?? 0;
+  const model = info.model.name || `model ${info.model.digest.slice(0, 8)}`;
   $("facts").textContent =
-    `${documents.toLocaleString()} documents · ${info.model.name} · ${info.model.embedding_dim} dimensions`;
+    `${documents.toLocaleString()} documents · ${model} · ${info.model.embedding_dim} dimensions`;
   $("facts").title = `generation ${info.index.generation}`;
   offerBudgets(info.budgets);
 }
