@@ -18,6 +18,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.workloads.build_index import build_index
 from rematch_ray.workloads.demo_lines import (
     answer_lines,
+    check_lines,
     report_lines,
     server_lines,
     skill_lines,
@@ -214,6 +215,8 @@ def _show(
     lines = [""]
     for report in measured["reports"]:
         lines += report_lines(report)
+    if not walk.quick:
+        lines += check_lines(measured["reports"])
     lines += skill_lines(skill)
     for question, answer in zip(served["questions"], served["answers"], strict=True):
         lines += answer_lines(question, answer)

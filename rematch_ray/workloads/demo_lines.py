@@ -6,6 +6,7 @@ Formats plain results; measures and decides nothing.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rematch_ray.evaluation.checks import demo_checks
 from rematch_ray.evaluation.report import difference_lines, plain_table, table_rows
 
 SHOWN_HITS = 3
@@ -47,6 +48,13 @@ def _matching_lines(report: Mapping[str, Any]) -> list[str]:
         for name, view in report["matching"]["views"].items()
     ]
     return ["", plain_table(rows)]
+
+
+def check_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the demo promises: how much of it was reached, and every promise that was missed."""
+    checks = demo_checks(reports)
+    missed = [f"  {check}" for check in checks if not check.passed]
+    return [f"targets reached: {len(checks) - len(missed)} of {len(checks)}", *missed, ""]
 
 
 def skill_lines(skill: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
