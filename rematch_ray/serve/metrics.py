@@ -81,8 +81,8 @@ def join(texts: list[str]) -> list[str]:
                 seen = headings.setdefault(family, [])
                 if line not in seen:
                     seen.append(line)
-            else:
-                samples.setdefault(family, []).append(line.removeprefix("ray_"))
+            elif family and (sample := line.removeprefix("ray_")).startswith(family):
+                samples.setdefault(family, []).append(sample)
     ours = [name for name in headings if name.startswith(_OURS) and _NOISE not in name]
     return remarks + [line for name in ours for line in headings[name] + samples.get(name, [])]
 
