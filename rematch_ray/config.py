@@ -74,6 +74,8 @@ class TrainSettings(Settings):
     """GPUs each training process reserves; 0 trains on CPU with gloo."""
     cpus_per_encoder: float = Field(default=1.0, gt=0)
     """Logical CPUs of each task that decodes images and runs the processor."""
+    readers: int = Field(default=1, gt=0)
+    """Tasks that read row groups at the same time; more where storage is slow."""
     prefetch_steps: int = Field(default=2, ge=0)
     """Steps whose batches a training process holds ready."""
     checkpoint_every: int = Field(default=100, gt=0)
@@ -107,6 +109,15 @@ class RunConfig(Settings):
     """Sources and order of the training rows."""
     train: TrainSettings
     """Workers, checkpoints and progress."""
+
+    @model_validator(mode="after")
+    def _rematch_banks(self) -> "RunConfig":
+        """The preset `rematch` has banks of 16 and 16 unless the run names a ladder."""
+        if self.objective.preset != "rematch" or "ladder" in self.model.model_fields_set:
+            return self
+        model = self.model.model_copy(update={"ladder": ("16x16",)})
+        object.__setattr__(self, "model", model)
+        return self
 
     @property
     def directory(self) -> Path:

@@ -130,3 +130,10 @@ def test_help_names_nested_keys_types_and_defaults() -> None:
     ):
         assert expected in text
     assert meaning(RunConfig, "name").startswith("Name of the run")
+
+
+def test_the_rematch_preset_has_banks_of_sixteen_unless_a_ladder_is_named(file: Path) -> None:
+    assert read_run(file, ["objective.preset=rematch"]).model.ladder == ("16x16",)
+    named = ["objective.preset=rematch", "model.ladder=[1x1, 8x8]"]
+    assert read_run(file, named).model.ladder == ("1x1", "8x8")
+    assert read_run(file, ["objective.preset=joint"]).model.ladder[-1] == "16x64"

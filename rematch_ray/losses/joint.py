@@ -7,7 +7,7 @@ term has its own weight; a term of weight 0 is not computed. Ground floor.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -81,12 +81,14 @@ class JointLoss:
         parts: term name -> scalar; absent terms are exactly 0.
         groups: (G,) InfoNCE per budget.
         accuracy: name -> share of rows answered rightly (per budget, fused, per view), detached.
+        vector_gradients: budget -> norm of its loss's gradient at the vectors; only when asked for.
     """
 
     total: Tensor
     parts: Mapping[str, Tensor]
     groups: Tensor
     accuracy: Mapping[str, Tensor] = field(default_factory=dict)
+    vector_gradients: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def joint_loss(
@@ -202,3 +204,25 @@ def _matching_term(answers: Answers, counts: Counts, accuracy: dict[str, Tensor]
             counts.matched, 1e-9
         )
     return loss_m8.sum() / (len(VIEWS) * max(counts.matched, 1e-9))
+
+
+def with_vector_gradients(
+    loss: JointLoss, contrast: Contrast, groups: Sequence[Budget]
+) -> JointLoss:
+    """The same loss, with how hard each budget pulls at the vectors.
+
+    Args:
+        loss: as `joint_loss` returned it, graph intact (it stays so).
+        contrast: what it was computed from.
+        groups: its budgets.
+
+    Returns:
+        JointLoss whose `vector_gradients` hold, per budget, the norm of the gradient of that
+        budget's InfoNCE at the query and shared document vectors of this rank.
+    """
+    vectors = [contrast.query_vectors, contrast.shared_vectors]
+    norms = {}
+    for group, value in zip(groups, loss.groups, strict=True):
+        gradients = torch.autograd.grad(value, vectors, retain_graph=True)
+        norms[str(group)] = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    return replace(loss, vector_gradients=norms)

@@ -28,6 +28,7 @@ from rematch_ray.losses.joint import (
     JointLoss,
     fused_candidate_scores,
     joint_loss,
+    with_vector_gradients,
 )
 from rematch_ray.losses.matching import view_labels
 from rematch_ray.model.embedder import Embedder, Encoded
@@ -83,6 +84,8 @@ class JointModel(nn.Module):
         self.log_temperatures = nn.Parameter(
             torch.tensor(logs), requires_grad=settings.learn_temperatures
         )
+        self.probe_vectors = False
+        """Whether the next forward also measures each budget's gradient at the vectors."""
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
@@ -120,7 +123,8 @@ class JointModel(nn.Module):
         local = torch.stack([uses[0].sum(), torch.cat(uses).sum(), matched])
         counts = Counts(*(max(value, 1e-9) for value in mean_over_ranks(local).tolist()))
         fused_temperature, maxsim_temperature = self.temperatures()
-        return joint_loss(
+        groups = self.embedder.ladder.rungs
+        loss = joint_loss(
             contrast,
             [
                 (self._orthogonal_states(encoded), of_side)
@@ -129,11 +133,14 @@ class JointModel(nn.Module):
             answers,
             counts,
             weights=self.settings.weights,
-            groups=self.embedder.ladder.rungs,
+            groups=groups,
             temperature_fused=fused_temperature,
             temperature_maxsim=maxsim_temperature,
             reduce=self.settings.maxsim_reduce,
         )
+        if self.probe_vectors and self.settings.w_groups and torch.is_grad_enabled():
+            loss = with_vector_gradients(loss, contrast, groups)
+        return loss
 
     def _contrast(self, batch: TrainBatch, queries: Encoded, documents: Encoded) -> Contrast:
         """Gathers candidates over ranks and builds the one mask of every term."""

@@ -114,3 +114,5 @@ class OptimisationSettings(BaseModel):
     """Share of the peak that is left at the last step."""
     clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
+    probe_every: int = Field(default=25, ge=0)
+    """Steps between measurements of each budget's gradient at the vectors; 0 never measures."""

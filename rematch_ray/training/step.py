@@ -118,12 +118,14 @@ class Training:
 
         Returns:
             Metrics over all ranks: `loss`, `loss/<term>`, `loss/<budget>`, `accuracy/<name>`,
-            `gradient_norm`, `learning_rate`.
+            `gradient_norm`, `learning_rate`; every `probe_every` steps `vector_gradient/<budget>`.
 
         Raises:
             FloatingPointError: the loss or its gradient is not finite; nothing was updated.
         """
         rate = self._set_learning_rate()
+        every = self.settings.probe_every
+        self.joint.probe_vectors = every > 0 and self.steps_done % every == 0
         self.optimizer.zero_grad(set_to_none=True)
         loss: JointLoss = self.wrapped(batch.to(self.device))
         metrics = self._metrics(loss)
@@ -186,6 +188,8 @@ class Training:
         expected = self._accuracy_names()
         zero = loss.total.detach().new_zeros(())
         named |= {f"accuracy/{name}": loss.accuracy.get(name, zero) for name in expected}
+        probed = loss.vector_gradients.items()
+        named |= {f"vector_gradient/{name}": value for name, value in probed}
         means = mean_over_ranks(torch.stack([value.float() for value in named.values()]))
         return dict(zip(named, means.tolist(), strict=True))
 

@@ -319,3 +319,24 @@ def test_a_repeated_document_is_no_negative_of_its_own_query(embedder: Embedder)
     got = joint(embedder, w_match=0, w_orth=0)(batch)
     assert float(got.total.detach()) == pytest.approx(0, abs=1e-6)
     assert float(got.accuracy["fused"]) == 1
+
+
+def test_the_gradient_of_each_budget_at_the_vectors_is_measured_only_when_asked(
+    embedder: Embedder,
+) -> None:
+    batch = train_batch(embedder, [[text_sample(number) for number in range(4)]])
+    model = joint(embedder, w_match=0.0)
+    plain = model(batch)
+    assert not plain.vector_gradients
+    model.probe_vectors = True
+    probed = model(batch)
+    assert list(probed.vector_gradients) == embedder.ladder.texts()
+    assert all(float(value) > 0 for value in probed.vector_gradients.values())
+    plain.total.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    probed.total.backward()
+    for name, gradient in gradients(model).items():
+        wanted = expected[name]
+        assert (gradient is None) == (wanted is None)
+        assert gradient is None or wanted is None or torch.equal(gradient, wanted)

@@ -71,6 +71,7 @@ def test_metrics_name_every_term_budget_and_view(tiny_base: Path) -> None:
         *(f"loss/{name}" for name in (*terms, *rungs)),
         *(f"accuracy/{name}" for name in ("fused", *rungs)),
         *(f"accuracy/match/{name}" for name in views),
+        *(f"vector_gradient/{name}" for name in rungs),
         "gradient_norm",
         "learning_rate",
     }
