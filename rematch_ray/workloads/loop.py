@@ -124,6 +124,7 @@ def _stream(run: RunConfig, data: TrainingData, start: int) -> Iterator[RankStep
             stop=run.train.steps,
             world_size=world_size(),
             encoder_cpus=run.train.cpus_per_encoder,
+            readers=run.train.readers,
         )
         iterators = split(dataset, world_size())
     iterators = ray.train.collective.broadcast_from_rank_zero(iterators)

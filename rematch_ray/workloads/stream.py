@@ -88,6 +88,7 @@ def rank_steps(
     stop: int,
     world_size: int,
     encoder_cpus: float = 1.0,
+    readers: int = 1,
 ) -> ray.data.Dataset:
     """Return the dataset of the rank-steps from `start` to `stop` (excluded), encoded, in order.
 
@@ -98,6 +99,7 @@ def rank_steps(
         stop: step to end before.
         world_size: ranks that share each step.
         encoder_cpus: logical CPUs of an encode task.
+        readers: read tasks that run at the same time.
     """
     plain_context()
     # smaller than any block: Ray then hands on each one-row table as it comes, merging none
@@ -108,7 +110,7 @@ def rank_steps(
         end = min(begin + length, stop)
         read = ReadStretch(data, begin, end, world_size)
         calls.append(ReadCall(read, (end - begin) * world_size))
-    return read_calls(calls, num_cpus=READ_CPUS).map_batches(
+    return read_calls(calls, num_cpus=READ_CPUS, at_once=readers).map_batches(
         _EncodeBlock(encode), batch_size=None, batch_format="pyarrow", num_cpus=encoder_cpus
     )
 
