@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -33,24 +34,43 @@ META_FILE = "rematch.json"
 HEADS_FILE = "heads.safetensors"
 TEMPLATE_FILE = "template.json"
 _BACKBONE_PREFIX = "backbone."
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
 def resolve_export(path: str | Path) -> Path:
-    """The export that a path names: itself, or `best/` (then `last/`) of a run directory.
+    """The export that a path names: itself, `best/` (then `last/`) of a run directory, or a hub id.
 
     Raises:
-        UserError: the path is neither.
+        UserError: the path is none of them, or the hub does not give it.
     """
     folder = Path(path)
+    if not folder.exists() and _HUB_ID.match(str(path)):
+        folder = _download(str(path))
     for candidate in (folder, folder / "best", folder / "last"):
         if (candidate / META_FILE).is_file():
             return candidate
     if not folder.exists():
-        raise UserError(f"no model at '{folder}': give an export folder or a run directory")
+        raise UserError(
+            f"no model at '{folder}': give an export folder, a run directory or a hub id"
+        )
     raise UserError(
         f"'{folder}' is neither an export (it has no {META_FILE}) nor a run directory "
         "(it has no best/): pass what `train` or `save_pretrained` wrote"
     )
+
+
+def _download(repo_id: str) -> Path:
+    """An export from the Hugging Face hub, weights and settings only; kept in the hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"no folder '{repo_id}' here, and the hub does not give it as a model: {reason}"
+        ) from error
 
 
 def save_embedder(model: Embedder, path: str | Path) -> ModelIdentity:

@@ -266,3 +266,21 @@ def test_pictures_as_bytes_and_limits_are_those_of_the_export(
     row = encoder.encode(Item.of(png("red", 64, 64), "a red circle left of", id="x"), "query")
     assert row.truncated
     assert row.grid.prod() <= 4
+
+
+def test_a_hub_id_is_fetched_and_a_missing_one_is_refused_in_one_line(
+    tiny_export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def snapshot_download(repo_id: str, **_: object) -> str:
+        asked.append(repo_id)
+        if repo_id == "team/model":
+            return str(tiny_export)
+        raise OSError("offline\nmore lines")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert resolve_export("team/model") == tiny_export
+    with pytest.raises(UserError, match="no folder 'team/other' here.*: offline$"):
+        resolve_export("team/other")
+    assert asked == ["team/model", "team/other"]
