@@ -5,6 +5,8 @@ environment, nothing of models or data. Top floor.
 """
 
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +75,11 @@ def connect(bundles: Sequence[Bundle]) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         refuse_what_does_not_fit(bundles, [_this_machine()])
+    # ray.init takes SIGTERM for itself and answers it with a native stack trace
+    handler = signal.getsignal(signal.SIGTERM)
     _start(address)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
     try:
         refuse_what_does_not_fit(bundles, node_resources())
         yield

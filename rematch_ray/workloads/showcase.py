@@ -161,7 +161,8 @@ def _ask(url: str, question: Question) -> dict[str, Any]:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is not None:
         return
-    process.send_signal(signal.SIGINT)
+    # not SIGINT: children of a background shell ignore that one
+    process.send_signal(signal.SIGTERM)
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
