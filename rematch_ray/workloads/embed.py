@@ -7,7 +7,6 @@ another model or other settings is refused. Top floor.
 
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from rematch_ray.data.prompts import Side
 from rematch_ray.data.readers.parquet import Unit, list_units, read_unit
 from rematch_ray.errors import UserError
 from rematch_ray.model.checkpoint import load_identity, resolve_export
-from rematch_ray.workloads.runtime import Bundle, connect
+from rematch_ray.workloads.runtime import Background, Bundle, connect
 from rematch_ray.workloads.shards import Job, finish, read_manifest
 from rematch_ray.workloads.stages import (
     EmbedActor,
@@ -140,24 +139,14 @@ def _stream(
 ) -> None:
     """Run the pipeline in a thread and show its progress; Ctrl-C stays with the main thread."""
     dataset = _pipeline(units, payload, export, job, settings, staging / "progress")
-    failure: list[BaseException] = []
-
-    def write() -> None:
-        try:
-            dataset.write_parquet(str(staging / "rows"), min_rows_per_file=settings.rows_per_shard)
-        # whatever it is, it belongs to the main thread
-        except BaseException as error:  # noqa: BLE001
-            failure.append(error)
-
-    thread = threading.Thread(target=write, name="embed", daemon=True)
-    thread.start()
+    rows = str(staging / "rows")
     started = time.monotonic()
-    while thread.is_alive():
-        thread.join(PROGRESS_SECONDS)
-        if thread.is_alive():
-            _say(progress_line(staging / "progress", job.rows_in, time.monotonic() - started))
-    if failure:
-        raise failure[0]
+    write = Background(
+        lambda: dataset.write_parquet(rows, min_rows_per_file=settings.rows_per_shard), "embed"
+    )
+    while not write.wait(PROGRESS_SECONDS):
+        _say(progress_line(staging / "progress", job.rows_in, time.monotonic() - started))
+    write.result()
 
 
 def _pipeline(

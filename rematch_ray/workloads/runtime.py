@@ -7,10 +7,10 @@ environment, nothing of models or data. Top floor.
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rematch_ray.errors import UserError
 
@@ -34,6 +34,8 @@ DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
 }
 
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -52,6 +54,44 @@ class Bundle:
     gpus: float = 0.0
     count: int = 1
     key: str = ""
+
+
+class Background(Generic[Made]):
+    """A call in a thread of its own, so that Ctrl-C stays with the main thread.
+
+    Waits on an event: in Python 3.11 a `Thread.join` that Ctrl-C interrupts marks the thread as
+    ended although it runs on.
+
+    Args:
+        call: what to do.
+        name: of the thread.
+    """
+
+    def __init__(self, call: Callable[[], Made], name: str) -> None:
+        self._call = call
+        self._done = threading.Event()
+        self._made: list[Made] = []
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait at most so long (None = to the end); return whether the call has ended."""
+        return self._done.wait(seconds)
+
+    def result(self) -> Made:
+        """Return what the ended call returned, or raise what it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._made[0]
+
+    def _run(self) -> None:
+        try:
+            self._made.append(self._call())
+        # whatever it is, it belongs to whoever asks for the result
+        except BaseException as error:  # noqa: BLE001
+            self._error = error
+        finally:
+            self._done.set()
 
 
 @contextmanager

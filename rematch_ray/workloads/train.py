@@ -6,7 +6,6 @@ runs `train_rank`, which feeds the plan's batches to `Training` and knows no mat
 
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from rematch_ray.config import RunConfig
 from rematch_ray.data.demo import write_demo
 from rematch_ray.errors import UserError
 from rematch_ray.workloads.run_directory import RunDirectory
-from rematch_ray.workloads.runtime import Bundle, connect
+from rematch_ray.workloads.runtime import Background, Bundle, connect
 from rematch_ray.workloads.stream import TrainingData, open_data
 
 POLL_SECONDS = 0.5
@@ -84,32 +83,19 @@ def _bundles(run: RunConfig) -> list[Bundle]:
 def _fit(run: RunConfig, data: TrainingData, directory: RunDirectory) -> dict[str, Any]:
     """Run `TorchTrainer.fit` in a thread, so that Ctrl-C reaches us and not Ray's own handler."""
     started = time.time()
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["result"] = _trainer(run, data).fit()
-        # whatever it is, it belongs to the main thread
-        except BaseException as error:  # noqa: BLE001
-            outcome["error"] = error
-
-    thread = threading.Thread(target=fit, name="train", daemon=True)
-    thread.start()
     progress = Progress(run, directory)
+    fit = Background(_trainer(run, data).fit, "train")
     try:
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
+        while not fit.wait(POLL_SECONDS):
             progress.show()
     except KeyboardInterrupt:
         if progress.has_steps:  # otherwise there is nothing to save, and a start-up to wait for
             _say("saving after this step; press Ctrl-C again to stop at once")
             directory.ask_to_stop()
-            thread.join()
+            fit.wait(None)
         raise
-    if "error" in outcome:
-        raise outcome["error"]
     progress.show(last=True)
-    returned = outcome["result"].return_value
+    returned = fit.result().return_value
     if returned.get("refused"):
         raise UserError(
             f"run {run.name} stopped at step {returned['steps']}: {returned['refused']}"

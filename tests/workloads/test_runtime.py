@@ -1,5 +1,8 @@
 """A request that the cluster cannot hold is refused by name before anything starts."""
 
+import signal
+import threading
+
 import pytest
 
 from rematch_ray.errors import UserError
@@ -60,6 +63,29 @@ def test_an_address_without_a_cluster_is_refused_by_name(monkeypatch: pytest.Mon
         runtime.connect([]),
     ):
         pytest.fail("connected")
+
+
+def test_a_background_call_is_waited_for_although_ctrl_c_came() -> None:
+    go = threading.Event()
+    call = runtime.Background(lambda: go.wait(30) and "made", "call")
+    main = threading.main_thread().ident
+    threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        call.wait(30)
+    assert not call.wait(0)
+    go.set()
+    assert call.wait(30)
+    assert call.result() == "made"
+
+
+def test_a_background_call_raises_its_error_where_the_result_is_asked_for() -> None:
+    def fail() -> None:
+        raise UserError("no")
+
+    call = runtime.Background(fail, "call")
+    assert call.wait(30)
+    with pytest.raises(UserError, match="no"):
+        call.result()
 
 
 @pytest.mark.ray
