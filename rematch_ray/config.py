@@ -183,7 +183,7 @@ class EvaluationConfig(Settings):
     timed_queries: int = Field(default=20, ge=0)
     """Queries searched one by one for a rung's latency; 0 measures none."""
     matching_triplets: int = Field(default=256, ge=0)
-    """Swaps about which the matching stage is asked, evenly spread; 0 asks none."""
+    """Swaps about which the matching stage is asked, drawn at random; 0 asks none."""
     ks: tuple[int, ...] = (1, 10)
     """Cut-offs of recall, hit and nDCG."""
     seed: int = Field(default=0, ge=0)

@@ -4,6 +4,7 @@ Reads tables, embeds the queries and hands scores to `rematch_ray.evaluation`, w
 in one process; the index was made on the cluster. Top floor.
 """
 
+import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +28,12 @@ from rematch_ray.index.search import SearchIndex
 from rematch_ray.model.embedder import Embedder, Embeddings
 
 
-def evaluate(config: EvaluationConfig) -> dict[str, Any]:
+def evaluate(config: EvaluationConfig, *, show: bool = True) -> dict[str, Any]:
     """Measure every task at every rung of the index.
 
     Args:
         config: index, tasks and where to write.
+        show: print the tables to stderr.
 
     Returns:
         `reports` (one per task) and `files`.
@@ -48,7 +50,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         for cost in ("bytes_per_document", "ms_per_query"):
             if cost != "ms_per_query" or config.timed_queries:
                 files[cost] = str(plot_cost(reports, config.out / f"{cost}.png", cost=cost))
-    for report in reports:
+    for report in reports if show else ():
         print(plain_table(table_rows(report)) + "\n", file=sys.stderr, flush=True)
     return {"reports": reports, "files": files}
 
@@ -123,7 +125,10 @@ def _measure(
 
 
 def read_triplets(settings: TaskSettings, queries: Sequence[Item], limit: int) -> list[Triplet]:
-    """Read (query, right document, swapped document) from a task's tables, evenly spread.
+    """Read (query, right document, swapped document) from a task's tables, drawn at random.
+
+    Drawn and not taken in even steps: kinds of swaps repeat in the tables, and steps of a multiple
+    of their number would meet one kind only.
 
     Args:
         settings: with `swaps` and `corpus`.
@@ -133,7 +138,7 @@ def read_triplets(settings: TaskSettings, queries: Sequence[Item], limit: int) -
     assert settings.swaps is not None
     assert settings.corpus is not None
     swaps = _read(settings.swaps).to_pylist()
-    chosen = swaps[:: max(1, -(-len(swaps) // limit))]
+    chosen = random.Random(0).sample(swaps, min(limit, len(swaps)))
     right = {line["query_id"]: line["document_id"] for line in _read(settings.qrels).to_pylist()}
     wanted = {line["document_id"] for line in chosen} | {right[line["query_id"]] for line in chosen}
     documents = {

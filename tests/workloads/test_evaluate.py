@@ -121,10 +121,28 @@ def test_the_gallery_of_one_source_leaves_the_others_out(index: Path) -> None:
 def test_triplets_are_the_query_its_document_and_the_swap(task: TaskSettings) -> None:
     queries = [Item.of("x", id=f"q-{colour}") for colour in COLOURS]
     triplets = read_triplets(task, queries, 4)
-    assert [(t.query.id, t.right.id, t.wrong.id, t.kind) for t in triplets] == [
-        (f"q-{colour}", f"{colour}-0", f"{colour}-1", "size") for colour in COLOURS[::2]
+    drawn = {(t.query.id, t.right.id, t.wrong.id, t.kind) for t in triplets}
+    assert len(drawn) == 4
+    assert drawn <= {(f"q-{colour}", f"{colour}-0", f"{colour}-1", "size") for colour in COLOURS}
+    shown = {document.id: document.parts[0].image for document in DOCUMENTS}
+    assert all(t.right.parts[0].image == shown[t.right.id] for t in triplets)
+
+
+def test_triplets_meet_every_kind_of_swap_however_the_kinds_repeat(
+    task: TaskSettings, tmp_path: Path
+) -> None:
+    kinds = ("swap:a", "swap:b", "swap:c")
+    rows = [
+        {"query_id": f"q-{colour}", "document_id": f"{colour}-1", "kind": kind}
+        for colour in COLOURS
+        for kind in kinds
     ]
-    assert triplets[0].right.parts[0].image == DOCUMENTS[0].parts[0].image
+    swaps = tmp_path / "swaps.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), swaps)
+    queries = [Item.of("x", id=f"q-{colour}") for colour in COLOURS]
+    changed = task.model_copy(update={"swaps": swaps})
+    triplets = read_triplets(changed, queries, len(rows) // 3)
+    assert len({triplet.kind for triplet in triplets}) > 1
 
 
 def test_a_task_whose_documents_are_not_in_the_gallery_is_refused(
