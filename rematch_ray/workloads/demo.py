@@ -82,7 +82,7 @@ def demo(*, quick: bool = False, fresh: bool = False) -> dict[str, Any]:
     config = _evaluation(walk)
     searched = {**made, "generation": index["generation"]}
     asked = {**searched, "config": config.model_dump(mode="json")}
-    measured = stamps.do("evaluate", asked, lambda: evaluate(config), config.out)
+    measured = stamps.do("evaluate", asked, lambda: evaluate(config, show=False), config.out)
     skill = stamps.do("skill", made, lambda: _skill(walk))
     served = stamps.do("serve", searched, lambda: _serve(walk))
     _show(walk, measured, skill, served, stamps.seconds())

@@ -79,10 +79,17 @@ class Background(Generic[Made]):
         return self._done.wait(seconds)
 
     def result(self) -> Made:
-        """Return what the ended call returned, or raise what it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._made[0]
+        """Return what the ended call returned, or raise what it raised.
+
+        Raises:
+            UserError: a task or actor of the call raised one: its message alone, without the
+                stack of the worker that Ray puts around it.
+        """
+        if self._error is None:
+            return self._made[0]
+        if (mistake := user_error_in(self._error)) is not None:
+            raise UserError(str(mistake)) from self._error
+        raise self._error
 
     def _run(self) -> None:
         try:
@@ -92,6 +99,16 @@ class Background(Generic[Made]):
             self._error = error
         finally:
             self._done.set()
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """Return the user's mistake that an error of Ray's wraps, if there is one."""
+    while error is not None:
+        inner = getattr(error, "cause", None)
+        if inner is None and isinstance(error, UserError):
+            return error
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+    return None
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def train(run: RunConfig) -> dict[str, Any]:
 
     Raises:
         UserError: data, configuration or cluster do not allow the run; nothing was started.
-        ray.train.TrainingFailedError: the workers failed more than `train.max_failures` times.
+        RuntimeError: the workers failed more often than `train.max_failures` allows.
     """
     if run.data.demo is not None:
         demo = run.data.demo
@@ -95,7 +95,10 @@ def _fit(run: RunConfig, data: TrainingData, directory: RunDirectory) -> dict[st
             fit.wait(None)
         raise
     progress.show(last=True)
-    returned = fit.result().return_value
+    try:
+        returned = fit.result().return_value
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(failure_line(run, error)) from error
     if returned.get("refused"):
         raise UserError(
             f"run {run.name} stopped at step {returned['steps']}: {returned['refused']}"
@@ -162,6 +165,21 @@ class Progress:
     @staticmethod
     def _count_starts(records: Sequence[dict[str, Any]]) -> int:
         return sum(record["event"] == "start" for record in records)
+
+
+def failure_line(run: RunConfig, error: ray.train.TrainingFailedError) -> str:
+    """Return one line: which ranks failed, each with the last line of its error."""
+    ranks = getattr(error, "worker_failures", {})
+    shown = "; ".join(f"rank {n}: {_last_line(failure)}" for n, failure in sorted(ranks.items()))
+    return (
+        f"run {run.name} failed, with {run.train.max_failures} restarts allowed "
+        f"({shown or _last_line(error)}); the same command goes on from the last checkpoint"
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def start_line(record: dict[str, Any]) -> str:

@@ -120,6 +120,21 @@ class TestOnACluster:
         assert not (tmp_path / "out" / "manifest.json").exists()
         assert pq.read_table(tmp_path / "out" / "quarantine.parquet").num_rows == 3
 
+    def test_a_damaged_file_is_one_line_that_names_it(
+        self, tiny_export: Path, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "damaged.parquet"
+        write_parquet(items_to_table([Item.of(f"text {n}" * 99) for n in range(99)]), file)
+        data = bytearray(file.read_bytes())
+        data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+        file.write_bytes(data)
+        with pytest.raises(
+            UserError, match=r"damaged\.parquet: row group 0 cannot be read"
+        ) as told:
+            embed(model=tiny_export, data=file, out=tmp_path / "out")
+        assert "Traceback" not in str(told.value)
+        assert not (tmp_path / "out" / "manifest.json").exists()
+
     @pytest.mark.timeout(400)
     def test_a_killed_model_process_loses_no_row_and_doubles_none(
         self, tiny_export: Path, tmp_path: Path

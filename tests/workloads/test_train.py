@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray.data
+import ray.train
 
 from rematch_ray.config import DataSettings, RunConfig, SourceSettings, TrainSettings
 from rematch_ray.data.order import OrderSettings
@@ -20,7 +21,7 @@ from rematch_ray.training.settings import OptimisationSettings
 from rematch_ray.workloads.loop import BadRows, Wish
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stream import RankStep, open_data
-from rematch_ray.workloads.train import start_line, step_line, train
+from rematch_ray.workloads.train import failure_line, start_line, step_line, train
 from tests.tiny import model_settings
 
 STEPS = 32
@@ -174,6 +175,16 @@ def test_bad_rows_are_counted_by_epoch_and_refused_past_their_share(
     assert "item 'x': truncated" in lenient.refuses(RankStep(0, 1, 1, None, "", 0), bad)
     assert not lenient.refuses(RankStep(1, 0, 10, None, "", 0), bad)
     assert lenient.total == 3
+
+
+def test_a_run_that_failed_is_one_line_with_every_ranks_error(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_config(tiny_base, samples, tmp_path, max_failures=2)
+    failures: dict[int, Exception] = {1: OSError("stack\n  of lines\nNo space left on device")}
+    line = failure_line(run, ray.train.WorkerGroupError("a long story", failures))
+    assert line.startswith("run run failed, with 2 restarts allowed (rank 1: No space left on")
+    assert "\n" not in line
 
 
 def test_progress_names_the_losses_the_speed_and_the_time_left() -> None:
