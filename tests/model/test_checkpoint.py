@@ -281,6 +281,6 @@ def test_a_hub_id_is_fetched_and_a_missing_one_is_refused_in_one_line(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert resolve_export("team/model") == tiny_export
-    with pytest.raises(UserError, match="no folder 'team/other' here.*: offline$"):
+    with pytest.raises(UserError, match=r"no folder 'team/other' here.*: offline$"):
         resolve_export("team/other")
     assert asked == ["team/model", "team/other"]
