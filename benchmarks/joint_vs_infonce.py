@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
                         fit = max(1, round(seconds / chosen[arm]["cpu_per_step"]))
                         jobs.append(_job(data, arm, rate, seed, fit, "test", options, equal="cpu"))
             runs = pool.map(_fit, jobs, chunksize=1)
+            pool.close()  # and wait: a terminated worker leaves its semaphores behind
+            pool.join()
     report = _report(runs, tried, chosen, options, time.time() - started)
     print(plain_table(report["table"]), file=sys.stderr)
     if not options.quick:
