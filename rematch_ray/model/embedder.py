@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rematch_ray.data.collate import Batch, collate
+from rematch_ray.data.inputs import as_items
 from rematch_ray.data.prompts import Side
 from rematch_ray.data.rows import EncodedRow, RowEncoder
-from rematch_ray.data.schema import Item
 from rematch_ray.errors import UserError
 from rematch_ray.model.backbone import Backbone
-from rematch_ray.model.matcher import Matcher, RawRows, embedding_log_odds
+from rematch_ray.model.embeddings import Embeddings, Encoded
+from rematch_ray.model.matcher import Matcher, embedding_log_odds
 from rematch_ray.model.settings import ModelIdentity, ModelSettings
 from rematch_ray.scoring.budget import Budget, Ladder
 from rematch_ray.scoring.maxsim import Reduce, fused_scores, maxsim
@@ -32,63 +32,6 @@ if TYPE_CHECKING:
     pass
 
 __all__ = ["Embedder", "Embeddings", "Encoded", "ModelIdentity", "ModelSettings"]
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Vectors of N items of one side.
-
-    Attributes:
-        vectors: (N, R, D) float32, unit norm, nested: the first r are the budget-r vectors.
-        fused: (N, F) float32, unit norm; None for a model trained without it.
-    """
-
-    vectors: Tensor
-    fused: Tensor | None
-
-    def __len__(self) -> int:
-        return self.vectors.shape[0]
-
-    def __getitem__(self, rows: slice) -> Embeddings:
-        return Embeddings(self.vectors[rows], None if self.fused is None else self.fused[rows])
-
-    def cpu(self) -> Embeddings:
-        """The same embeddings in main memory."""
-        return Embeddings(self.vectors.cpu(), None if self.fused is None else self.fused.cpu())
-
-    @staticmethod
-    def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-        """Rows of several embeddings one after another; ValueError when there are none."""
-        if not parts:
-            raise ValueError("nothing to concatenate: pass at least one Embeddings")
-        fused = [part.fused for part in parts if part.fused is not None]
-        vectors = torch.cat([part.vectors for part in parts])
-        return Embeddings(vectors, torch.cat(fused) if fused else None)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One forward pass: the embeddings and what the other terms of the objective read.
-
-    Attributes:
-        vectors: (B, R, D) unit vectors with gradient.
-        fused: (B, F) unit vectors with gradient, or None.
-        states: (B, R, H) un-normalised last hidden states at the meta tokens.
-        inputs_embeds: (B, T, H) for the matching stage's raw views.
-        batch: the rows.
-    """
-
-    vectors: Tensor
-    fused: Tensor | None
-    states: Tensor
-    inputs_embeds: Tensor
-    batch: Batch
-
-    def raw_rows(self) -> RawRows:
-        """What the matching stage reads; ValueError without a fused vector."""
-        if self.fused is None:
-            raise ValueError("matching needs a fused vector, which this model was built without")
-        return RawRows(self.inputs_embeds, self.batch.position_ids, self.batch.segment, self.fused)
 
 
 class Embedder(nn.Module):
@@ -350,23 +293,6 @@ class Embedder(nn.Module):
             for query, document in zip(queries.split(chunk), documents.split(chunk), strict=True)
         ]
         return torch.cat(parts).view(num_queries, num_documents)
-
-
-def as_items(inputs: Sequence[Any] | Any) -> list[Item]:
-    """Items from whatever `encode_query` and `encode_document` accept.
-
-    >>> [part.kind for part in as_items(["a red circle"])[0].parts]
-    ['text']
-    """
-    single = isinstance(inputs, (str, bytes, Item)) or not isinstance(inputs, Sequence)
-    return [_as_item(value) for value in ([inputs] if single else inputs)]
-
-
-def _as_item(value: Any) -> Item:
-    if isinstance(value, Item):
-        return value
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    return Item.of(*parts)
 
 
 def _projection(hidden_dim: int, dim: int | None, *, identity: bool = False) -> nn.Module:

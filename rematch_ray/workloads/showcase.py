@@ -28,7 +28,7 @@ from rematch_ray.index.hits import Hit, SearchResult
 READY_SECONDS = 300.0
 STOP_SECONDS = 30.0
 TOP_K = 8
-ASKED_PLACE = 17
+ASKED_PLACE = 44
 
 
 @dataclass(frozen=True)

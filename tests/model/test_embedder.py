@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rematch_ray.data.inputs import as_items
 from rematch_ray.data.prompts import Side
 from rematch_ray.data.schema import Item
 from rematch_ray.errors import UserError
-from rematch_ray.model.embedder import Embedder, Embeddings, as_items
+from rematch_ray.model.embedder import Embedder, Embeddings
 from rematch_ray.scoring.budget import Budget
 from rematch_ray.scoring.maxsim import maxsim
 from tests.tiny import new_embedder, picture, png, text_sample, train_batch
