@@ -81,7 +81,8 @@ class JointLoss:
         parts: term name -> scalar; absent terms are exactly 0.
         groups: (G,) InfoNCE per budget.
         accuracy: name -> share of rows answered rightly (per budget, fused, per view), detached.
-        vector_gradients: budget -> norm of its loss's gradient at the vectors; only when asked for.
+        vector_gradients: budget -> squared norm of its loss's gradient at this rank's query
+            vectors; only when asked for.
     """
 
     total: Tensor
@@ -209,7 +210,7 @@ def _matching_term(answers: Answers, counts: Counts, accuracy: dict[str, Tensor]
 def with_vector_gradients(
     loss: JointLoss, contrast: Contrast, groups: Sequence[Budget]
 ) -> JointLoss:
-    """The same loss, with how hard each budget pulls at the vectors.
+    """The same loss, with how hard each budget pulls at the query vectors.
 
     Args:
         loss: as `joint_loss` returned it, graph intact (it stays so).
@@ -217,12 +218,12 @@ def with_vector_gradients(
         groups: its budgets.
 
     Returns:
-        JointLoss whose `vector_gradients` hold, per budget, the norm of the gradient of that
-        budget's InfoNCE at the query and shared document vectors of this rank.
+        JointLoss whose `vector_gradients` hold, per budget, the squared norm of the gradient of
+        that budget's InfoNCE at this rank's query vectors. Squares of ranks add up; those at the
+        shared documents would not.
     """
-    vectors = [contrast.query_vectors, contrast.shared_vectors]
-    norms = {}
+    squares = {}
     for group, value in zip(groups, loss.groups, strict=True):
-        gradients = torch.autograd.grad(value, vectors, retain_graph=True)
-        norms[str(group)] = torch.stack([gradient.norm() for gradient in gradients]).norm()
-    return replace(loss, vector_gradients=norms)
+        (gradient,) = torch.autograd.grad(value, contrast.query_vectors, retain_graph=True)
+        squares[str(group)] = gradient.square().sum()
+    return replace(loss, vector_gradients=squares)

@@ -188,10 +188,12 @@ class Training:
         expected = self._accuracy_names()
         zero = loss.total.detach().new_zeros(())
         named |= {f"accuracy/{name}": loss.accuracy.get(name, zero) for name in expected}
-        probed = loss.vector_gradients.items()
-        named |= {f"vector_gradient/{name}": value for name, value in probed}
+        squares = {f"vector_gradient/{name}": x for name, x in loss.vector_gradients.items()}
+        named |= squares
         means = mean_over_ranks(torch.stack([value.float() for value in named.values()]))
-        return dict(zip(named, means.tolist(), strict=True))
+        metrics = dict(zip(named, means.tolist(), strict=True))
+        # a rank's loss is its share times the world size, so its gradient is that much too large
+        return metrics | {name: math.sqrt(metrics[name] / world_size()) for name in squares}
 
     def _accuracy_names(self) -> list[str]:
         from rematch_ray.losses.matching import VIEW_NAMES
