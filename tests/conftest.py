@@ -5,12 +5,16 @@ The environment is set before anything imports Ray or a tokenizer: both read it 
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+# a background shell makes what it starts ignore SIGINT; the programs under test would inherit it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from rematch_ray.data.rows import RowEncoder
