@@ -242,7 +242,7 @@ def _markdown(report: Mapping[str, Any]) -> str:
         "",
         markdown_table(report["table"]),
         "",
-        "## Paired differences (95 % bootstrap over queries and seeds)",
+        "## Paired differences (95 % bootstrap over queries, each the mean of its seeds)",
         "",
     ]
     for name, metrics in report["differences"].items():
