@@ -89,7 +89,9 @@ def collate(rows: Sequence[EncodedRow], *, num_meta: int, pad_id: int) -> Batch:
         segment=torch.from_numpy(segment),
         position_ids=torch.from_numpy(positions),
         meta_positions=torch.from_numpy(lengths[:, None] + np.arange(num_meta)[None, :]),
-        pixel_values=_stack([row.pixels for row in rows if len(row.grid)]) if has_images else None,
+        pixel_values=_stack([row.pixels.unpack() for row in rows if len(row.grid)])
+        if has_images
+        else None,
         image_grid_thw=_stack([row.grid for row in rows if len(row.grid)]).long()
         if has_images
         else None,

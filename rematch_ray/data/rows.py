@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from rematch_ray.data.media import decode_image
+from rematch_ray.data.pixels import PackedPixels, PixelScale, pack
 from rematch_ray.data.prompts import PromptTokens, Side, Template
 from rematch_ray.data.schema import Item
 from rematch_ray.errors import UserError
@@ -45,7 +46,7 @@ class EncodedRow:
         positions: (3, T) int32 temporal, height and width positions.
         header: number of tokens of P.
         content: number of tokens of P and S together.
-        pixels: (patches, patch_dim) float32, all images one after another.
+        pixels: the patches of all images one after another, packed until they are needed.
         grid: (images, 3) int32, temporal, height and width in patches.
         truncated: whether text was cut at the token limit.
     """
@@ -55,7 +56,7 @@ class EncodedRow:
     positions: np.ndarray
     header: int
     content: int
-    pixels: np.ndarray
+    pixels: PackedPixels
     grid: np.ndarray
     truncated: bool = False
 
@@ -88,6 +89,7 @@ class RowEncoder:
         self.merge_size = int(image_processor.merge_size)
         channels = 3 * int(image_processor.temporal_patch_size)
         self.patch_dim = channels * int(image_processor.patch_size) ** 2
+        self._scale = _pixel_scale(image_processor)
 
     def encode(self, item: Item, side: Side, instruction: str | None = None) -> EncodedRow:
         """Encodes one item.
@@ -129,7 +131,10 @@ class RowEncoder:
             positions=self._positions(ids, header, grid_k3),
             header=header,
             content=content,
-            pixels=np.concatenate(pixels) if pixels else np.zeros((0, self.patch_dim), np.float32),
+            pixels=pack(
+                np.concatenate(pixels) if pixels else np.zeros((0, self.patch_dim), np.float32),
+                self._scale,
+            ),
             grid=grid_k3,
             truncated=truncated,
         )
@@ -183,6 +188,18 @@ class RowEncoder:
         return np.concatenate(columns, axis=1).astype(np.int32)
 
 
+def _pixel_scale(processor: Any) -> PixelScale | None:
+    """What the processor does after resizing; None when it is not all of rescale and normalise."""
+    if not (processor.do_rescale and processor.do_normalize) or len(processor.image_mean) != 3:
+        return None
+    return PixelScale(
+        float(processor.rescale_factor),
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+        int(processor.temporal_patch_size),
+    )
+
+
 def stable_id(text: str) -> int:
     """63-bit integer of an id, the same on every machine; never -1.
 
@@ -201,7 +218,7 @@ def rows_to_columns(rows: Sequence[EncodedRow]) -> dict[str, list[Any]]:
         "positions": [row.positions.reshape(-1) for row in rows],
         "header": [row.header for row in rows],
         "content": [row.content for row in rows],
-        "pixels": [row.pixels.tobytes() for row in rows],
+        "pixels": [row.pixels.data for row in rows],
         "grid": [row.grid.reshape(-1) for row in rows],
         "truncated": [row.truncated for row in rows],
     }
@@ -213,15 +230,12 @@ def rows_to_table(rows: Sequence[EncodedRow]) -> pa.Table:
 
 
 def rows_from_table(table: pa.Table | pa.RecordBatch) -> list[EncodedRow]:
-    """Rows of a table whose columns include those of `ROW_SCHEMA`; pixels are views, not copies."""
+    """Rows of a table whose columns include those of `ROW_SCHEMA`; pixels stay packed, uncopied."""
     rows = []
     columns = {name: table.column(name) for name in ROW_SCHEMA.names}
     for index in range(table.num_rows):
         ids = columns["input_ids"][index].values.to_numpy()
         grid = columns["grid"][index].values.to_numpy().reshape(-1, 3)
-        num_patches = int(grid.prod(axis=1).sum()) if len(grid) else 0
-        buffer = columns["pixels"][index].as_buffer()
-        pixels = np.frombuffer(buffer, dtype=np.float32) if num_patches else np.zeros(0, np.float32)
         rows.append(
             EncodedRow(
                 id=columns["id"][index].as_py(),
@@ -229,7 +243,7 @@ def rows_from_table(table: pa.Table | pa.RecordBatch) -> list[EncodedRow]:
                 positions=columns["positions"][index].values.to_numpy().reshape(3, len(ids)),
                 header=columns["header"][index].as_py(),
                 content=columns["content"][index].as_py(),
-                pixels=pixels.reshape(max(num_patches, 0), -1) if num_patches else pixels[:, None],
+                pixels=PackedPixels(memoryview(columns["pixels"][index].as_buffer())),
                 grid=grid,
                 truncated=columns["truncated"][index].as_py(),
             )

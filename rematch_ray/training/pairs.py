@@ -88,7 +88,7 @@ def draw_pairs(batch: TrainBatch, cosine_bn: Tensor, settings: ObjectiveSettings
 
 def document_uses(batch: TrainBatch) -> Tensor:
     """(b, n) float: how often each row reads each document, as positive or hard negative."""
-    num_rows, num_documents = len(batch.queries), len(batch.documents)
+    num_rows, num_documents = batch.num_queries, batch.num_documents
     slots = torch.cat([batch.positive_slot[:, None], batch.negative_slot], dim=1)
     counts = ((slots >= 0) & batch.valid[:, None]).float()
     uses = counts.new_zeros(num_rows, num_documents)

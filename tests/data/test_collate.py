@@ -57,7 +57,7 @@ def test_images_follow_in_row_order(rows: list[EncodedRow], batch: Batch) -> Non
     assert batch.pixel_values is not None
     assert batch.image_grid_thw is not None
     assert batch.image_grid_thw.tolist() == [*rows[1].grid.tolist(), *rows[2].grid.tolist()]
-    assert (batch.pixel_values[: len(rows[1].pixels)].numpy() == rows[1].pixels).all()
+    assert (batch.pixel_values[: len(rows[1].pixels)].numpy() == rows[1].pixels.unpack()).all()
     assert len(batch.pixel_values) == len(rows[1].pixels) + len(rows[2].pixels)
 
 

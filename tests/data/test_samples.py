@@ -1,5 +1,6 @@
 """Samples of a rank-step: links, draws, documents that several rows share, and rows that fail."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from rematch_ray.data.rows import RowEncoder, rows_from_table
 from rematch_ray.data.samples import STEP_SCHEMA, SampleEncoder, TrainBatch, collate_train
 from rematch_ray.data.schema import Item, Negative, Part, Positive, Sample, samples_to_table
 from rematch_ray.errors import UserError
-from tests.tiny import step_table, text_sample
+from tests.tiny import picture, step_table, text_sample
 
 
 def batch_of(table: pa.Table, step: int = 0) -> TrainBatch:
@@ -166,3 +167,56 @@ def test_a_train_batch_moves_with_what_it_holds(tiny_encoder: RowEncoder) -> Non
     assert batch.queries.input_ids.device.type == "meta"
     assert batch.positive_slot.device.type == "meta"
     assert batch.step == 0
+
+
+def test_a_negative_says_whether_a_miner_found_it(tiny_encoder: RowEncoder) -> None:
+    kinds = {"a": "swap:colour", "b": "mined", "c": "mined:modality"}
+    sample = replace(
+        text_sample(0),
+        negatives=tuple(
+            Negative(Item.of(f"other {name}", id=name), kind=kind) for name, kind in kinds.items()
+        ),
+    )
+    batch = batch_of(encode(tiny_encoder, [sample, text_sample(1, negatives=1)], max_negatives=3))
+    names = [
+        [batch.documents.ids[slot] for slot in row if slot >= 0] for row in batch.negative_slot
+    ]
+    found = dict(zip(names[0], batch.negative_mined[0].tolist(), strict=True))
+    assert found == {"a": False, "b": True, "c": True}
+    assert not batch.negative_mined[1].any()
+
+
+def test_equal_pixels_are_equal_content_whatever_the_file(tiny_encoder: RowEncoder) -> None:
+    def as_file(format: str, colour: str) -> bytes:
+        buffer = io.BytesIO()
+        picture(colour).save(buffer, format)
+        return buffer.getvalue()
+
+    items = [
+        Item.of(as_file("PNG", "red"), id="png"),
+        Item.of(as_file("BMP", "red"), id="bmp"),
+        Item.of(as_file("PNG", "blue"), id="blue"),
+        Item.of("red", id="text"),
+        Item.of("red", id="same text"),
+    ]
+    samples = [
+        replace(text_sample(number), positives=(Positive(item),))
+        for number, item in enumerate(items)
+    ]
+    batch = batch_of(encode(tiny_encoder, samples))
+    png, bmp, blue, text, same_text = batch.document_content[batch.positive_slot].tolist()
+    assert png == bmp and text == same_text
+    assert len({png, blue, text}) == 3
+    assert len(set(batch.document_ids.tolist())) == 5
+
+
+def test_a_part_reads_the_documents_of_its_queries(tiny_encoder: RowEncoder) -> None:
+    samples = [text_sample(n, negatives=n % 2, image=n == 2) for n in range(4)]
+    batch = batch_of(step_table(tiny_encoder, [samples[:2], samples[2:]]))
+    part = batch.part(batch.sub_batch == 1)
+    assert part.queries.ids == ("q2", "q3")
+    assert [part.documents.ids[slot] for slot in part.positive_slot] == ["d2", "d3"]
+    wrong = [[part.documents.ids[slot] for slot in row if slot >= 0] for row in part.negative_slot]
+    assert wrong == [[], ["h3.0"]]
+    assert sorted(part.documents.ids) == ["d2", "d3", "h3.0"]
+    assert (part.listed_ids[:, 0] == part.document_ids[part.positive_slot]).all()
