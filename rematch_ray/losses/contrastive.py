@@ -138,6 +138,50 @@ def retrieval_accuracy(score_bC: Tensor, target: Tensor, mask_bC: Tensor) -> Ten
     return (score_bC.float().gather(1, target[:, None])[:, 0] > best).float()
 
 
+def similarity_statistics(
+    score_bC: Tensor, target: Tensor, mask_bC: Tensor, valid_b: Tensor
+) -> dict[str, Tensor]:
+    """How far positives stand from negatives, as sums over the valid queries.
+
+    Args:
+        score_bC: (b, C) detached scores.
+        target: (b,) column of the positive.
+        mask_bC: (b, C) bool, True = the candidate takes part.
+        valid_b: (b,) bool, False = the row counts nothing.
+
+    Returns:
+        Scalars, to be divided by the number of queries: `similarity/positive`,
+        `similarity/negative` (mean over a query's negatives), `similarity/hardest_negative`,
+        `similarity/margin` (positive less hardest negative) and `negatives`, how many a query has.
+        A query without negatives adds 0 to what is said of negatives and to the margin.
+
+    >>> found = similarity_statistics(
+    ...     torch.tensor([[0.75, 0.5, 0.25]]),
+    ...     torch.tensor([0]),
+    ...     torch.tensor([[True, True, True]]),
+    ...     torch.tensor([True]),
+    ... )
+    >>> [round(float(value), 3) for value in found.values()]
+    [0.75, 0.375, 0.5, 0.25, 2.0]
+    """
+    score = score_bC.float()
+    others = mask_bC.scatter(1, target[:, None], False)
+    count = others.sum(dim=1)
+    positive = score.gather(1, target[:, None])[:, 0]
+    mean = score.masked_fill(~others, 0.0).sum(dim=1) / count.clamp(min=1)
+    hardest = score.masked_fill(~others, -torch.inf).amax(dim=1)
+    hardest = torch.where(count > 0, hardest, 0.0)
+    margin = torch.where(count > 0, positive - hardest, 0.0)
+    per_query = {
+        "similarity/positive": positive,
+        "similarity/negative": mean,
+        "similarity/hardest_negative": hardest,
+        "similarity/margin": margin,
+        "negatives": count.float(),
+    }
+    return {name: torch.where(valid_b, value, 0.0).sum() for name, value in per_query.items()}
+
+
 def occurs_in(ids: Tensor, of_row: Tensor) -> Tensor:
     """Whether ids (1 or b, C) occur in their row of (b, P); padding -1 matches nothing. (b, C)."""
     equal = ids[:, :, None] == of_row[:, None, :]

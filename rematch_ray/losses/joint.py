@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from rematch_ray.losses.contrastive import info_nce, retrieval_accuracy
+from rematch_ray.losses.contrastive import info_nce, retrieval_accuracy, similarity_statistics
 from rematch_ray.losses.matching import VIEW_NAMES, VIEWS, matching_loss, view_kind
 from rematch_ray.losses.matryoshka import group_scores, matryoshka_info_nce
 from rematch_ray.losses.orthogonality import orthogonality
@@ -83,6 +83,9 @@ class JointLoss:
         accuracy: name -> share of rows answered rightly (per budget, fused, per view), detached.
         vector_gradients: budget -> squared norm of its loss's gradient at this rank's query
             vectors; only when asked for.
+        statistics: name -> mean over the queries, detached: cosines of positives and negatives (of
+            the fused vectors, else MaxSim at the largest budget), number of negatives.
+        broken: (b,) bool, True = a vector of the row's own items is not finite; None = not looked.
     """
 
     total: Tensor
@@ -90,6 +93,8 @@ class JointLoss:
     groups: Tensor
     accuracy: Mapping[str, Tensor] = field(default_factory=dict)
     vector_gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    broken: Tensor | None = None
 
 
 def joint_loss(
@@ -130,11 +135,14 @@ def joint_loss(
     zero = contrast.query_vectors.new_zeros((), dtype=torch.float32)
     parts: dict[str, Tensor] = dict.fromkeys(TERMS, zero)
     accuracy: dict[str, Tensor] = {}
+    scores: list[Tensor] = []
     group_losses = zero.new_zeros(len(groups))
     if weights.get("fused", 0.0):
-        parts["fused"] = _fused_term(contrast, temperature_fused, counts, accuracy)
+        parts["fused"] = _fused_term(contrast, temperature_fused, counts, accuracy, scores)
     if weights.get("groups", 0.0):
-        group_losses = _group_terms(contrast, groups, temperature_maxsim, reduce, counts, accuracy)
+        group_losses = _group_terms(
+            contrast, groups, temperature_maxsim, reduce, counts, accuracy, scores
+        )
         parts["groups"] = group_losses.mean()
     if weights.get("orthogonality", 0.0):
         sums = [(orthogonality(state_BKH) * uses).sum() for state_BKH, uses in states]
@@ -142,11 +150,21 @@ def joint_loss(
     if weights.get("matching", 0.0) and answers is not None:
         parts["matching"] = _matching_term(answers, counts, accuracy)
     total = sum((weights.get(term, 0.0) * parts[term] for term in TERMS), start=zero)
-    return JointLoss(total, parts, group_losses, accuracy)
+    statistics = _statistics(contrast, scores[0], counts) if scores else {}
+    return JointLoss(total, parts, group_losses, accuracy, statistics=statistics)
+
+
+def _statistics(contrast: Contrast, score_bC: Tensor, counts: Counts) -> dict[str, Tensor]:
+    sums = similarity_statistics(score_bC, contrast.target, contrast.mask, contrast.valid)
+    return {name: value / counts.queries for name, value in sums.items()}
 
 
 def _fused_term(
-    contrast: Contrast, temperature: Tensor | float, counts: Counts, accuracy: dict[str, Tensor]
+    contrast: Contrast,
+    temperature: Tensor | float,
+    counts: Counts,
+    accuracy: dict[str, Tensor],
+    scores: list[Tensor],
 ) -> Tensor:
     if contrast.query_fused is None or contrast.shared_fused is None:
         raise ValueError("the fused term needs fused vectors, but the model was built without them")
@@ -156,6 +174,7 @@ def _fused_term(
     per_query = info_nce(score, contrast.target, contrast.mask, temperature) * contrast.valid
     right = retrieval_accuracy(score.detach(), contrast.target, contrast.mask) * contrast.valid
     accuracy["fused"] = right.sum() / counts.queries
+    scores.append(score.detach())
     return per_query.sum() / counts.queries
 
 
@@ -177,6 +196,7 @@ def _group_terms(
     reduce: Reduce,
     counts: Counts,
     accuracy: dict[str, Tensor],
+    scores: list[Tensor],
 ) -> Tensor:
     score_GbC = group_scores(
         contrast.query_vectors,
@@ -189,6 +209,8 @@ def _group_terms(
     for group, score in zip(groups, score_GbC.detach(), strict=True):
         right = retrieval_accuracy(score, contrast.target, contrast.mask) * contrast.valid
         accuracy[str(group)] = right.sum() / counts.queries
+    top = score_GbC[-1].detach()
+    scores.append(top / groups[-1].r_q if reduce == "sum" else top)
     return (per_query * contrast.valid).sum(dim=1) / counts.queries
 
 

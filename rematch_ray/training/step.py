@@ -118,7 +118,8 @@ class Training:
 
         Returns:
             Metrics over all ranks: `loss`, `loss/<term>`, `loss/<budget>`, `accuracy/<name>`,
-            `gradient_norm`, `learning_rate`; every `probe_every` steps `vector_gradient/<budget>`.
+            `similarity/<what>`, `negatives` per query, `gradient_norm`, `learning_rate`; every
+            `probe_every` steps `vector_gradient/<budget>`.
 
         Raises:
             FloatingPointError: the loss or its gradient is not finite; nothing was updated.
@@ -188,6 +189,7 @@ class Training:
         expected = self._accuracy_names()
         zero = loss.total.detach().new_zeros(())
         named |= {f"accuracy/{name}": loss.accuracy.get(name, zero) for name in expected}
+        named |= loss.statistics
         squares = {f"vector_gradient/{name}": x for name, x in loss.vector_gradients.items()}
         named |= squares
         means = mean_over_ranks(torch.stack([value.float() for value in named.values()]))

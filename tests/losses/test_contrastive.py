@@ -14,6 +14,7 @@ from rematch_ray.losses.contrastive import (
     info_nce,
     margin_mask,
     retrieval_accuracy,
+    similarity_statistics,
 )
 
 T, F = True, False
@@ -200,3 +201,27 @@ def test_accuracy_counts_wins_over_valid_candidates_and_no_ties() -> None:
     score = torch.tensor([[0.5, 0.9, 0.1], [0.5, 0.2, 0.5], [0.5, 0.2, 0.1]])
     valid = torch.tensor([[T, F, T], [T, T, T], [T, T, T]])
     assert retrieval_accuracy(score, torch.tensor([0, 0, 0]), valid).tolist() == [1, 0, 1]
+
+
+def test_similarity_statistics_are_those_of_the_naive_loop() -> None:
+    torch.manual_seed(0)
+    score, mask = torch.randn(4, 6), torch.rand(4, 6) > 0.4
+    target, valid = torch.tensor([0, 2, 5, 1]), torch.tensor([True, True, False, True])
+    mask = mask.scatter(1, target[:, None], True)
+    mask[3] = False
+    mask[3, 1] = True  # a query without negatives
+    expected = dict.fromkeys(("positive", "negative", "hardest_negative", "margin"), 0.0)
+    count = 0
+    for row in (0, 1, 3):
+        right = score[row, target[row]].item()
+        others = [score[row, c].item() for c in range(6) if mask[row, c] and c != target[row]]
+        expected["positive"] += right
+        count += len(others)
+        if others:
+            expected["negative"] += sum(others) / len(others)
+            expected["hardest_negative"] += max(others)
+            expected["margin"] += right - max(others)
+    found = similarity_statistics(score, target, mask, valid)
+    assert found["negatives"] == count
+    for name, value in expected.items():
+        assert found[f"similarity/{name}"].item() == pytest.approx(value, abs=1e-5)
