@@ -17,8 +17,8 @@ from rematch_ray.data.prompts import Side
 from rematch_ray.data.schema import Item
 from rematch_ray.errors import UserError
 from rematch_ray.losses.matching import VIEW_NAMES, VIEWS, view_kind, yes_log_odds
+from rematch_ray.model.answers import shared_answers
 from rematch_ray.model.embedder import Embedder, Encoded, evaluating
-from rematch_ray.model.matcher import packed_answers
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _log_odds(model: Embedder, triplets: Sequence[Triplet]) -> Tensor:
     documents = [triplet.right for triplet in triplets] + [triplet.wrong for triplet in triplets]
     rows = _encode(model, documents, "document").raw_rows()
     first = torch.arange(len(triplets), device=model.device)
-    logits = packed_answers(
+    logits = shared_answers(
         model.backbone,
         matcher,
         prompt,
@@ -89,7 +89,7 @@ def _encode(model: Embedder, items: Sequence[Item], side: Side) -> Encoded:
         model.row_encoder.encode(item, side, model.instruction_for(side, item.source))
         for item in items
     ]
-    return model.encode_rows(model.batch(rows, side).to(model.device), side)
+    return model.encode_rows(model.batch(rows, side).to(model.device), side, record=True)
 
 
 def _view_report(odds_m8: Tensor, kind: int, kinds: Sequence[str]) -> dict[str, Any]:

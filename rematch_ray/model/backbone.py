@@ -16,7 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, Cache
 
 from rematch_ray.errors import UserError
 from rematch_ray.model.settings import FreezePart, LoraSettings
@@ -46,6 +46,8 @@ class Backbone(nn.Module):
         self.model = model
         self.image_token_id: int = model.config.image_token_id
         self.hidden_dim: int = model.config.get_text_config().hidden_size
+        self.sharded = False
+        """Whether weights lie spread over ranks: then every forward is one that all ranks make."""
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
         if kinds - {"full_attention"}:
             raise UserError(
@@ -107,11 +109,12 @@ class Backbone(nn.Module):
 
         Returns:
             (B, T, H) in the backbone's precision. Without images but with trainable vision weights
-            one tiny black image runs and counts nothing, so that every rank uses every weight.
+            one tiny black image runs and counts nothing, so that every rank uses every weight; so
+            it does, trainable or not, where weights are sharded.
         """
         embeds = self.word_embeddings(input_ids)
         if pixel_values is None or image_grid_thw is None:
-            if self.training and self._vision_is_trained():
+            if self.training and (self.sharded or self._vision_is_trained()):
                 embeds = embeds + 0.0 * self._blank_image_features().sum()
             return embeds
         features = self.image_features(pixel_values, image_grid_thw).to(embeds.dtype)
@@ -125,14 +128,20 @@ class Backbone(nn.Module):
         return torch.cat(list(output.pooler_output), dim=0)
 
     def decode(
-        self, inputs_embeds: Tensor, position_ids: Tensor, mask: Tensor | None = None
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Last hidden states after the final norm.
 
         Args:
             inputs_embeds: (B, T, H).
             position_ids: (3, B, T); always explicit, the model's own fallback is 1-D.
-            mask: (B, 1, T, T) bool, True = may attend; None = causal, which hides right padding.
+            mask: (B, 1, T, K) bool, True = may attend; None = causal, which hides right padding.
+            cache: records the layers' keys and values, or puts K - T recorded columns before them.
 
         Returns:
             (B, T, H).
@@ -141,6 +150,7 @@ class Backbone(nn.Module):
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             attention_mask=mask,
+            past_key_values=cache,
             use_cache=False,
         )
         return output.last_hidden_state
@@ -160,6 +170,16 @@ class Backbone(nn.Module):
         """Stops training the output layer where it is not the embedding table itself."""
         if self.model.lm_head.weight is not self.word_embeddings.weight:
             self.model.lm_head.requires_grad_(False)
+
+    def checkpoint_layers(self) -> None:
+        """Recomputes layers in the backward pass, also those whose keys and values are recorded."""
+        self.model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+        for layer in self.model.model.language_model.layers:
+            # transformers drops caches from recomputed layers, as a growing one would grow twice;
+            # ours record once and read without storing
+            layer._can_checkpoint_with_cache = True
 
     def add_lora(self, settings: LoraSettings) -> None:
         """Freezes every weight and adds trainable adapters to the language model."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,11 @@ from rematch_ray.data.rows import EncodedRow, RowEncoder
 from rematch_ray.errors import UserError
 from rematch_ray.model.backbone import Backbone
 from rematch_ray.model.embeddings import Embeddings, Encoded
+from rematch_ray.model.keys_values import KeysValues, KeyValueRecorder
 from rematch_ray.model.matcher import Matcher, embedding_log_odds
 from rematch_ray.model.settings import ModelIdentity, ModelSettings
 from rematch_ray.scoring.budget import Budget, Ladder
 from rematch_ray.scoring.maxsim import Reduce, fused_scores, maxsim
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Embedder", "Embeddings", "Encoded", "ModelIdentity", "ModelSettings"]
 
@@ -145,12 +143,14 @@ class Embedder(nn.Module):
         """The default instruction of a training source, "" when none was recorded."""
         return self.settings.instructions.get(source, {}).get(side, "")
 
-    def encode_rows(self, batch: Batch, side: Side) -> Encoded:
+    def encode_rows(self, batch: Batch, side: Side, *, record: bool = False) -> Encoded:
         """One forward pass with gradients (in training) over rows of one side.
 
         Args:
             batch: rows of `side`, R meta columns each.
             side: which bank is inserted.
+            record: keep the decoder's keys and values for the shared form of the matching stage,
+                instead of the input embeddings for the packed one.
 
         Returns:
             Encoded.
@@ -159,14 +159,17 @@ class Embedder(nn.Module):
         rows = torch.arange(len(batch), device=embeds.device)[:, None]
         bank = self.banks[side].to(embeds.dtype).expand(len(batch), -1, -1)
         embeds = embeds.index_put((rows, batch.meta_positions), bank)
-        hidden = self.backbone.decode(embeds, batch.position_ids)
+        recorder = KeyValueRecorder() if record else None
+        hidden = self.backbone.decode(embeds, batch.position_ids, cache=recorder)
         states = hidden[rows, batch.meta_positions].float()
         vectors = F.normalize(self.vector_projection(states), dim=-1)
         fused = None
         if self.fused_projection is not None:
             mean = states[:, : self.settings.fuse_k].mean(dim=1)
             fused = F.normalize(self.fused_projection(mean), dim=-1)
-        return Encoded(vectors, fused, states, embeds, batch)
+        if recorder is None:
+            return Encoded(vectors, fused, states, embeds, batch)
+        return Encoded(vectors, fused, states, None, batch, KeysValues(recorder.recorded))
 
     @torch.inference_mode()
     def embed(self, batch: Batch, side: Side) -> Embeddings:

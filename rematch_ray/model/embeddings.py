@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rematch_ray.data.collate import Batch
-from rematch_ray.model.matcher import RawRows
+from rematch_ray.model.keys_values import KeysValues
+from rematch_ray.model.raw_rows import RawRows
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,23 @@ class Encoded:
         vectors: (B, R, D) unit vectors with gradient.
         fused: (B, F) unit vectors with gradient, or None.
         states: (B, R, H) un-normalised last hidden states at the meta tokens.
-        inputs_embeds: (B, T, H) for the matching stage's raw views.
+        inputs_embeds: (B, T, H) for the packed matching stage's raw views; None when recorded.
         batch: the rows.
+        keys_values: the decoder's keys and values of the rows, where they were recorded.
     """
 
     vectors: Tensor
     fused: Tensor | None
     states: Tensor
-    inputs_embeds: Tensor
+    inputs_embeds: Tensor | None
     batch: Batch
+    keys_values: KeysValues | None = None
 
     def raw_rows(self) -> RawRows:
         """What the matching stage reads; ValueError without a fused vector."""
         if self.fused is None:
             raise ValueError("matching needs a fused vector, which this model was built without")
-        return RawRows(self.inputs_embeds, self.batch.position_ids, self.batch.segment, self.fused)
+        batch = self.batch
+        return RawRows(
+            self.inputs_embeds, batch.position_ids, batch.segment, self.fused, self.keys_values
+        )

@@ -20,7 +20,7 @@ from rematch_ray.data.collate import CONTENT, HEADER, PAD, Batch, collate
 from rematch_ray.data.rows import EncodedRow, RowEncoder
 from rematch_ray.data.schema import Item
 from rematch_ray.model.backbone import Backbone
-from rematch_ray.model.matcher import segment_mask
+from rematch_ray.model.matching_tail import segment_mask
 
 _P, _PICTURE, _I, _FIRST = 0, 1, 2, 3  # then one text and one answer segment per question
 _TRIES = 1000

@@ -11,8 +11,10 @@ from rematch_ray.data.collate import CONTENT, END, HEADER, META, Batch
 from rematch_ray.data.prompts import Side
 from rematch_ray.data.schema import Item
 from rematch_ray.losses.matching import VIEWS, yes_log_odds
+from rematch_ray.model.answers import packed_answers
 from rematch_ray.model.embedder import Embedder
-from rematch_ray.model.matcher import Matcher, RawRows, embedding_log_odds, packed_answers
+from rematch_ray.model.matcher import Matcher, embedding_log_odds
+from rematch_ray.model.raw_rows import RawRows
 from tests.tiny import new_embedder, png, unit
 
 QUERIES = [
@@ -52,6 +54,7 @@ def packed(embedder: Embedder, triplet: Triplet) -> Tensor:
 def content(rows: RawRows, index: int) -> tuple[Tensor, Tensor]:
     """Raw embeddings (n, H) and positions (3, n) of one item, without header, end and meta."""
     kept = rows.segment[index] == CONTENT
+    assert rows.inputs_embeds is not None
     return rows.inputs_embeds[index, kept], rows.position_ids[:, index, kept]
 
 
@@ -127,6 +130,7 @@ def changed(before: Tensor, after: Tensor) -> list[int]:
 
 def nudged(rows: RawRows, segment: int) -> RawRows:
     """The first item's tokens of one segment, changed."""
+    assert rows.inputs_embeds is not None
     embeds = rows.inputs_embeds.clone()
     embeds[0, rows.segment[0] == segment] += 1.0
     return replace(rows, inputs_embeds=embeds)

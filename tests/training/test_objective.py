@@ -16,7 +16,7 @@ from rematch_ray.data.schema import Item, Part, Positive, Sample
 from rematch_ray.losses.matching import matching_loss, view_labels
 from rematch_ray.losses.orthogonality import orthogonality
 from rematch_ray.model.embedder import Embedder
-from rematch_ray.model.matcher import packed_answers
+from rematch_ray.model.answers import packed_answers
 from rematch_ray.training.objective import JointModel
 from rematch_ray.training.pairs import draw_pairs
 from tests.tiny import new_embedder, objective, text_sample, train_batch
