@@ -3,7 +3,8 @@
 Pure arithmetic on the middle floor: it reads no file and does not know Ray, tensors or the number
 of processes. From a seed and the sizes of the row groups it yields steps of sub-batches, the same
 ones at every call; `Step.for_rank` deals a step's sub-batches to however many ranks there are, so
-the global batch of a step never depends on the world size.
+the global batch of a step never depends on the world size. Ranks that come away with one sub-batch
+less than others fill the place with masked rows (`Plan.masked_rows`).
 """
 
 import hashlib
@@ -183,19 +184,16 @@ class Plan:
         """Yield the steps `start` to `stop` (excluded) of the run."""
         return (self.step(index) for index in range(start, stop))
 
-    def check_world_size(self, world_size: int) -> None:
-        """Refuse a number of ranks that a step's sub-batches cannot be dealt to evenly.
+    def masked_rows(self, rank: int, world_size: int) -> int:
+        """Rows of the masked sub-batch that gives this rank as many rows as the others; 0 = none.
 
-        Raises:
-            UserError: the ranks do not divide the sub-batches of a step.
+        >>> plan = Plan((SourceRows("a", (64,)),), 0, OrderSettings(global_batch=16, sub_batch=4))
+        >>> [plan.masked_rows(rank, 3) for rank in range(3)]
+        [0, 4, 4]
         """
-        if self.sub_batches_per_step % world_size:
-            raise UserError(
-                f"global_batch {self.settings.global_batch} holds {self.sub_batches_per_step} "
-                f"sub-batches of {self.settings.sub_batch}, which {world_size} workers cannot "
-                "share evenly; change train.num_workers, data.order.global_batch or "
-                "data.order.sub_batch"
-            )
+        dealt = len(range(rank, self.sub_batches_per_step, world_size))
+        most = -(-self.sub_batches_per_step // world_size)
+        return (most - dealt) * self.settings.sub_batch
 
     def _sub_batch(self, epoch: int, place: int) -> SubBatch:
         source = int(self._slots[place])

@@ -2,7 +2,8 @@
 
 `SampleEncoder` runs in CPU tasks: it draws a positive and hard negatives, decodes and tokenises,
 and encodes every distinct document once. `collate_train` runs in the training process. A sample
-that cannot be encoded keeps its place, counts nothing and says why. Middle floor.
+that cannot be encoded keeps its place, counts nothing and says why; a masked row counts nothing
+either and stands for no sample. Middle floor.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rematch_ray.data.rows import (
     rows_to_columns,
     stable_id,
 )
-from rematch_ray.data.schema import Item, Sample, samples_from_table
+from rematch_ray.data.schema import Item, Positive, Sample, samples_from_table
 from rematch_ray.errors import UserError
 
 STEP_SCHEMA = pa.schema(
@@ -46,6 +47,9 @@ STEP_SCHEMA = pa.schema(
 )
 # what stands in the place of a sample that cannot be encoded; no source is called this
 _PLACEHOLDER = Item.of("-", id="-", source="\0")
+_NO_SAMPLE = Sample(_PLACEHOLDER, (Positive(_PLACEHOLDER),), source="\0")
+MASKED_ID = 0
+"""Query id of rows that stand for no sample."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class TrainBatch:
         positive_slot: (b,) int64 row of each query's positive in `documents`.
         negative_slot: (b, N) int64 rows of the hard negatives, -1 where there is none.
         negative_mined: (b, N) bool, True = found by a miner, not labelled by the data.
-        query_ids: (b,) int64 stable ids.
+        query_ids: (b,) int64 stable ids, `MASKED_ID` for a row that stands for no sample.
         document_ids: (n,) int64 stable ids.
         document_content: (n,) int64, the same for documents of the same texts and pixels.
         listed_ids: (b, P) int64 ids of every document listed as right, padded with -1.
@@ -188,12 +192,15 @@ class SampleEncoder:
         self._seed = seed
         self._instructions = instructions or {}
 
-    def __call__(self, tables: Sequence[pa.Table], step: int) -> pa.Table:
+    def __call__(
+        self, tables: Sequence[pa.Table], step: int, *, masked_rows: int = 0
+    ) -> pa.Table:
         """Encodes the sub-batches of a rank-step.
 
         Args:
             tables: Samples, one table per sub-batch.
             step: global step, seeds the draws.
+            masked_rows: rows to add as one more sub-batch that only keeps the shape.
 
         Returns:
             A table of `STEP_SCHEMA`: the queries, then the distinct documents.
@@ -213,6 +220,10 @@ class SampleEncoder:
             query, link = self._encode(sample, step, documents)
             queries.append(query)
             links.append(link)
+        samples += [(len(tables), _NO_SAMPLE)] * masked_rows
+        for _ in range(masked_rows):
+            queries.append(self._encoder.encode(_PLACEHOLDER, "query"))
+            links.append(self._masked(documents))
         places = {key: place for place, key in enumerate(documents)}
         columns: dict[str, list[Any]] = rows_to_columns(
             [*queries, *(entry.row for entry in documents.values())]
@@ -266,6 +277,20 @@ class SampleEncoder:
             "error": error,
         }
 
+    def _masked(self, documents: dict[str, _Document]) -> dict[str, Any]:
+        """Links of a row that stands for no sample; its document is added where it is new."""
+        key = _key(_NO_SAMPLE, _PLACEHOLDER)
+        if key not in documents:
+            documents[key] = self._document(_PLACEHOLDER, "")
+        return {
+            "id": MASKED_ID,
+            "positive": key,
+            "negatives": [],
+            "mined": [],
+            "listed": [],
+            "error": None,
+        }
+
     def _document(self, item: Item, instruction: str) -> _Document:
         row = self._encoder.encode(item, "document", instruction)
         texts = [part.text or "" for part in item.parts if part.kind == "text"]
@@ -314,7 +339,7 @@ def collate_train(
         document_content=torch.tensor(table["content_id"].to_pylist())[num_queries:],
         listed_ids=_padded(head["listed"].to_pylist()),
         sub_batch=torch.tensor(head["sub_batch"].to_pylist()),
-        valid=torch.tensor([not error for error in head["error"].to_pylist()]),
+        valid=torch.tensor([error == "" for error in head["error"].to_pylist()]),
         step=step,
         errors=tuple(error for error in head["error"].to_pylist() if error),
     )

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from rematch_ray.data.rows import RowEncoder, rows_from_table
-from rematch_ray.data.samples import STEP_SCHEMA, SampleEncoder, TrainBatch, collate_train
+from rematch_ray.data.samples import (
+    MASKED_ID,
+    STEP_SCHEMA,
+    SampleEncoder,
+    TrainBatch,
+    collate_train,
+)
 from rematch_ray.data.schema import Item, Negative, Part, Positive, Sample, samples_to_table
 from rematch_ray.errors import UserError
 from tests.tiny import picture, step_table, text_sample
@@ -122,6 +128,21 @@ def test_a_sample_that_cannot_be_encoded_keeps_its_place_and_says_why(
     assert [names[slot] for slot in batch.positive_slot[1:]] == ["d0"]
     assert "d1" not in names
     assert "h1.0" not in names
+
+
+def test_masked_rows_keep_the_shape_and_are_no_errors(tiny_encoder: RowEncoder) -> None:
+    encode = SampleEncoder(tiny_encoder, max_negatives=1, seed=0)
+    tables = [samples_to_table([text_sample(n, negatives=1) for n in (0, 1)])]
+    batch = batch_of(encode(tables, 0, masked_rows=2))
+    assert batch.valid.tolist() == [True, True, False, False]
+    assert batch.errors == ()
+    assert batch.sub_batch.tolist() == [0, 0, 1, 1]
+    assert batch.query_ids[2:].tolist() == [MASKED_ID, MASKED_ID]
+    assert batch.negative_slot[2:].max() == -1
+    assert not (batch.positive_slot[:2, None] == batch.positive_slot[None, 2:]).any()
+    alone = batch_of(encode([], 0, masked_rows=3))
+    assert alone.valid.tolist() == [False] * 3
+    assert (alone.num_queries, alone.num_documents) == (3, 1)
 
 
 def test_a_document_called_like_the_placeholder_is_not_mistaken_for_it(
