@@ -1,38 +1,39 @@
-"""One forward over everything a rank reads in a step: encode, gather, match, joint loss.
+"""The joint model: whatever a rank computes in a step is one call of its `forward`.
 
-Kept in a single module so that DDP and sharding see one forward. Composes the embedder, the
-collectives and the losses; holds no optimiser and knows no files. Middle floor.
+DDP and sharding wrap a module and see its forward only, so everything that reads a weight stands
+here: the whole step at once, or, for the gradient cache, the encoding of a chunk and its replay.
+Composes the embedder, the collectives and the losses; holds no optimiser and knows no files.
+Middle floor.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from rematch_ray.collectives import (
-    gather,
-    gather_with_gradient,
-    largest_over_ranks,
-    mean_over_ranks,
-    rank,
-)
+from rematch_ray.collectives import mean_over_ranks
 from rematch_ray.data.samples import TrainBatch
-from rematch_ray.losses.contrastive import Candidates, candidate_mask, margin_mask, occurs_in
 from rematch_ray.losses.joint import (
     Answers,
     Contrast,
     Counts,
     JointLoss,
-    fused_candidate_scores,
     joint_loss,
+    matching_term,
+    orthogonality_term,
     with_vector_gradients,
 )
 from rematch_ray.losses.matching import view_labels
+from rematch_ray.model.answers import packed_answers, shared_answers
 from rematch_ray.model.embedder import Embedder, Encoded
-from rematch_ray.model.matcher import packed_answers
+from rematch_ray.model.embeddings import Embeddings
+from rematch_ray.model.raw_rows import RawRows
+from rematch_ray.training.candidates import build_contrast, equal_documents
+from rematch_ray.training.measures import broken_rows
 from rematch_ray.training.pairs import Pairs, document_uses, draw_pairs
 from rematch_ray.training.settings import ObjectiveSettings
 
@@ -40,32 +41,69 @@ TEMPERATURE_RANGE = (0.01, 0.2)
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Candidates of all ranks: (C, R, D) vectors, (C, F) fused or None, (C,) document ids."""
+class EncodeChunk:
+    """Work: encode some rows of a batch, without anything else.
 
-    vectors: Tensor
-    fused: Tensor | None
-    ids: Tensor
+    Attributes:
+        batch: the rank's rows.
+        queries: which query rows.
+        documents: which document rows.
+    """
 
-    @classmethod
-    def gathered(cls, documents: Encoded, rows: Tensor, ids: Tensor) -> Shared:
-        """The named rows of every rank, with gradient."""
-        fused = documents.fused
-        return cls(
-            gather_with_gradient(documents.vectors[rows]),
-            None if fused is None else gather_with_gradient(fused[rows]),
-            gather(ids),
-        )
+    batch: TrainBatch
+    queries: Sequence[int]
+    documents: Sequence[int]
 
-    def followed_by(self, other: Shared) -> Shared:
-        """These candidates, then the other ones."""
-        both = (self.fused, other.fused)
-        fused = [part for part in both if part is not None]
-        return Shared(
-            torch.cat([self.vectors, other.vectors]),
-            torch.cat(fused) if fused else None,
-            torch.cat([self.ids, other.ids]),
-        )
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """What `EncodeChunk` returns: vectors of both sides, and (2,) temperatures."""
+
+    queries: Embeddings
+    documents: Embeddings
+    temperatures: Tensor
+
+
+@dataclass(frozen=True)
+class ReplayChunk:
+    """Work: encode the same rows again, push known gradients through, match and keep apart.
+
+    Attributes:
+        encode: the rows, as they were encoded.
+        query_gradients: what the contrastive terms want of the chunk's query vectors.
+        document_gradients: and of its document vectors.
+        temperature_gradients: (2,) and of the temperatures, this chunk's share.
+        query_uses: (b',) 1 for a row that counts, else 0.
+        document_uses: (n',) how many positives and hard negatives each document stands for.
+        pairs: triplets of the chunk; document rows count the chunk's documents, then `extra`.
+        extra: further documents that only the matching stage of this chunk reads.
+        counts: rows over all ranks.
+    """
+
+    encode: EncodeChunk
+    query_gradients: Embeddings
+    document_gradients: Embeddings
+    temperature_gradients: Tensor
+    query_uses: Tensor
+    document_uses: Tensor
+    pairs: Pairs | None
+    extra: Sequence[int]
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class ReplayedChunk:
+    """What `ReplayChunk` returns.
+
+    Attributes:
+        total: scalar whose gradient is the chunk's part of the joint loss's gradient.
+        parts: orthogonality and matching of the chunk, already divided by the counts of the step.
+        accuracy: of the matching stage, likewise.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+    accuracy: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class JointModel(nn.Module):
@@ -99,114 +137,136 @@ class JointModel(nn.Module):
         if not reads_vectors:
             embedder.vector_projection.requires_grad_(False)
 
-    def temperatures(self) -> tuple[Tensor, Tensor]:
-        """Fused and MaxSim temperature, clamped when they are learned."""
+    def temperatures(self) -> Tensor:
+        """(2,) fused and MaxSim temperature, clamped when they are learned."""
         values = self.log_temperatures.exp()
-        if self.settings.learn_temperatures:
-            values = values.clamp(*TEMPERATURE_RANGE)
-        return values[0], values[1]
+        return values.clamp(*TEMPERATURE_RANGE) if self.settings.learn_temperatures else values
 
-    def forward(self, batch: TrainBatch) -> JointLoss:
-        """The rank's loss; averaging its gradients over ranks gives the global mean's gradient."""
-        queries = self.embedder.encode_rows(batch.queries, "query")
-        documents = self.embedder.encode_rows(batch.documents, "document")
-        contrast = self._contrast(batch, queries, documents)
-        answers, num_matched = None, 0
-        if self.settings.w_match:
-            assert queries.fused is not None and documents.fused is not None
-            cosine = queries.fused.detach().float() @ documents.fused.detach().float().T
-            pairs = draw_pairs(batch, cosine, self.settings)
-            num_matched = len(pairs)
-            answers = self._answers(pairs, queries, documents)
-        uses = [batch.valid.float(), document_uses(batch).sum(dim=0)]
-        matched = uses[0].new_tensor(num_matched)
-        local = torch.stack([uses[0].sum(), torch.cat(uses).sum(), matched])
-        counts = Counts(*(max(value, 1e-9) for value in mean_over_ranks(local).tolist()))
-        fused_temperature, maxsim_temperature = self.temperatures()
+    def forward(
+        self, work: TrainBatch | EncodeChunk | ReplayChunk
+    ) -> JointLoss | EncodedChunk | ReplayedChunk:
+        """The rank's loss, or a part of the work towards it.
+
+        Args:
+            work: a whole batch, or a chunk of one to encode or to replay.
+
+        Returns:
+            JointLoss of a whole batch: averaging its gradients over ranks gives the global mean's
+            gradient. EncodedChunk or ReplayedChunk of a chunk.
+        """
+        if isinstance(work, EncodeChunk):
+            return self._encode(work)
+        return self._replay(work) if isinstance(work, ReplayChunk) else self._whole(work)
+
+    @property
+    def records(self) -> bool:
+        """Whether the embedding pass keeps keys and values for the matching stage."""
+        return self.settings.w_match > 0 and self.settings.match_form == "shared_kv"
+
+    def counts(self, batch: TrainBatch, num_matched: int) -> Counts:
+        """How many rows each term's mean runs over; collective."""
+        uses = torch.cat([batch.valid.float(), document_uses(batch).sum(dim=0)])
+        matched = uses.new_tensor(num_matched)
+        local = torch.stack([batch.valid.float().sum(), uses.sum(), matched])
+        return Counts(*(max(value, 1e-9) for value in mean_over_ranks(local).tolist()))
+
+    def contrast_loss(
+        self,
+        contrast: Contrast,
+        counts: Counts,
+        temperatures: Tensor,
+        states: Sequence[tuple[Tensor, Tensor]] = (),
+        answers: Answers | None = None,
+    ) -> JointLoss:
+        """The joint loss of what is given: without states or answers, the contrastive terms."""
+        weights = dict(self.settings.weights)
+        if not states:
+            weights["orthogonality"] = 0.0
         groups = self.embedder.ladder.rungs
         loss = joint_loss(
             contrast,
-            [
-                (self._orthogonal_states(encoded), of_side)
-                for encoded, of_side in zip((queries, documents), uses, strict=True)
-            ],
+            states,
             answers,
             counts,
-            weights=self.settings.weights,
+            weights=weights,
             groups=groups,
-            temperature_fused=fused_temperature,
-            temperature_maxsim=maxsim_temperature,
+            temperature_fused=temperatures[0],
+            temperature_maxsim=temperatures[1],
             reduce=self.settings.maxsim_reduce,
         )
         if self.probe_vectors and self.settings.w_groups and torch.is_grad_enabled():
             loss = with_vector_gradients(loss, contrast, groups)
         return loss
 
-    def _contrast(self, batch: TrainBatch, queries: Encoded, documents: Encoded) -> Contrast:
-        """Gathers candidates over ranks and builds the one mask of every term."""
-        positive, hard = batch.positive_slot, self._hard_slots(batch)
-        pooled = self.settings.hard_negatives == "pooled"
-        num_rows, num_hard = hard.shape
-        slots = hard.clamp(min=0)
-        hard_ids = torch.where(hard >= 0, batch.document_ids[slots], -1)
-        shared = Shared.gathered(
-            documents, positive, torch.where(batch.valid, batch.document_ids[positive], -1)
+    def _whole(self, batch: TrainBatch) -> JointLoss:
+        batch = equal_documents(batch)
+        queries = self.embedder.encode_rows(batch.queries, "query", record=self.records)
+        documents = self.embedder.encode_rows(batch.documents, "document", record=self.records)
+        contrast = build_contrast(
+            batch, queries.embeddings, documents.embeddings, self.settings
         )
-        shared_query_ids = gather(batch.query_ids)
-        if pooled and num_hard:
-            shared = shared.followed_by(
-                Shared.gathered(documents, slots.flatten(), hard_ids.flatten())
-            )
-            padding = shared_query_ids.new_full((len(shared.ids) - len(shared_query_ids),), -1)
-            shared_query_ids = torch.cat([shared_query_ids, padding])
-        is_private = bool(num_hard) and not pooled
-        target = torch.arange(num_rows, device=positive.device) + rank() * num_rows
-        private_ids = hard_ids if is_private else hard_ids[:, :0]
-        mask = candidate_mask(
-            Candidates(
-                batch.query_ids, target, batch.listed_ids, shared.ids, shared_query_ids, private_ids
-            )
+        answers, num_matched = None, 0
+        if self.settings.w_match:
+            assert queries.fused is not None and documents.fused is not None
+            cosine = queries.fused.detach().float() @ documents.fused.detach().float().T
+            pairs = draw_pairs(batch, cosine, self.settings)
+            num_matched = len(pairs)
+            answers = self._answers(pairs, queries.raw_rows(), documents.raw_rows())
+        states = [
+            (self._orthogonal_states(queries), batch.valid.float()),
+            (self._orthogonal_states(documents), document_uses(batch).sum(dim=0)),
+        ]
+        loss = self.contrast_loss(
+            contrast, self.counts(batch, num_matched), self.temperatures(), states, answers
         )
-        fused = documents.fused
-        contrast = Contrast(
-            queries.vectors,
-            shared.vectors,
-            documents.vectors[slots] if is_private else None,
-            queries.fused,
-            shared.fused,
-            fused[slots] if is_private and fused is not None else None,
-            target,
-            mask,
-            batch.valid,
-        )
-        labelled = occurs_in(shared.ids[None, :], hard_ids)
-        return self._with_margin(contrast, torch.cat([labelled, private_ids >= 0], dim=1))
+        broken = broken_rows(batch, queries.embeddings, documents.embeddings)
+        return replace(loss, broken=broken)
 
-    def _hard_slots(self, batch: TrainBatch) -> Tensor:
-        """(b, N) rows of the hard negatives; when pooled, N is the widest of all ranks."""
-        hard = batch.negative_slot
-        if self.settings.hard_negatives == "private":
-            return hard
-        missing = largest_over_ranks(hard.shape[1], device=hard.device) - hard.shape[1]
-        return torch.cat([hard, hard.new_full((len(hard), missing), -1)], dim=1)
+    def _encode(self, work: EncodeChunk) -> EncodedChunk:
+        queries, documents = self._encoded(work, record=False)
+        return EncodedChunk(queries.embeddings, documents.embeddings, self.temperatures())
 
-    def _with_margin(self, contrast: Contrast, labelled: Tensor) -> Contrast:
-        """Applies the optional margin, judged once on the detached fused cosine."""
-        if self.settings.margin is None:
-            return contrast
-        assert contrast.query_fused is not None and contrast.shared_fused is not None
-        own = contrast.private_fused
-        score = fused_candidate_scores(
-            contrast.query_fused.detach(),
-            contrast.shared_fused.detach(),
-            None if own is None else own.detach(),
+    def _encoded(self, work: EncodeChunk, *, record: bool) -> tuple[Encoded, Encoded]:
+        rows = (("query", work.queries), ("document", work.documents))
+        queries, documents = (
+            self.embedder.encode_rows(work.batch.batch(side, chosen), side, record=record)
+            for side, chosen in rows
         )
-        keep = margin_mask(
-            score, contrast.target, margin=self.settings.margin, labelled_bC=labelled
-        )
-        return Contrast(**{**contrast.__dict__, "mask": contrast.mask & keep})
+        return queries, documents
 
-    def _answers(self, pairs: Pairs, queries: Encoded, documents: Encoded) -> Answers:
+    def _replay(self, work: ReplayChunk) -> ReplayedChunk:
+        """Encodes first and matches after, so that encoding draws the same random numbers."""
+        queries, documents = self._encoded(work.encode, record=self.records)
+        total = (self.temperatures() * work.temperature_gradients).sum()
+        for encoded, wanted in (
+            (queries, work.query_gradients),
+            (documents, work.document_gradients),
+        ):
+            total = total + (encoded.vectors * wanted.vectors).sum()
+            if encoded.fused is not None and wanted.fused is not None:
+                total = total + (encoded.fused * wanted.fused).sum()
+        parts: dict[str, Tensor] = {}
+        accuracy: dict[str, Tensor] = {}
+        weights = self.settings.weights
+        if weights["orthogonality"]:
+            states = [
+                (self._orthogonal_states(queries), work.query_uses),
+                (self._orthogonal_states(documents), work.document_uses),
+            ]
+            parts["orthogonality"] = orthogonality_term(states, work.counts)
+        if work.pairs is not None:
+            raw = documents.raw_rows()
+            if work.extra:
+                batch = work.encode.batch.batch("document", work.extra)
+                extra = self.embedder.encode_rows(batch, "document", record=self.records)
+                raw = RawRows.stacked(raw, extra.raw_rows())
+            answers = self._answers(work.pairs, queries.raw_rows(), raw)
+            parts["matching"] = matching_term(answers, work.counts, accuracy)
+        for name, value in parts.items():
+            total = total + weights[name] * value
+        return ReplayedChunk(total, parts, accuracy)
+
+    def _answers(self, pairs: Pairs, queries: RawRows, documents: RawRows) -> Answers:
         """Runs the matching stage; with no triplet at all, a dummy that counts nothing."""
         matcher, prompt = self.embedder.matcher, self.embedder.row_encoder.prompt
         assert matcher is not None
@@ -215,14 +275,14 @@ class JointModel(nn.Module):
         if empty:
             zero = pairs.query_rows.new_zeros(1)
             rows = Pairs(zero, zero, zero, zero)
-        raw_queries, raw_documents = queries.raw_rows(), documents.raw_rows()
-        logits = packed_answers(
+        answer = shared_answers if self.records else packed_answers
+        logits = answer(
             self.embedder.backbone,
             matcher,
             prompt,
-            raw_queries.take(rows.query_rows),
-            raw_documents.take(rows.first_rows),
-            raw_documents.take(rows.second_rows),
+            queries.take(rows.query_rows),
+            documents.take(rows.first_rows),
+            documents.take(rows.second_rows),
         )
         if empty:
             logits = logits * 0.0

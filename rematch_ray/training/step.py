@@ -27,6 +27,7 @@ from rematch_ray.data.samples import TrainBatch, collate_train
 from rematch_ray.losses.joint import JointLoss
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import ModelIdentity, ModelSettings
+from rematch_ray.training.measures import blame
 from rematch_ray.training.objective import JointModel
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
 
@@ -130,11 +131,11 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss: JointLoss = self.wrapped(batch.to(self.device))
         metrics = self._metrics(loss)
-        self._check_finite("loss", metrics["loss"])
+        self._check_finite("loss", metrics["loss"], batch, loss)
         loss.total.backward()
         trained = [p for p in self.joint.parameters() if p.requires_grad]
         norm = float(nn.utils.clip_grad_norm_(trained, self.settings.clip))
-        self._check_finite("gradient norm", norm)
+        self._check_finite("gradient norm", norm, batch, loss)
         self.optimizer.step()
         self.steps_done += 1
         return {**metrics, "gradient_norm": norm, "learning_rate": rate}
@@ -165,11 +166,11 @@ class Training:
             return None
         return self.joint.embedder.save_pretrained(directory)
 
-    def _check_finite(self, name: str, value: float) -> None:
+    def _check_finite(self, name: str, value: float, batch: TrainBatch, loss: JointLoss) -> None:
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the {name} is {value} at step {self.steps_done}: lower "
-                "optimisation.learning_rate, or raise the temperatures"
+                f"the {name} is {value} at step {self.steps_done} ({blame(batch, loss)}): mend "
+                "the rows, lower optimisation.learning_rate, or raise the temperatures"
             )
 
     def _set_learning_rate(self) -> float:

@@ -72,6 +72,8 @@ def test_metrics_name_every_term_budget_and_view(tiny_base: Path) -> None:
         *(f"accuracy/{name}" for name in ("fused", *rungs)),
         *(f"accuracy/match/{name}" for name in views),
         *(f"vector_gradient/{name}" for name in rungs),
+        *(f"similarity/{name}" for name in ("positive", "negative", "hardest_negative", "margin")),
+        "negatives",
         "gradient_norm",
         "learning_rate",
     }
