@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from rematch_ray.data.samples import TrainBatch, collate_train
 from rematch_ray.losses.joint import JointLoss
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import ModelIdentity, ModelSettings
+from rematch_ray.training.background import BackgroundWriter
+from rematch_ray.training.gradient_cache import accumulate
 from rematch_ray.training.measures import blame
 from rematch_ray.training.objective import JointModel
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
@@ -59,6 +62,7 @@ class Training:
             _parameter_groups(model, optimisation), betas=optimisation.betas, foreach=True
         )
         self.steps_done = 0
+        self._writer = BackgroundWriter()
 
     @classmethod
     def build(
@@ -129,10 +133,16 @@ class Training:
         every = self.settings.probe_every
         self.joint.probe_vectors = every > 0 and self.steps_done % every == 0
         self.optimizer.zero_grad(set_to_none=True)
-        loss: JointLoss = self.wrapped(batch.to(self.device))
+        loss = accumulate(
+            self.wrapped,
+            self.joint,
+            batch.to(self.device),
+            backward=lambda total, last: total.backward(),
+            chunk_tokens=self.settings.chunk_tokens,
+            parts=self.settings.accumulation,
+        )
         metrics = self._metrics(loss)
         self._check_finite("loss", metrics["loss"], batch, loss)
-        loss.total.backward()
         trained = [p for p in self.joint.parameters() if p.requires_grad]
         norm = float(nn.utils.clip_grad_norm_(trained, self.settings.clip))
         self._check_finite("gradient norm", norm, batch, loss)
@@ -142,9 +152,18 @@ class Training:
 
     def save(self, directory: str | Path) -> None:
         """Writes model and optimiser with torch's distributed checkpoint; every rank calls it."""
+        dcp.save(self._state(), checkpoint_id=str(directory), no_dist=world_size() == 1)
+
+    def save_async(self, directory: str | Path) -> Future[Any]:
+        """As `save`, written while training goes on; done when every rank's part is written.
+
+        The states of model and optimiser are copied first: host memory holds them once more.
+        """
+        return self._writer.start(self._state(), directory)
+
+    def _state(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self.joint, self.optimizer)
-        state = {"model": model, "optimizer": optimizer, "steps_done": self.steps_done}
-        dcp.save(state, checkpoint_id=str(directory), no_dist=world_size() == 1)
+        return {"model": model, "optimizer": optimizer, "steps_done": self.steps_done}
 
     def load(self, directory: str | Path) -> None:
         """Restores what `save` wrote, at any world size."""
