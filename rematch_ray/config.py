@@ -13,8 +13,13 @@ from pydantic import Field, model_validator
 
 from rematch_ray.config_file import Settings, describe, read_settings
 from rematch_ray.data.order import OrderSettings
+from rematch_ray.index.mining import MiningRules
+from rematch_ray.errors import UserError
 from rematch_ray.model.settings import ModelSettings
+from rematch_ray.scoring.budget import Ladder
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
+
+RECALLS = ("recall@1", "recall@10")
 
 
 class SourceSettings(Settings):
@@ -90,6 +95,86 @@ class TrainSettings(Settings):
     """Seconds after which a rank that waits for another one fails (and the run is restarted)."""
 
 
+class HeldOutSettings(Settings):
+    """One set of queries that training never sees: Items with qrels, or Samples."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the set, in metrics."""
+    queries: Path | None = None
+    """Parquet of Items: the queries; with `corpus` and `qrels`."""
+    corpus: Path | None = None
+    """Parquet of Items: the documents."""
+    qrels: Path | None = None
+    """Parquet file with query_id, document_id and score: what is relevant."""
+    samples: Path | None = None
+    """Parquet of Samples instead: their positives and hard negatives are the documents."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "HeldOutSettings":
+        items = (self.queries, self.corpus, self.qrels)
+        if (self.samples is None) == (None in items) or (self.samples and any(items)):
+            raise ValueError(
+                f"validation set {self.name!r} needs either samples, or queries, corpus and qrels"
+            )
+        return self
+
+
+class ValidationSettings(Settings):
+    """Recall at every budget on held-out sets, beside training; the best weights become `best/`."""
+
+    sets: tuple[HeldOutSettings, ...] = Field(min_length=1)
+    """What is measured."""
+    every: int | None = Field(default=None, gt=0)
+    """Steps between validations, a multiple of train.checkpoint_every; null = each checkpoint."""
+    max_queries: int | None = Field(default=500, gt=0)
+    """Queries of each set, drawn by the run's seed; null = all."""
+    max_documents: int | None = Field(default=None, gt=0)
+    """Documents of each set: the right ones, then others drawn by the seed; null = all."""
+    metric: str = "recall@10/full"
+    """What `best/` is best in: recall@1 or recall@10 at a budget, mean of the sets or SET/... ."""
+    batch_rows: int = Field(default=32, gt=0)
+    """Items per forward pass."""
+    cpus: float = Field(default=1.0, gt=0)
+    """Logical CPUs that a validation reserves beside the training processes."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs that it reserves; 0 validates on CPU."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "ValidationSettings":
+        names = [held_out.name for held_out in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"validation set names {', '.join(names)} repeat; give each its own")
+        return self
+
+    def metric_name(self, ladder: Ladder, *, has_fused: bool) -> str:
+        """`metric` with its budget as a rung: `recall@10/full` -> `recall@10/16x64`.
+
+        Raises:
+            UserError: no such set, cut-off or budget.
+        """
+        *of_set, cut, budget = ["", "", *self.metric.split("/")][-3:]
+        named = {"", *(held_out.name for held_out in self.sets)}
+        if self.metric.count("/") not in (1, 2) or cut not in RECALLS or of_set[0] not in named:
+            raise UserError(
+                f"validation.metric {self.metric!r} is not one of recall@1/BUDGET, "
+                f"recall@10/BUDGET, or one of these after SET/ "
+                f"(sets: {', '.join(sorted(named - {''}))})"
+            )
+        rung = ladder.resolve(budget, has_fused=has_fused)
+        return "/".join([*filter(None, of_set), cut, str(rung)])
+
+
+class TrackSettings(Settings):
+    """Where metrics go beside the run directory's metrics.jsonl."""
+
+    tensorboard: bool = True
+    """Write event files into the run directory's `tensorboard/`."""
+    wandb: str | None = None
+    """Weights & Biases project, or ENTITY/PROJECT; null = none."""
+    mlflow: str | None = None
+    """MLflow tracking URI; the experiment is called `rematch-ray`; null = none."""
+
+
 class RunConfig(Settings):
     """A training run."""
 
@@ -109,6 +194,10 @@ class RunConfig(Settings):
     """Sources and order of the training rows."""
     train: TrainSettings
     """Workers, checkpoints and progress."""
+    validation: ValidationSettings | None = None
+    """Held-out sets measured beside training; null = none, and the last weights are the best."""
+    track: TrackSettings = TrackSettings()
+    """TensorBoard, Weights & Biases, MLflow."""
 
     @model_validator(mode="after")
     def _rematch_banks(self) -> "RunConfig":
@@ -118,6 +207,27 @@ class RunConfig(Settings):
         model = self.model.model_copy(update={"ladder": ("16x16",)})
         object.__setattr__(self, "model", model)
         return self
+
+    @model_validator(mode="after")
+    def _validation_fits(self) -> "RunConfig":
+        """Validation runs on checkpoints, and its metric names a budget of the model."""
+        if self.validation is None:
+            return self
+        every = self.validation.every
+        if every is not None and every % self.train.checkpoint_every:
+            raise ValueError(
+                f"validation.every {every} is not a multiple of train.checkpoint_every "
+                f"{self.train.checkpoint_every}: a checkpoint is what is validated"
+            )
+        self.validation_metric  # noqa: B018 - refuses a metric that does not exist
+        return self
+
+    @property
+    def validation_metric(self) -> str:
+        """Name of the metric that `best/` is best in, its budget resolved."""
+        assert self.validation is not None
+        has_fused = self.objective.w_fused > 0
+        return self.validation.metric_name(self.model.budgets, has_fused=has_fused)
 
     @property
     def directory(self) -> Path:
@@ -142,6 +252,32 @@ class EmbedSettings(Settings):
     """Rows that a shard holds at least (but for the last), unless the whole corpus is smaller."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may be quarantined before the job stops with an error."""
+
+
+class MineSettings(MiningRules):
+    """How hard negatives are mined: which are taken, how they are searched, and on what."""
+
+    budget: str = "full"
+    """Budget at which candidates and positives are scored: a rung, its name, or fused."""
+    candidates: int | Literal["auto", "all"] = "auto"
+    """Documents scored for each query: the coarse stage's best so many, all, or the plan's."""
+    own_source: bool = False
+    """Take negatives only from documents of the row's own source."""
+    search_rows: int = Field(default=256, gt=0)
+    """Rows searched together; more need more memory."""
+    cpus_per_task: float = Field(default=1.0, gt=0)
+    """Logical CPUs of each task that reads, searches or writes rows."""
+    embed: EmbedSettings = EmbedSettings()
+    """How queries and documents are embedded; `max_bad_share` holds for everything read."""
+
+    @model_validator(mode="after")
+    def _candidates_suffice(self) -> "MineSettings":
+        if isinstance(self.candidates, int) and self.candidates < self.ranks[1]:
+            raise ValueError(
+                f"candidates {self.candidates} is below the last of ranks, {self.ranks[1]}; "
+                "score at least as many documents as are looked at"
+            )
+        return self
 
 
 class TaskSettings(Settings):
@@ -192,10 +328,11 @@ class EvaluationConfig(Settings):
     """Draw the plots; they need matplotlib (extra `eval`)."""
 
 
-Kind = Literal["run", "embed", "evaluate"]
+Kind = Literal["run", "embed", "mine", "evaluate"]
 KINDS: dict[Kind, type[Settings]] = {
     "run": RunConfig,
     "embed": EmbedSettings,
+    "mine": MineSettings,
     "evaluate": EvaluationConfig,
 }
 

@@ -137,3 +137,41 @@ def test_the_rematch_preset_has_banks_of_sixteen_unless_a_ladder_is_named(file: 
     named = ["objective.preset=rematch", "model.ladder=[1x1, 8x8]"]
     assert read_run(file, named).model.ladder == ("1x1", "8x8")
     assert read_run(file, ["objective.preset=joint"]).model.ladder[-1] == "16x64"
+
+
+VALIDATION = (
+    "validation={sets: [{name: emoji, queries: q, corpus: c, qrels: r}, {name: n, samples: s}]}"
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["validation.every=150"], "every 150 is not a multiple of train.checkpoint_every 100"),
+        (["validation.metric=recall@5/full"], "recall@5/full' is not one of recall@1/BUDGET"),
+        (["validation.metric=other/recall@1/full"], r"after SET/ \(sets: emoji, n\)"),
+        (["validation.metric=recall@1/3x3"], "budget '3x3' does not exist here; allowed: fused"),
+        (["validation.sets.0.samples=s"], "'emoji' needs either samples, or queries, corpus and"),
+        (["validation.sets.0.qrels=null"], "'emoji' needs either samples, or queries, corpus and"),
+        (["validation.sets.1.name=emoji"], "set names emoji, emoji repeat"),
+        (["validation.evry=3"], r"did you mean validation\.every\?"),
+        (["track.tensorbord=false"], r"did you mean track\.tensorboard\?"),
+        (
+            ["objective.preset=metaembed", "validation.metric=recall@1/fused"],
+            "budget 'fused' does not exist here",
+        ),
+    ],
+)
+def test_a_validation_that_cannot_be_is_refused(
+    file: Path, changes: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_run(file, [VALIDATION, *changes])
+
+
+def test_the_metric_of_the_best_names_a_rung_of_the_ladder(file: Path) -> None:
+    assert read_run(file, [VALIDATION]).validation_metric == "recall@10/16x64"
+    changes = [VALIDATION, "validation.metric=n/recall@1/fast", "validation.every=200"]
+    assert read_run(file, changes).validation_metric == "n/recall@1/2x4"
+    rematch = [VALIDATION, "objective.preset=rematch", "validation.metric=recall@1/16x16"]
+    assert read_run(file, rematch).validation_metric == "recall@1/16x16"
