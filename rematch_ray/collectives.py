@@ -63,3 +63,12 @@ def largest_over_ranks(local: int, *, device: torch.device | str = "cpu") -> int
     value = torch.tensor(local, device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return int(value)
+
+
+def largest_over_ranks_each(local: Tensor) -> Tensor:
+    """The largest of every element over ranks, without gradients."""
+    if world_size() == 1:
+        return local
+    value = local.detach().clone()
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value

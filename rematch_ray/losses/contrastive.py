@@ -184,8 +184,10 @@ def similarity_statistics(
 
 def occurs_in(ids: Tensor, of_row: Tensor) -> Tensor:
     """Whether ids (1 or b, C) occur in their row of (b, P); padding -1 matches nothing. (b, C)."""
-    equal = ids[:, :, None] == of_row[:, None, :]
-    return (equal & (of_row >= 0)[:, None, :]).any(dim=-1)
+    found = torch.zeros((len(of_row), ids.shape[1]), dtype=torch.bool, device=ids.device)
+    for column in of_row.T:  # few; all of them at once would hold (b, C, P) cells
+        found |= (ids == column[:, None]) & (column >= 0)[:, None]
+    return found
 
 
 def _right_for_same_query(candidates: Candidates) -> tuple[Tensor, Tensor]:

@@ -145,10 +145,9 @@ def joint_loss(
         )
         parts["groups"] = group_losses.mean()
     if weights.get("orthogonality", 0.0):
-        sums = [(orthogonality(state_BKH) * uses).sum() for state_BKH, uses in states]
-        parts["orthogonality"] = torch.stack(sums).sum() / counts.items
+        parts["orthogonality"] = orthogonality_term(states, counts)
     if weights.get("matching", 0.0) and answers is not None:
-        parts["matching"] = _matching_term(answers, counts, accuracy)
+        parts["matching"] = matching_term(answers, counts, accuracy)
     total = sum((weights.get(term, 0.0) * parts[term] for term in TERMS), start=zero)
     statistics = _statistics(contrast, scores[0], counts) if scores else {}
     return JointLoss(total, parts, group_losses, accuracy, statistics=statistics)
@@ -214,7 +213,14 @@ def _group_terms(
     return (per_query * contrast.valid).sum(dim=1) / counts.queries
 
 
-def _matching_term(answers: Answers, counts: Counts, accuracy: dict[str, Tensor]) -> Tensor:
+def orthogonality_term(states: Sequence[tuple[Tensor, Tensor]], counts: Counts) -> Tensor:
+    """Mean orthogonality over items; arguments as in `joint_loss`."""
+    sums = [(orthogonality(state_BKH) * uses).sum() for state_BKH, uses in states]
+    return torch.stack(sums).sum() / counts.items
+
+
+def matching_term(answers: Answers, counts: Counts, accuracy: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy over views and matched rows; adds the accuracy of each kind of view."""
     loss_m8 = matching_loss(
         answers.logits, answers.is_yes, yes_id=answers.yes_id, no_id=answers.no_id
     )

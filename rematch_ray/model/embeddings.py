@@ -68,6 +68,11 @@ class Encoded:
     batch: Batch
     keys_values: KeysValues | None = None
 
+    @property
+    def embeddings(self) -> Embeddings:
+        """The vectors alone, with gradient."""
+        return Embeddings(self.vectors, self.fused)
+
     def raw_rows(self) -> RawRows:
         """What the matching stage reads; ValueError without a fused vector."""
         if self.fused is None:

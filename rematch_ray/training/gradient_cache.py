@@ -1,29 +1,310 @@
-"""Forward and backward over what a rank reads in a step. Middle floor."""
+"""A step's gradients, whole or chunk by chunk: large contrastive batches in the memory of a chunk.
+
+The contrastive terms need the vectors of all rows at once, but not their activations. So every
+chunk is encoded twice: first without gradients, for the vectors alone, from which the loss gives
+the gradient that each vector wants; then with gradients, to push it through. Orthogonality and
+matching belong to single rows and are computed in the second pass. Every rank makes the same calls
+in the same order, as under sharding each of them is a collective. Knows neither optimisers nor
+strategies. Middle floor.
+
+Source: gradient caching after Gao et al. (arXiv 2101.06983); token budgets, the matching stage and
+one process or many are ours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
+from rematch_ray.collectives import largest_over_ranks, largest_over_ranks_each, mean_over_ranks
 from rematch_ray.data.samples import TrainBatch
-from rematch_ray.losses.joint import JointLoss
+from rematch_ray.losses.joint import Counts, JointLoss
+from rematch_ray.model.embeddings import Embeddings
+from rematch_ray.training.candidates import build_contrast, equal_documents
+from rematch_ray.training.chunks import MASKED, Chunk, plan_chunks
+from rematch_ray.training.measures import broken_rows
+from rematch_ray.training.objective import (
+    EncodeChunk,
+    EncodedChunk,
+    JointModel,
+    ReplayChunk,
+    ReplayedChunk,
+)
+from rematch_ray.training.pairs import Pairs, document_uses, draw_pairs
+
+Backward = Callable[[Tensor, bool], None]
 
 
 def accumulate(
-    wrapped: nn.Module, batch: TrainBatch, *, backward: Callable[[Tensor, bool], None]
+    wrapped: nn.Module,
+    model: JointModel,
+    batch: TrainBatch,
+    *,
+    backward: Backward,
+    chunk_tokens: int | None = None,
+    parts: int = 1,
 ) -> JointLoss:
     """Adds a step's gradients to the weights; collective.
 
     Args:
         wrapped: the joint model, or what a strategy made of it; it is only called.
+        model: the joint model itself; none of its weights is read but through `wrapped`.
         batch: this rank's rows, on the model's device.
         backward: given a loss and whether it is the last one of the step: adds its gradients, and
             averages them over ranks with the last.
+        chunk_tokens: tokens per chunk; None = the batch at once, without a second pass.
+        parts: parts of the batch that are trained one after another against their own negatives.
 
     Returns:
-        JointLoss.
+        JointLoss of the step, detached.
+
+    Raises:
+        ValueError: more parts than sub-batches.
     """
-    loss: JointLoss = wrapped(batch)
-    backward(loss.total, True)
-    return loss
+    pieces = _split(batch, parts)
+    valid = mean_over_ranks(torch.stack([piece.valid.float().sum() for piece in pieces]))
+    shares = (valid / valid.sum().clamp(min=1e-9)).tolist()
+    losses = []
+    for number, (piece, share) in enumerate(zip(pieces, shares, strict=True)):
+        is_last = number == len(pieces) - 1
+
+        def add(loss: Tensor, last: bool, share: float = share, is_last: bool = is_last) -> None:
+            backward(loss * share, last and is_last)
+
+        if chunk_tokens is None:
+            loss = cast(JointLoss, wrapped(piece))
+            add(loss.total, True)
+        else:
+            loss = _cached(wrapped, model, piece, chunk_tokens, add)
+        losses.append(loss)
+    return losses[0] if len(losses) == 1 else _mean(losses, shares)
+
+
+def _split(batch: TrainBatch, parts: int) -> list[TrainBatch]:
+    """Neighbouring sub-batches together, the same number of parts on every rank."""
+    if parts == 1:
+        return [batch]
+    numbers = batch.sub_batch.unique()
+    if parts > len(numbers):
+        raise ValueError(
+            f"a rank's step holds {len(numbers)} sub-batches, which cannot be trained in {parts} "
+            "parts: lower optimisation.accumulation or data.order.sub_batch"
+        )
+    return [batch.part(torch.isin(batch.sub_batch, some)) for some in numbers.tensor_split(parts)]
+
+
+def _mean(losses: Sequence[JointLoss], shares: Sequence[float]) -> JointLoss:
+    def weighted(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack(
+            [value.detach() * share for value, share in zip(values, shares, strict=True)]
+        ).sum(dim=0)
+
+    def merged(maps: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        names = list(dict.fromkeys(name for values in maps for name in values))
+        zero = losses[0].total.detach().new_zeros(())
+        return {name: weighted([values.get(name, zero) for values in maps]) for name in names}
+
+    broken = [loss.broken for loss in losses if loss.broken is not None]
+    return JointLoss(
+        weighted([loss.total for loss in losses]),
+        merged([loss.parts for loss in losses]),
+        weighted([loss.groups for loss in losses]),
+        merged([loss.accuracy for loss in losses]),
+        merged([loss.vector_gradients for loss in losses]),
+        merged([loss.statistics for loss in losses]),
+        torch.cat(broken) if broken else None,
+    )
+
+
+def _cached(
+    wrapped: nn.Module, model: JointModel, batch: TrainBatch, chunk_tokens: int, backward: Backward
+) -> JointLoss:
+    batch = equal_documents(batch)
+    chunks = plan_chunks(batch, chunk_tokens)
+    missing = largest_over_ranks(len(chunks), device=batch.valid.device) - len(chunks)
+    chunks += [MASKED] * missing
+    first = _first_pass(wrapped, batch, chunks)
+    pairs = None
+    if model.settings.w_match:
+        assert first.queries.fused is not None and first.documents.fused is not None
+        cosine = first.queries.fused.detach() @ first.documents.fused.detach().T
+        pairs = draw_pairs(batch, cosine, model.settings)
+    counts = model.counts(batch, 0 if pairs is None else len(pairs))
+    contrast = build_contrast(batch, first.queries, first.documents, model.settings)
+    loss = model.contrast_loss(contrast, counts, first.temperatures)
+    wanted = first.gradients_of(loss.total)
+    replayed = _second_pass(wrapped, batch, chunks, first, wanted, pairs, counts, backward)
+    parts = dict(loss.parts) | dict(replayed.parts)
+    weights = model.settings.weights
+    total = loss.total + sum(weights[name] * value for name, value in replayed.parts.items())
+    broken = broken_rows(batch, first.queries, first.documents)
+    accuracy = dict(loss.accuracy) | dict(replayed.accuracy)
+    return replace(loss, total=total.detach(), parts=parts, accuracy=accuracy, broken=broken)
+
+
+@dataclass(frozen=True)
+class _FirstPass:
+    """Vectors of all rows as leaves, temperatures, and the random state before each chunk."""
+
+    queries: Embeddings
+    documents: Embeddings
+    temperatures: Tensor
+    random: Sequence[_RandomState]
+
+    def gradients_of(self, loss: Tensor) -> _Wanted:
+        """What the loss wants of every vector and of the temperatures."""
+        sides = (self.queries, self.documents)
+        leaves = [side.vectors for side in sides]
+        leaves += [side.fused for side in sides if side.fused is not None]
+        leaves.append(self.temperatures)
+        found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        fused = found[2:4] if self.queries.fused is not None else (None, None)
+        return _Wanted(Embeddings(found[0], fused[0]), Embeddings(found[1], fused[1]), found[-1])
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    queries: Embeddings
+    documents: Embeddings
+    temperatures: Tensor
+
+
+def _first_pass(wrapped: nn.Module, batch: TrainBatch, chunks: Sequence[Chunk]) -> _FirstPass:
+    encoded, random = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            random.append(_RandomState.now(batch.valid.device))
+            work = EncodeChunk(batch, chunk.queries, chunk.documents)
+            encoded.append(cast(EncodedChunk, wrapped(work)))
+    queries = _in_place(
+        [e.queries for e in encoded],
+        [c.queries if c.counts_queries else () for c in chunks],
+        batch.num_queries,
+    )
+    documents = _in_place(
+        [e.documents for e in encoded],
+        [c.documents if c.counts_documents else () for c in chunks],
+        batch.num_documents,
+    )
+    temperatures = encoded[0].temperatures.detach().clone().requires_grad_()
+    return _FirstPass(queries, documents, temperatures, random)
+
+
+def _in_place(parts: Sequence[Embeddings], rows: Sequence[Sequence[int]], count: int) -> Embeddings:
+    """The chunks' vectors at the places of their rows, as leaves that take a gradient."""
+
+    def placed(tensors: Sequence[Tensor]) -> Tensor:
+        whole = tensors[0].new_zeros((count, *tensors[0].shape[1:]))
+        for tensor, places in zip(tensors, rows, strict=True):
+            if places:
+                whole[list(places)] = tensor
+        return whole.requires_grad_()
+
+    fused = [part.fused for part in parts if part.fused is not None]
+    return Embeddings(placed([part.vectors for part in parts]), placed(fused) if fused else None)
+
+
+def _second_pass(
+    wrapped: nn.Module,
+    batch: TrainBatch,
+    chunks: Sequence[Chunk],
+    first: _FirstPass,
+    wanted: _Wanted,
+    pairs: Pairs | None,
+    counts: Counts,
+    backward: Backward,
+) -> ReplayedChunk:
+    """Replays every chunk; returns the sum of what they count, detached."""
+    uses = document_uses(batch).sum(dim=0)
+    matches = [_ChunkPairs.of(pairs, chunk) for chunk in chunks] if pairs is not None else []
+    has_extra = torch.tensor([bool(m.extra) for m in matches], device=batch.valid.device)
+    somewhere = largest_over_ranks_each(has_extra.long()).tolist() if matches else []
+    parts: dict[str, Tensor] = {}
+    accuracy: dict[str, Tensor] = {}
+    for number, (chunk, random) in enumerate(zip(chunks, first.random, strict=True)):
+        queries, documents = list(chunk.queries), list(chunk.documents)
+        match = matches[number] if matches else None
+        extra: Sequence[int] = ()
+        if match is not None and somewhere[number]:
+            extra = match.extra or (0,)
+        work = ReplayChunk(
+            EncodeChunk(batch, chunk.queries, chunk.documents),
+            _rows(wanted.queries, queries, chunk.counts_queries),
+            _rows(wanted.documents, documents, chunk.counts_documents),
+            wanted.temperatures / len(chunks),
+            batch.valid[queries].float() * chunk.counts_queries,
+            uses[documents] * chunk.counts_documents,
+            None if match is None else match.pairs,
+            extra,
+            counts,
+        )
+        with random.restored():
+            replayed = cast(ReplayedChunk, wrapped(work))
+        backward(replayed.total, number == len(chunks) - 1)
+        _add(parts, replayed.parts)
+        _add(accuracy, replayed.accuracy)
+    return ReplayedChunk(wanted.temperatures.new_zeros(()), parts, accuracy)
+
+
+def _rows(wanted: Embeddings, rows: Sequence[int], counts: bool) -> Embeddings:
+    vectors = wanted.vectors[rows] * counts
+    return Embeddings(vectors, None if wanted.fused is None else wanted.fused[rows] * counts)
+
+
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+
+
+@dataclass(frozen=True)
+class _ChunkPairs:
+    """The triplets of a chunk's queries: rows count inside the chunk, documents then the extra."""
+
+    pairs: Pairs
+    extra: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pairs: Pairs, chunk: Chunk) -> _ChunkPairs:
+        place = {row: number for number, row in enumerate(chunk.queries)}
+        home = {row: number for number, row in enumerate(chunk.documents)}
+        device = pairs.query_rows.device
+        columns = (pairs.query_rows, pairs.first_rows, pairs.second_rows, pairs.positive_slot)
+        triplets = zip(*(column.tolist() for column in columns), strict=True)
+        mine = [t for t in triplets if chunk.counts_queries and t[0] in place]
+        extra: dict[int, int] = {}
+        for _, first, second, _ in mine:
+            for document in (first, second):
+                if document not in home:
+                    extra.setdefault(document, len(home) + len(extra))
+        where = home | extra
+        rows = [(place[q], where[a], where[b], slot) for q, a, b, slot in mine]
+        found = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 4)
+        return cls(Pairs(*found.unbind(dim=1)), tuple(extra))
+
+
+@dataclass(frozen=True)
+class _RandomState:
+    """The generators that dropout draws from, on the CPU and on the rows' device."""
+
+    cpu: Tensor
+    cuda: Tensor | None
+    device: torch.device
+
+    @classmethod
+    def now(cls, device: torch.device) -> _RandomState:
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(torch.get_rng_state(), cuda, device)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Random numbers are drawn as they were then; afterwards as if they had not been."""
+        with torch.random.fork_rng(devices=[self.device] if self.cuda is not None else []):
+            torch.set_rng_state(self.cpu)
+            if self.cuda is not None:
+                torch.cuda.set_rng_state(self.cuda, self.device)
+            yield

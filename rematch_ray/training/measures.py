@@ -19,7 +19,7 @@ from rematch_ray.collectives import world_size
 from rematch_ray.data.rows import EncodedRow
 from rematch_ray.data.samples import TrainBatch
 from rematch_ray.losses.joint import JointLoss
-from rematch_ray.model.embeddings import Encoded
+from rematch_ray.model.embeddings import Embeddings
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.training.flops import Decoder, Trained, VisionTower, peak_flops
 

@@ -202,9 +202,7 @@ class JointModel(nn.Module):
         batch = equal_documents(batch)
         queries = self.embedder.encode_rows(batch.queries, "query", record=self.records)
         documents = self.embedder.encode_rows(batch.documents, "document", record=self.records)
-        contrast = build_contrast(
-            batch, queries.embeddings, documents.embeddings, self.settings
-        )
+        contrast = build_contrast(batch, queries.embeddings, documents.embeddings, self.settings)
         answers, num_matched = None, 0
         if self.settings.w_match:
             assert queries.fused is not None and documents.fused is not None
@@ -227,12 +225,9 @@ class JointModel(nn.Module):
         return EncodedChunk(queries.embeddings, documents.embeddings, self.temperatures())
 
     def _encoded(self, work: EncodeChunk, *, record: bool) -> tuple[Encoded, Encoded]:
-        rows = (("query", work.queries), ("document", work.documents))
-        queries, documents = (
-            self.embedder.encode_rows(work.batch.batch(side, chosen), side, record=record)
-            for side, chosen in rows
-        )
-        return queries, documents
+        batch, encode = work.batch, self.embedder.encode_rows
+        queries = encode(batch.batch("query", work.queries), "query", record=record)
+        return queries, encode(batch.batch("document", work.documents), "document", record=record)
 
     def _replay(self, work: ReplayChunk) -> ReplayedChunk:
         """Encodes first and matches after, so that encoding draws the same random numbers."""

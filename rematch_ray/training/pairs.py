@@ -58,7 +58,7 @@ def draw_pairs(batch: TrainBatch, cosine_bn: Tensor, settings: ObjectiveSettings
     mined = _uses_in_sub_batch(batch) & ~right
     if settings.margin is not None:
         limit = cosine_bn.gather(1, batch.positive_slot[:, None]) - settings.margin
-        mined = mined & ((cosine_bn < limit) | _own_hard(batch))
+        mined = mined & ((cosine_bn < limit) | _labelled(batch))
     # columns in the order of ids, so that the draw does not depend on who stands beside whom
     order = batch.document_ids.argsort()
     column = draw_negatives(
@@ -101,10 +101,11 @@ def _uses_in_sub_batch(batch: TrainBatch) -> Tensor:
     return same @ document_uses(batch) > 0
 
 
-def _own_hard(batch: TrainBatch) -> Tensor:
-    """(b, n) bool: the row's own hard negatives, which the margin never drops."""
+def _labelled(batch: TrainBatch) -> Tensor:
+    """(b, n) bool: the row's own labelled hard negatives, which the margin never drops."""
     hard = batch.negative_slot
-    ids = torch.where(hard >= 0, batch.document_ids[hard.clamp(min=0)], -1)
+    is_labelled = (hard >= 0) & ~batch.negative_mined
+    ids = torch.where(is_labelled, batch.document_ids[hard.clamp(min=0)], -1)
     return occurs_in(batch.document_ids[None, :], ids)
 
 

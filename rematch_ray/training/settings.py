@@ -52,8 +52,9 @@ class ObjectiveSettings(BaseModel):
     """Orthogonality over the first `fuse_k` states, or over the whole bank."""
     orth_space: Literal["state", "vector"] = "state"
     """Orthogonality of the hidden states, or of the projected vectors."""
-    match_form: Literal["packed"] = "packed"
-    """How the matching stage is computed; only the packed form is built."""
+    match_form: Literal["shared_kv", "packed"] = "shared_kv"
+    """Matching from the keys and values of the embedding pass, or in a second pass over all rows
+    (the reference, twice the work); both give the same gradients."""
     match_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the rows that take part in matching, the same on every rank."""
     match_mined: float = Field(default=0.5, ge=0, le=1)
@@ -114,5 +115,11 @@ class OptimisationSettings(BaseModel):
     """Share of the peak that is left at the last step."""
     clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
+    chunk_tokens: int | None = Field(default=None, gt=0)
+    """Tokens (padding included) encoded at a time: memory then stays that of one chunk however
+    large the batch, for one more forward pass (gradient cache); null = the whole batch at once."""
+    accumulation: int = Field(default=1, gt=0)
+    """Parts of a step that are trained one after another, each against its own negatives of all
+    ranks; `chunk_tokens` saves as much memory and keeps the negatives of the whole batch."""
     probe_every: int = Field(default=25, ge=0)
     """Steps between measurements of each budget's gradient at the vectors; 0 never measures."""

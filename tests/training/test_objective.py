@@ -1,6 +1,7 @@
 """The joint loss of a rank: each paper alone by hand, masks, gradients, rows that count nothing."""
 
 import copy
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from rematch_ray.data.samples import TrainBatch
 from rematch_ray.data.schema import Item, Part, Positive, Sample
+from rematch_ray.losses.joint import Contrast
 from rematch_ray.losses.matching import matching_loss, view_labels
 from rematch_ray.losses.orthogonality import orthogonality
-from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.answers import packed_answers
+from rematch_ray.model.embedder import Embedder
+from rematch_ray.training.candidates import build_contrast, equal_documents
 from rematch_ray.training.objective import JointModel
 from rematch_ray.training.pairs import draw_pairs
-from tests.tiny import new_embedder, objective, text_sample, train_batch
+from tests.tiny import new_embedder, objective, picture, text_sample, train_batch
 
 SAMPLES = [text_sample(number, negatives=number % 3, image=number == 1) for number in range(4)]
 BAD = Sample(
@@ -31,6 +34,13 @@ BAD = Sample(
 
 def joint(embedder: Embedder, **changes: Any) -> JointModel:
     return JointModel(embedder, objective(**changes)).train()
+
+
+def contrast_of(model: JointModel, batch: TrainBatch) -> Contrast:
+    encode = model.embedder.encode_rows
+    queries = encode(batch.queries, "query").embeddings
+    documents = encode(batch.documents, "document").embeddings
+    return build_contrast(batch, queries, documents, model.settings)
 
 
 def names(batch: TrainBatch, slots: Tensor) -> list[str]:
@@ -270,11 +280,7 @@ def test_the_margin_is_one_mask_for_every_term(embedder: Embedder) -> None:
     kept = (gap > margin) | torch.eye(4, dtype=torch.bool)
     assert 4 < kept.sum() < 16
     model = joint(embedder, margin=margin, w_match=0)
-    contrast = model._contrast(
-        batch,
-        embedder.encode_rows(batch.queries, "query"),
-        embedder.encode_rows(batch.documents, "document"),
-    )
+    contrast = contrast_of(model, batch)
     assert torch.equal(contrast.mask, kept)
     loss = model(batch)
     logits = (cosine / 0.2).masked_fill(~kept, -torch.inf)
@@ -286,14 +292,47 @@ def test_the_margin_is_one_mask_for_every_term(embedder: Embedder) -> None:
 def test_the_margin_spares_the_rows_own_hard_negatives(embedder: Embedder, mode: str) -> None:
     batch = train_batch(embedder, [[text_sample(0, negatives=1), text_sample(1, negatives=1)]])
     model = joint(embedder, margin=5.0, hard_negatives=mode, w_match=0)
-    contrast = model._contrast(
-        batch,
-        embedder.encode_rows(batch.queries, "query"),
-        embedder.encode_rows(batch.documents, "document"),
-    )
+    contrast = contrast_of(model, batch)
     own = [[True], [True]] if mode == "private" else [[True, False], [False, True]]
     want = torch.cat([torch.eye(2, dtype=torch.bool), torch.tensor(own)], dim=1)
     assert torch.equal(contrast.mask, want)
+
+
+@pytest.mark.parametrize("mode", ["private", "pooled"])
+def test_the_margin_may_drop_what_a_miner_found(embedder: Embedder, mode: str) -> None:
+    batch = train_batch(embedder, [[text_sample(0, negatives=1), text_sample(1, negatives=1)]])
+    batch = replace(batch, negative_mined=torch.tensor([[True], [False]]))
+    model = joint(embedder, margin=5.0, hard_negatives=mode, w_match=0)
+    own = [[False], [True]] if mode == "private" else [[False, False], [False, True]]
+    want = torch.cat([torch.eye(2, dtype=torch.bool), torch.tensor(own)], dim=1)
+    assert torch.equal(contrast_of(model, batch).mask, want)
+    # nor is it ever a pair of the matching stage, whose draw obeys the same margin
+    mined = joint(embedder, margin=5.0, match_mined=1.0)
+    cosine = torch.zeros(batch.num_queries, batch.num_documents)
+    drawn = draw_pairs(batch, cosine, mined.settings)
+    assert 1 in drawn.query_rows
+
+
+def test_two_files_of_one_picture_are_one_document(embedder: Embedder) -> None:
+    """Neither is a negative of the other's query, and a listed one stands for both."""
+
+    def picture_of(number: int, format: str) -> Sample:
+        buffer = io.BytesIO()
+        picture("red").save(buffer, format)
+        item = Item.of(buffer.getvalue(), id=f"d{number}")
+        return replace(text_sample(number), positives=(Positive(item),))
+
+    samples = [picture_of(0, "PNG"), picture_of(1, "BMP"), text_sample(2)]
+    batch = train_batch(embedder, [samples])
+    same = equal_documents(batch)
+    first, second, third = same.document_ids[same.positive_slot].tolist()
+    assert first == second != third
+    assert (same.listed_ids[:, 0] == same.document_ids[same.positive_slot]).all()
+    model = joint(embedder, w_match=0)
+    assert contrast_of(model, batch).mask.all()
+    want = torch.tensor([[True, False, True], [False, True, True], [True, False, True]])
+    assert torch.equal(contrast_of(model, same).mask, want)
+    torch.testing.assert_close(model(batch).total, model(same).total)
 
 
 def test_fixed_temperatures_are_used_as_given(embedder: Embedder) -> None:

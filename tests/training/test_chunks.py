@@ -1,0 +1,64 @@
+"""Chunks hold every row once, stay within their tokens, and keep sub-batches whole."""
+
+import pytest
+
+from rematch_ray.data.samples import TrainBatch
+from rematch_ray.model.embedder import Embedder
+from rematch_ray.training.chunks import plan_chunks
+from tests.tiny import text_sample, train_batch
+
+
+@pytest.fixture
+def batch(embedder: Embedder) -> TrainBatch:
+    """Three sub-batches of four, some with pictures, some with hard negatives."""
+    groups = [
+        [text_sample(4 * g + n, negatives=(g + n) % 3, image=g == 1) for n in range(4)]
+        for g in range(3)
+    ]
+    return train_batch(embedder, groups)
+
+
+def tokens(batch: TrainBatch, queries: tuple[int, ...], documents: tuple[int, ...]) -> int:
+    layout = batch.layout
+    wide = max(len(batch.query_rows[row].input_ids) for row in queries) + layout.num_query_meta
+    size = len(queries) * wide
+    if documents:
+        longest = max(len(batch.document_rows[row].input_ids) for row in documents)
+        size += len(documents) * (longest + layout.num_document_meta)
+    return size
+
+
+@pytest.mark.parametrize("limit", [1, 60, 150, 400, 900, 10**6])
+def test_every_row_is_in_one_chunk_and_chunks_keep_their_limit(
+    batch: TrainBatch, limit: int
+) -> None:
+    chunks = plan_chunks(batch, limit)
+    queries = [row for chunk in chunks for row in chunk.queries]
+    documents = [row for chunk in chunks if chunk.counts_documents for row in chunk.documents]
+    assert sorted(queries) == list(range(batch.num_queries))
+    assert sorted(documents) == list(range(batch.num_documents))
+    for chunk in chunks:
+        kept = chunk.documents if chunk.counts_documents else ()
+        assert len(chunk.queries) == 1 or tokens(batch, chunk.queries, kept) <= limit
+    if limit == 1:
+        assert len(chunks) == batch.num_queries
+    if limit == 10**6:
+        assert len(chunks) == 1
+
+
+def test_a_sub_batch_that_fits_is_not_cut(batch: TrainBatch) -> None:
+    for limit in range(300, 1500, 50):
+        chunks = plan_chunks(batch, limit)
+        for number in range(3):
+            rows = set(range(4 * number, 4 * number + 4))
+            holders = [chunk for chunk in chunks if rows & set(chunk.queries)]
+            alone = plan_chunks(batch.part(batch.sub_batch == number), limit)
+            assert len(holders) == 1 or len(alone) > 1
+
+
+def test_a_document_is_in_the_chunk_of_the_first_query_that_reads_it(embedder: Embedder) -> None:
+    first, second = text_sample(0), text_sample(1)
+    shared = [[first], [second, text_sample(0)]]
+    batch = train_batch(embedder, shared)
+    chunks = plan_chunks(batch, 1)
+    assert [chunk.counts_documents for chunk in chunks] == [True, True, False]
