@@ -93,9 +93,7 @@ class Training:
         if model.lora is not None:
             embedder.backbone.add_lora(model.lora)
         if model.gradient_checkpointing:
-            embedder.backbone.model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            embedder.backbone.checkpoint_layers()
         joint = JointModel(embedder, objective).to(device).train()
         return cls(joint, optimisation, total_steps=total_steps)
 
