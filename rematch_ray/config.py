@@ -7,14 +7,14 @@ or is refused by name (config_file.py). Middle floor.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rematch_ray.config_file import Settings, describe, read_settings
 from rematch_ray.data.order import OrderSettings
-from rematch_ray.index.mining import MiningRules
 from rematch_ray.errors import UserError
+from rematch_ray.index.mining import MiningRules
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.scoring.budget import Ladder
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
@@ -71,8 +71,10 @@ class TrainSettings(Settings):
 
     steps: int = Field(gt=0)
     """Optimisation steps of the whole run, over all epochs."""
-    num_workers: int = Field(default=2, gt=0)
-    """Training processes; may change when a run goes on."""
+    num_workers: int | tuple[int, int] = 2
+    """Training processes: a number, or [min, max] for as many as there is room for; may change."""
+    resize_seconds: float = Field(default=60.0, gt=0)
+    """Seconds between looks whether [min, max] workers could be more; a change is a restart."""
     cpus_per_worker: float = Field(default=0.5, gt=0)
     """Logical CPUs each training process reserves."""
     gpus_per_worker: float = Field(default=0, ge=0)
@@ -87,12 +89,36 @@ class TrainSettings(Settings):
     """Steps between checkpoints; one is always written after the last step."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Checkpoints kept; older ones are deleted."""
+    async_checkpoints: bool | None = None
+    """Write checkpoints while training goes on; null = where the strategy can."""
+    max_failed_checkpoints: int = Field(default=3, gt=0)
+    """Checkpoints in a row that may fail to be written before the run stops."""
     max_failures: int = Field(default=3, ge=0)
     """Times the workers are restarted from the last checkpoint before the run fails."""
+    max_preemptions: int = Field(default=-1, ge=-1)
+    """Restarts because a node was taken away, counted apart from failures; -1 = any number."""
     progress_seconds: float = Field(default=5.0, gt=0)
     """Seconds between two lines of progress."""
     collective_timeout_seconds: float = Field(default=300.0, gt=0)
     """Seconds after which a rank that waits for another one fails (and the run is restarted)."""
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, given: Any) -> Any:
+        ends = given if isinstance(given, list | tuple) and len(given) == 2 else (given, given)
+        if any(type(end) is not int or end < 1 for end in ends) or ends[0] > ends[1]:
+            raise ValueError(f"{given!r} is neither a number above 0 nor such a [min, max]")
+        return given
+
+    @property
+    def min_workers(self) -> int:
+        """Training processes without which the run does not start."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Training processes when there is room for all."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class HeldOutSettings(Settings):

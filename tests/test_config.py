@@ -41,6 +41,7 @@ def test_overrides_replace_what_the_file_says(file: Path) -> None:
         file,
         [
             "train.steps=7",
+            "train.num_workers=[1, 4]",
             "data.sources.0.weight=1.5",
             "model.ladder=[1x1, 2x4]",
             "model.lora.rank=4",
@@ -49,6 +50,7 @@ def test_overrides_replace_what_the_file_says(file: Path) -> None:
         ],
     )
     assert run.train.steps == 7
+    assert (run.train.min_workers, run.train.max_workers) == (1, 4)
     assert run.data.sources[0].weight == 1.5
     assert run.model.ladder == ("1x1", "2x4")
     assert run.model.lora is not None
@@ -70,6 +72,9 @@ def test_overrides_replace_what_the_file_says(file: Path) -> None:
         ("train.steps=[", "the value is not YAML"),
         ("name.x=3", "name is a single value"),
         ("train.steps=many", r"train\.steps: input should be a valid integer.*\(given: 'many'\)"),
+        ("train.num_workers=0", r"train\.num_workers: 0 is neither a number above 0 nor such a"),
+        ("train.num_workers=[4, 2]", r"train\.num_workers: \[4, 2\] is neither a number"),
+        ("train.num_workers=many", r"'many' is neither a number above 0 nor such a \[min, max\]"),
         ("train.steps=0", r"train\.steps: input should be greater than 0 \(given: 0\)"),
         ("data.order.sub_batch=7", "global_batch 64 is not a whole number of sub-batches"),
         ("data.sources.1.name=emoji", "source names emoji, emoji repeat"),
@@ -123,7 +128,7 @@ def test_help_lists_every_key_with_a_meaning(kind: Any) -> None:
 def test_help_names_nested_keys_types_and_defaults() -> None:
     text = describe_keys("run")
     for expected in (
-        "  train.num_workers: int = 2",
+        "  train.num_workers: int | list of int = 2",
         "  data.sources.N.path: path (required)",
         "  model.lora: section | null = null",
         '  data.order.when_source_ends: end_epoch | leave_out = "end_epoch"',

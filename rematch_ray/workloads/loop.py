@@ -8,7 +8,7 @@ same step. Top floor.
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from rematch_ray.collectives import rank, world_size
 from rematch_ray.config import RunConfig
 from rematch_ray.data.samples import TrainBatch
 from rematch_ray.training.step import Training
+from rematch_ray.workloads.checkpoints import STATE, TRAINER, Checkpoints
+from rematch_ray.workloads.preemption import Preemption
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stages import EncodeSamples
 from rematch_ray.workloads.stream import RankStep, TrainingData, batches, rank_steps, split
 
 REASONS_KEPT = 3
-STATE, TRAINER = "state", "trainer.json"
+MARK_BITS = 2**40 - 1
 
 
 def train_rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `steps` done, `metrics` of the last one, `bad_rows`; `refused` with a reason when the data
-        or the loss does not allow to go on, `stopped` when somebody asked for it.
+        or the loss does not allow to go on, `stopped` when somebody asked for it, `unsaved` with a
+        reason when checkpoints cannot be written, and the steps that are `saved`.
     """
     run, data = config["run"], config["data"]
     directory = RunDirectory(run.directory)
@@ -56,31 +59,58 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
     start = done = _restore(training, data)
     _announce(directory, start)
     metrics: dict[str, float] = {}
-    accepted = BadRows(run, data)
+    accepted, preemption = BadRows(run, data), Preemption()
+    checkpoints = Checkpoints(training, run, data.plan, directory, start=start)
     for given in _stream(run, data, start):
         started = time.perf_counter()
         batch = None if given.table is None else training.collate(given.table, step=given.index)
-        wish = _agree(directory, given, batch, training.device)
+        mine = Mine.of(given, batch, directory, checkpoints, preemption)
+        wish = _agree(mine, training.device)
+        if wish.landed:
+            checkpoints.close()
+        if wish.ask and (news := preemption.news()):
+            _save_before(news, checkpoints, directory, done, metrics)
         refusal = wish.error or accepted.refuses(given, wish)
         if refusal:
-            return {"refused": refusal, "steps": done}
-        if wish.stop or batch is None:
+            return _leave(checkpoints, {"refused": refusal, "steps": done})
+        if wish.stop or checkpoints.given_up or batch is None:
             break
         try:
             metrics = training.step(batch)
         except FloatingPointError as error:  # the same on every rank: the loss is a mean over them
-            return {"refused": str(error), "steps": done}
+            return _leave(checkpoints, {"refused": str(error), "steps": done})
         done = given.index + 1
         if rank() == 0:
             directory.log(_record(run, given, wish, metrics, time.perf_counter() - started))
         if done % run.train.checkpoint_every == 0 or done == run.train.steps:
-            _save(training, run, data, done, metrics)
+            checkpoints.begin(done, metrics)
+    if checkpoints.given_up or not checkpoints.save_now(done, metrics):
+        return {"unsaved": checkpoints.failure, "saved": checkpoints.last_good, "steps": done}
     if done < run.train.steps:
-        _save(training, run, data, done, metrics)
         return {"stopped": True, "steps": done}
     for name in ("last", "best"):  # without validation the last weights are the best
         training.export(run.directory / name)
     return {"steps": done, "metrics": metrics, "bad_rows": accepted.total}
+
+
+def _leave(checkpoints: Checkpoints, result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result once the checkpoint that is being written is whole."""
+    checkpoints.close()
+    return result
+
+
+def _save_before(
+    news: str,
+    checkpoints: Checkpoints,
+    directory: RunDirectory,
+    done: int,
+    metrics: dict[str, float],
+) -> None:
+    """Write a checkpoint while the nodes that are about to go are still here; then go on."""
+    saved = checkpoints.save_now(done, metrics)
+    if rank() == 0 and saved:
+        text = f"node {news} is about to be taken away: saved after step {done}"
+        directory.note(text, at=done)
 
 
 def _restore(training: Training, data: TrainingData) -> int:
@@ -139,6 +169,46 @@ def _stream(run: RunConfig, data: TrainingData, start: int) -> Iterator[RankStep
 
 
 @dataclass(frozen=True)
+class Mine:
+    """What one rank brings to the agreement before a step.
+
+    Args:
+        stop: rank 0 was asked to stop the run.
+        error: why this rank's stream cannot go on; "" otherwise.
+        errors: why rows of this rank's batch could not be encoded.
+        landed: this rank's part of a checkpoint has come to its end.
+        ask: rank 0 wants to ask whether a node is about to go.
+        rows: sum of the rows' marks, see `mark_of_rows`.
+    """
+
+    stop: bool = False
+    error: str = ""
+    errors: tuple[str, ...] = ()
+    landed: bool = False
+    ask: bool = False
+    rows: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        given: RankStep,
+        batch: TrainBatch | None,
+        directory: RunDirectory,
+        checkpoints: Checkpoints,
+        preemption: Preemption,
+    ) -> "Mine":
+        """Gather it."""
+        return cls(
+            stop=rank() == 0 and directory.stop_asked(),
+            error=given.error,
+            errors=batch.errors if batch is not None else (),
+            landed=checkpoints.landed,
+            ask=preemption.due,
+            rows=mark_of_rows(batch.query_ids.tolist()) if batch is not None else 0,
+        )
+
+
+@dataclass(frozen=True)
 class Wish:
     """What the ranks agreed on before a step.
 
@@ -147,32 +217,52 @@ class Wish:
         error: a rank's stream could not go on, and why; "" otherwise.
         bad_rows: rows of this step, over all ranks, that could not be encoded.
         reasons: why, for the first of them.
+        landed: a checkpoint has come to its end on every rank.
+        ask: it is time to ask whether a node is about to go.
+        rows: which rows the step has, over all ranks.
     """
 
     stop: bool
     error: str
     bad_rows: int
     reasons: tuple[str, ...]
+    landed: bool = False
+    ask: bool = False
+    rows: int = 0
 
 
-def _agree(
-    directory: RunDirectory, given: RankStep, batch: TrainBatch | None, device: torch.device
-) -> Wish:
+def _agree(mine: Mine, device: torch.device) -> Wish:
     """Tell the other ranks what happened here and return what happened anywhere."""
-    errors = batch.errors if batch is not None else ()
-    stop = rank() == 0 and directory.stop_asked()
-    mine = (given.error, errors[:REASONS_KEPT])
-    if world_size() == 1:
-        return Wish(stop, given.error, len(errors), mine[1])
-    counts = torch.tensor([stop, bool(given.error), len(errors)], device=device)
-    dist.all_reduce(counts)
-    stops, failures, bad = counts.tolist()
-    if not failures and not bad:
-        return Wish(bool(stops), "", 0, ())
-    everybody: list[tuple[str, tuple[str, ...]]] = [mine] * world_size()
-    dist.all_gather_object(everybody, mine)
-    error = next((error for error, _ in everybody if error), "")
-    return Wish(bool(stops), error, bad, tuple(r for _, reasons in everybody for r in reasons))
+    flags = (mine.stop, bool(mine.error), len(mine.errors), mine.landed, mine.ask, mine.rows)
+    counts = torch.tensor(flags, dtype=torch.int64, device=device)
+    everybody = [(mine.error, mine.errors[:REASONS_KEPT])]
+    if world_size() > 1:
+        dist.all_reduce(counts)
+    stops, failures, bad, landed, asks, rows = counts.tolist()
+    if world_size() > 1 and (failures or bad):
+        everybody *= world_size()
+        dist.all_gather_object(everybody, everybody[rank()])
+    return Wish(
+        stop=bool(stops),
+        error=next((error for error, _ in everybody if error), ""),
+        bad_rows=bad,
+        reasons=tuple(reason for _, reasons in everybody for reason in reasons),
+        landed=landed == world_size(),
+        ask=bool(asks),
+        rows=rows,
+    )
+
+
+def mark_of_rows(query_ids: Iterable[int]) -> int:
+    """Return a number that tells which rows a step has, whoever holds them in whatever order.
+
+    Marks of ranks add up to the mark of the step: masked rows add nothing. With 40 bits of each id
+    the sum over a million rows is still exact.
+
+    >>> mark_of_rows([7, 2**41 + 5, 0]) == mark_of_rows([5]) + mark_of_rows([7])
+    True
+    """
+    return sum(query_id & MARK_BITS for query_id in query_ids)
 
 
 class BadRows:
@@ -208,35 +298,9 @@ def _record(
         "step": given.index,
         "epoch": given.epoch,
         "pairs": run.data.order.global_batch,
+        "rows": wish.rows,
         "seconds": round(step_s + given.waited_s, 4),
         "waited": round(given.waited_s, 4),
         "metrics": {name: round(value, 6) for name, value in metrics.items()},
     }
     return {**record, "bad_rows": list(wish.reasons)} if wish.bad_rows else record
-
-
-def _save(
-    training: Training, run: RunConfig, data: TrainingData, done: int, metrics: dict[str, float]
-) -> None:
-    """Write a checkpoint where it stays (all ranks write their part) and report it."""
-    name = f"checkpoint_{done:07d}"
-    folder = run.directory / name
-    training.save(folder / STATE)
-    if rank() == 0:
-        epoch, step = divmod(done, data.plan.steps_per_epoch)
-        position = {
-            "index": done,
-            "epoch": epoch,
-            "step": step,
-            "plan": data.plan.digest,
-            "seed": run.seed,
-            "strategy": "ddp",
-            "world_size": world_size(),
-        }
-        (folder / TRAINER).write_text(json.dumps(position, indent=1) + "\n")
-    ray.train.report(
-        {"step": done, **metrics},
-        checkpoint=ray.train.Checkpoint(str(folder)),
-        checkpoint_dir_name=name,
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-    )

@@ -5,7 +5,6 @@ them. It knows nothing of Ray, models or data.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,16 @@ import yaml
 
 from rematch_ray.config import RunConfig
 from rematch_ray.errors import UserError
+from rematch_ray.workloads.journal import Journal, Tail, replace
 
 # What a run may change when it goes on: where and how it runs, never what it computes. That the
 # data behind another path is the same is for the plan's digest to say.
 FREE_SECTIONS = ("train.", "storage")
 FIXED_KEYS = ("train.steps",)
+
+
+class CheckpointError(RuntimeError):
+    """A run stopped because its checkpoints could not be written."""
 
 
 class RunDirectory:
@@ -31,6 +35,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = path / "metrics.jsonl"
+        self._journal = Journal(self.metrics)
         self._config = path / "config.yaml"
         self._result = path / "result.json"
         self._stop = path / "stop"
@@ -54,7 +59,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._stop.unlink(missing_ok=True)
-            _write(self._config, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
+            replace(self._config, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
         except OSError as error:
             raise UserError(
                 f"cannot write the run directory {self.path}: {error.strerror}; set `storage`"
@@ -77,7 +82,7 @@ class RunDirectory:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Record the result: from now on the run is finished."""
-        _write(self._result, json.dumps(result, indent=1) + "\n")
+        replace(self._result, json.dumps(result, indent=1) + "\n")
 
     def ask_to_stop(self) -> None:
         """Ask the training processes to save and return after the step they are in."""
@@ -89,22 +94,23 @@ class RunDirectory:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._journal.append(record)
+
+    def note(self, text: str, *, at: int) -> None:
+        """Log a line for whoever watches the run; `at` is the number of steps done."""
+        self.log({"event": "note", "at": at, "text": text})
 
     def forget_steps_from(self, step: int) -> None:
         """Drop logged steps from `step` on: they are about to be done again."""
-        kept = [r for r in self.records() if r.get("step", -1) < step]
-        _write(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        self._journal.keep([r for r in self.records() if r.get("step", -1) < step])
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield what was logged; a last line that is still being written is left out."""
-        if not self.metrics.exists():
-            return
-        with self.metrics.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        return self._journal.records()
+
+    def tail(self) -> Tail:
+        """Return a reader of the log that goes on where it stopped."""
+        return Tail(self.metrics)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -113,10 +119,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -295,9 +295,9 @@ class EncodeSamples:
     def __init__(self, settings: ModelSettings, *, max_negatives: int, seed: int) -> None:
         self._arguments = (settings.model_dump_json(), max_negatives, seed)
 
-    def __call__(self, tables: list[pa.Table], index: int) -> pa.Table:
-        """Encode the samples of all sub-batches of step `index`, in order."""
-        return _sample_encoder(*self._arguments)(tables, index)
+    def __call__(self, tables: list[pa.Table], index: int, masked_rows: int) -> pa.Table:
+        """Encode the samples of all sub-batches of step `index`, in order, then masked rows."""
+        return _sample_encoder(*self._arguments)(tables, index, masked_rows=masked_rows)
 
 
 @lru_cache(maxsize=1)

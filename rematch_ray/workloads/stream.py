@@ -42,15 +42,16 @@ BLOCK_SCHEMA = pa.schema(
         ("step", pa.int64()),
         ("index", pa.int64()),
         ("rank", pa.int64()),
+        ("masked", pa.int64()),
         ("error", pa.string()),
         ("tables", pa.list_(pa.large_binary())),
     ]
 )
 READ_CPUS = 0.25
 
-# Samples of one rank-step, a table per sub-batch, and the step's index in the run -> the table that
-# the training step reads
-EncodeStep = Callable[[list[pa.Table], int], pa.Table]
+# Samples of one rank-step, a table per sub-batch; the step's index in the run; rows of a masked
+# sub-batch that follows, 0 for none -> the table that the training step reads
+EncodeStep = Callable[[list[pa.Table], int, int], pa.Table]
 
 
 class StreamError(RuntimeError):
@@ -188,11 +189,12 @@ class ReadStretch:
         row_groups = _RowGroups(self._data)
         for step in self._data.plan.steps(*self._steps):
             for rank in range(self._world_size):
+                masked = self._data.plan.masked_rows(rank, self._world_size)
                 try:
                     batches = step.for_rank(rank, self._world_size)
-                    yield _pack(step, rank, [row_groups.rows(batch) for batch in batches])
+                    yield _pack(step, rank, [row_groups.rows(batch) for batch in batches], masked)
                 except UserError as error:
-                    yield _pack(step, rank, [], reason_of(error))
+                    yield _pack(step, rank, [], error=reason_of(error))
 
 
 class _EncodeBlock:
@@ -207,9 +209,9 @@ class _EncodeBlock:
         if error:
             return block
         try:
-            return _pack(step, rank, [self._encode(tables, index)])
+            return _pack(step, rank, [self._encode(tables, index, block["masked"][0].as_py())])
         except UserError as refused:
-            return _pack(step, rank, [], reason_of(refused))
+            return _pack(step, rank, [], error=reason_of(refused))
 
 
 class _RowGroups:
@@ -246,7 +248,9 @@ def _stretch(plan: Plan) -> int:
     return plan.window_steps
 
 
-def _pack(step: Step, rank: int, tables: Sequence[pa.Table], error: str = "") -> pa.Table:
+def _pack(
+    step: Step, rank: int, tables: Sequence[pa.Table], masked: int = 0, error: str = ""
+) -> pa.Table:
     streams = [_to_stream(table) for table in tables]
     # made over the buffer itself: Python bytes would be copied once more
     content = pa.py_buffer(b"".join(streams)) if len(streams) != 1 else streams[0]
@@ -254,7 +258,7 @@ def _pack(step: Step, rank: int, tables: Sequence[pa.Table], error: str = "") ->
     binaries = pa.Array.from_buffers(
         pa.large_binary(), len(streams), [None, pa.py_buffer(ends), content]
     )
-    numbers = [pa.array([n], pa.int64()) for n in (step.epoch, step.step, step.index, rank)]
+    numbers = [pa.array([n], pa.int64()) for n in (step.epoch, step.step, step.index, rank, masked)]
     packed = pa.ListArray.from_arrays(pa.array([0, len(streams)], pa.int32()), binaries)
     return pa.Table.from_arrays(
         [*numbers, pa.array([error], pa.string()), packed], schema=BLOCK_SCHEMA

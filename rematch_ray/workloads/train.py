@@ -7,6 +7,7 @@ runs `train_rank`, which feeds the plan's batches to `Training` and knows no mat
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rematch_ray.config import RunConfig
 from rematch_ray.data.demo import write_demo
+from rematch_ray.data.order import Plan
 from rematch_ray.errors import UserError
-from rematch_ray.workloads.run_directory import RunDirectory
+from rematch_ray.workloads.run_directory import CheckpointError, RunDirectory
 from rematch_ray.workloads.runtime import Background, Bundle, connect
 from rematch_ray.workloads.stream import TrainingData, open_data
 
 POLL_SECONDS = 0.5
+STEPS_SHOWN = 20
 
 
 def train(run: RunConfig) -> dict[str, Any]:
@@ -36,19 +39,21 @@ def train(run: RunConfig) -> dict[str, Any]:
 
     Raises:
         UserError: data, configuration or cluster do not allow the run; nothing was started.
+        CheckpointError: checkpoints could not be written; the last good one stands.
         RuntimeError: the workers failed more often than `train.max_failures` allows.
     """
     if run.data.demo is not None:
         demo = run.data.demo
         write_demo(demo.out.absolute(), sources=demo.corpora, quick=demo.quick)
     data = open_data(run.data, run.seed)
-    data.plan.check_world_size(run.train.num_workers)
     directory = RunDirectory(run.directory)
     finished = directory.result(run)
     if finished is not None:
         _say(f"run {run.name} is finished ({finished['steps']} steps): {run.directory}")
         return {**finished, "skipped": True}
     with connect(_bundles(run)):
+        if idle := idle_line(run.train.max_workers, data.plan):
+            _say(idle)
         directory.open(run)
         return _fit(_with_absolute_paths(run), data, directory)
 
@@ -73,7 +78,7 @@ def _bundles(run: RunConfig) -> list[Bundle]:
             "training process",
             settings.cpus_per_worker,
             settings.gpus_per_worker,
-            settings.num_workers,
+            settings.min_workers,
             "train.num_workers, train.cpus_per_worker or train.gpus_per_worker",
         ),
         Bundle("data task", settings.cpus_per_encoder, key="train.cpus_per_encoder"),
@@ -86,28 +91,45 @@ def _fit(run: RunConfig, data: TrainingData, directory: RunDirectory) -> dict[st
     progress = Progress(run, directory)
     fit = Background(_trainer(run, data).fit, "train")
     try:
-        while not fit.wait(POLL_SECONDS):
-            progress.show()
+        _follow(fit, progress)
     except KeyboardInterrupt:
-        if progress.has_steps:  # otherwise there is nothing to save, and a start-up to wait for
-            _say("saving after this step; press Ctrl-C again to stop at once")
+        if progress.steps_seen():  # otherwise there is nothing to save, and a start-up to wait for
+            _say(f"stopping: saving after this step; {progress.standing()}; again to stop at once")
             directory.ask_to_stop()
-            fit.wait(None)
+            _follow(fit, progress)
         raise
-    progress.show(last=True)
     try:
         returned = fit.result().return_value
     except ray.train.TrainingFailedError as error:
         raise RuntimeError(failure_line(run, error)) from error
+    return _outcome(run, directory, returned, time.time() - started)
+
+
+def _follow(fit: Background[Any], progress: "Progress") -> None:
+    """Show progress until the fit has ended."""
+    while not fit.wait(POLL_SECONDS):
+        progress.show()
+    progress.show(last=True)
+
+
+def _outcome(
+    run: RunConfig, directory: RunDirectory, returned: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Turn what the training processes returned into the run's result, or into an error."""
     if returned.get("refused"):
         raise UserError(
             f"run {run.name} stopped at step {returned['steps']}: {returned['refused']}"
         )
+    if returned.get("unsaved"):
+        raise CheckpointError(
+            f"run {run.name} stopped at step {returned['steps']}: its checkpoints cannot be "
+            f"written ({returned['unsaved']}); step {returned['saved']} is saved: make room in "
+            f"{run.storage} and give the same command to go on"
+        )
     if returned.get("stopped"):
         _say(f"stopped at step {returned['steps']}; the same command goes on: {run.directory}")
         return {**returned, "directory": str(run.directory), "skipped": False}
-    seconds = round(time.time() - started, 1)
-    result = {**returned, "directory": str(run.directory), "seconds": seconds}
+    result = {**returned, "directory": str(run.directory), "seconds": round(seconds, 1)}
     directory.finish(result)
     _say(f"finished: {run.directory / 'best'}")
     return {**result, "skipped": False}
@@ -124,47 +146,79 @@ def _trainer(run: RunConfig, data: TrainingData) -> TorchTrainer:
         torch_config=TorchConfig(timeout_s=int(settings.collective_timeout_seconds)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,
+            elastic_resize_monitor_interval_s=settings.resize_seconds,
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker={kind: n for kind, n in resources.items() if n},
         ),
         run_config=ray.train.RunConfig(
             name=run.name,
             storage_path=str(run.storage),
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=settings.max_failures,
+                max_preemption_failures=settings.max_preemptions,
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
     )
 
 
 class Progress:
-    """Shows what the training processes log: one line every few seconds."""
+    """Shows what the training processes log: what happened, and a line every few seconds."""
 
     def __init__(self, run: RunConfig, directory: RunDirectory) -> None:
         self._run = run
-        self._directory = directory
+        self._tail = directory.tail()
         self._shown_at = 0.0
-        self._shown = (self._count_starts(list(directory.records())), 0)
-        self.has_steps = False
+        self._steps: deque[dict[str, Any]] = deque(maxlen=STEPS_SHOWN)
+        self._events = self._said = 0
+        self._checkpoint = ""
+        self._new_steps = False
+        self._read()
+        self._has_steps = self._new_steps = False
 
     def show(self, *, last: bool = False) -> None:
-        """Print a line when one is due; `has_steps` then says whether this run has done a step."""
+        """Print what happened, and how far the run is when that is due."""
         if not last and time.monotonic() - self._shown_at < self._run.train.progress_seconds:
             return
-        records = list(self._directory.records())
-        steps = [record for record in records if record["event"] == "step"]
-        seen = (self._count_starts(records), len(steps))
-        if seen == self._shown:
-            return
-        if seen[0] > self._shown[0]:
-            _say(start_line([record for record in records if record["event"] == "start"][-1]))
-        elif steps:
-            self.has_steps = True
-            _say(step_line(steps, self._run.train.steps))
-        self._shown, self._shown_at = seen, time.monotonic()
+        for line in self._read():
+            _say(line)
+        if self._new_steps:
+            _say(step_line(list(self._steps), self._run.train.steps))
+            self._new_steps = False
+        self._shown_at = time.monotonic()
 
-    @staticmethod
-    def _count_starts(records: Sequence[dict[str, Any]]) -> int:
-        return sum(record["event"] == "start" for record in records)
+    def steps_seen(self) -> bool:
+        """Whether this run has done a step since it was started."""
+        self.show(last=True)
+        return self._has_steps
+
+    def standing(self) -> str:
+        """Say what is saved by now."""
+        if not self._checkpoint:
+            return "nothing is saved until then"
+        return f"until then {self._checkpoint} stands"
+
+    def _read(self) -> list[str]:
+        """Take in what is new in the log; return lines about events that were not said yet."""
+        news = self._tail.read()
+        if news.anew:  # the workers were restarted: all events come again
+            self._events, self._checkpoint = 0, ""
+            self._steps.clear()
+        lines = []
+        for record in news.records:
+            if record["event"] == "step":
+                self._steps.append(record)
+                self._has_steps = self._new_steps = True
+            elif record["event"] == "checkpoint":
+                self._checkpoint = record["name"]
+            elif record["event"] in ("start", "note"):
+                self._events += 1
+                if record["event"] == "start":  # steps before it are not this group's
+                    self._has_steps = self._new_steps = False
+                if self._events > self._said:
+                    lines.append(start_line(record) if "workers" in record else record["text"])
+        self._said = max(self._said, self._events)
+        return lines
 
 
 def failure_line(run: RunConfig, error: ray.train.TrainingFailedError) -> str:
@@ -182,6 +236,17 @@ def _last_line(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
+def idle_line(workers: int, plan: Plan) -> str:
+    """Say how much of the workers' time goes into masked rows; "" when they divide a step."""
+    dealt, most = plan.sub_batches_per_step, -(-plan.sub_batches_per_step // workers)
+    if dealt % workers == 0:
+        return ""
+    return (
+        f"{workers} workers share {dealt} sub-batches a step: {1 - dealt / (workers * most):.0%} "
+        "of their places hold masked rows; a number that divides them wastes none"
+    )
+
+
 def start_line(record: dict[str, Any]) -> str:
     """Return the line that says which processes work, and from which step."""
     workers = ", ".join(f"rank {w['rank']} pid {w['pid']}" for w in record["workers"])
@@ -191,7 +256,7 @@ def start_line(record: dict[str, Any]) -> str:
 def step_line(steps: Sequence[dict[str, Any]], total: int) -> str:
     """Return the line of progress: last losses, speed over the last steps, time left."""
     latest = steps[-1]
-    recent = steps[-20:]
+    recent = steps[-STEPS_SHOWN:]
     seconds = statistics.median(r["seconds"] for r in recent)
     left = (total - 1 - latest["step"]) * seconds
     losses = "  ".join(

@@ -36,16 +36,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(sources=tuple(sources), order=order)
 
 
-def ids_of(tables: list[pa.Table], index: int) -> pa.Table:
+def ids_of(tables: list[pa.Table], index: int, masked_rows: int) -> pa.Table:
     """Stands in for decoding and the processor."""
     ids = [query["id"] for table in tables for query in table["query"].to_pylist()]
+    ids += [""] * masked_rows
     return pa.table({"id": ids, "index": [index] * len(ids)})
 
 
-def refuses_step_2(tables: list[pa.Table], index: int) -> pa.Table:
+def refuses_step_2(tables: list[pa.Table], index: int, masked_rows: int) -> pa.Table:
     if index == 2:
         raise UserError("item 'left-7': the image is truncated")
-    return ids_of(tables, index)
+    return ids_of(tables, index, masked_rows)
 
 
 def planned_ids(data: stream.TrainingData, step: Step) -> list[str]:
@@ -138,7 +139,7 @@ def test_a_block_says_where_it_belongs_and_survives_plain_arrow(settings: Simple
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_every_rank_gets_its_steps_of_the_plan_in_order(
     settings: SimpleNamespace, world_size: int
 ) -> None:
@@ -147,7 +148,9 @@ def test_every_rank_gets_its_steps_of_the_plan_in_order(
     dealt = run(data, 0, steps, world_size)
     assert [[batch.index for batch in rank] for rank in dealt] == [list(range(steps))] * world_size
     for step in data.plan.steps(0, steps):
-        seen = [i for rank in dealt for i in rank[step.index].table["id"].to_pylist()]
+        tables = [rank[step.index].table for rank in dealt]
+        assert len({table.num_rows for table in tables}) == 1
+        seen = [name for table in tables for name in table["id"].to_pylist() if name]
         assert sorted(seen) == sorted(planned_ids(data, step))
 
 

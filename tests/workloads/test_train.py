@@ -15,13 +15,22 @@ import ray.train
 
 from rematch_ray.config import DataSettings, RunConfig, SourceSettings, TrainSettings
 from rematch_ray.data.order import OrderSettings
+from rematch_ray.data.readers.parquet import read_unit
+from rematch_ray.data.rows import stable_id
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.training.settings import OptimisationSettings
-from rematch_ray.workloads.loop import BadRows, Wish
+from rematch_ray.workloads.loop import BadRows, Wish, mark_of_rows
 from rematch_ray.workloads.run_directory import RunDirectory
-from rematch_ray.workloads.stream import RankStep, open_data
-from rematch_ray.workloads.train import failure_line, start_line, step_line, train
+from rematch_ray.workloads.stream import RankStep, TrainingData, open_data
+from rematch_ray.workloads.train import (
+    Progress,
+    failure_line,
+    idle_line,
+    start_line,
+    step_line,
+    train,
+)
 from tests.tiny import model_settings
 
 STEPS = 32
@@ -35,7 +44,7 @@ def run_config(base: Path, samples: dict[str, Path], storage: Path, **train: Any
         optimisation=OptimisationSettings(warmup_steps=2),
         data=DataSettings(
             sources=tuple(SourceSettings(name=n, path=path) for n, path in samples.items()),
-            order=OrderSettings(global_batch=8, sub_batch=4),
+            order=OrderSettings(global_batch=8, sub_batch=2),
         ),
         train=TrainSettings(
             **{"steps": STEPS, "checkpoint_every": 4, "progress_seconds": 0.2, **train}
@@ -45,6 +54,17 @@ def run_config(base: Path, samples: dict[str, Path], storage: Path, **train: Any
 
 def records(run: RunConfig, event: str) -> list[dict[str, Any]]:
     return [r for r in RunDirectory(run.directory).records() if r["event"] == event]
+
+
+def planned_rows(data: TrainingData, index: int) -> int:
+    """The mark of the rows of a step, read off the plan and the files without the stream."""
+    ids = []
+    for batch in data.plan.step(index).sub_batches:
+        source = data.plan.sources[batch.source].name
+        for group, row in zip(batch.row_groups, batch.rows, strict=True):
+            [unit] = read_unit(data.units[batch.source][group])
+            ids.append(stable_id(f"{source}\0{unit['query'][int(row)].as_py()['id']}"))
+    return mark_of_rows(ids)
 
 
 def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
@@ -94,20 +114,35 @@ def test_a_killed_worker_and_a_stopped_run_lose_no_step_and_repeat_none(
     assert 9 < stopped["steps"] < STEPS
     assert not (run.directory / "best").exists()
     [_, restart] = records(run, "start")
-    assert restart["from_step"] in (0, 4)
+    assert restart["from_step"] in (0, 4, 8)
 
-    # the next run goes on with one process and does what is left
-    alone = run_config(tiny_base, samples, tmp_path, num_workers=1)
+    # the next run goes on with three processes, which do not divide a step's four sub-batches;
+    # rank 2 meets a disk without room for its part of a checkpoint
+    alone = run_config(tiny_base, samples, tmp_path, num_workers=3)
+    state = run.directory / "checkpoint_0000024" / "state"
+    state.mkdir(parents=True)
+    (state / "__2_0.distcp").symlink_to("/dev/full")
     finished = train(alone)
+    [note] = records(run, "note")
+    assert "checkpoint_0000024 could not be written ([Errno 28] No space left" in note["text"]
+    assert "stands: checkpoint_0000020" in note["text"]
+    assert not state.exists()
+    saved = [r["at"] for r in records(run, "checkpoint") if r["at"] > stopped["steps"]]
+    assert saved == [n for n in range(0, STEPS + 1, 4) if n > stopped["steps"] and n != 24]
     assert finished["steps"] == STEPS
     assert records(run, "start")[-1]["from_step"] == stopped["steps"]
     assert [r["step"] for r in records(run, "step")] == list(range(STEPS))
     epochs = [r["epoch"] for r in records(run, "step")]
-    assert epochs == [step // open_data(run.data, 0).plan.steps_per_epoch for step in range(STEPS)]
+    data = open_data(run.data, 0)
+    assert epochs == [step // data.plan.steps_per_epoch for step in range(STEPS)]
+    # every committed step has the rows of an unbroken run
+    assert [r["rows"] for r in records(run, "step")] == [
+        planned_rows(data, step) for step in range(STEPS)
+    ]
 
     position = json.loads((run.directory / "checkpoint_0000032" / "trainer.json").read_text())
     assert position["index"] == STEPS
-    assert position["world_size"] == 1
+    assert position["world_size"] == 3
     for name in ("best", "last"):
         assert Embedder.from_pretrained(run.directory / name, device="cpu").ladder
     again = train(alone)
@@ -145,12 +180,12 @@ def test_steps_that_are_done_again_are_forgotten_and_a_half_written_line_is_left
     assert [r.get("step") for r in directory.records()] == [None, 0, 1, 2]
 
 
-def test_more_workers_than_a_step_can_be_shared_by_are_refused_before_anything_starts(
+def test_workers_that_do_not_divide_a_step_are_told_what_it_costs(
     tiny_base: Path, samples: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="3 workers cannot share"):
-        train(run_config(tiny_base, samples, tmp_path, num_workers=3))
-    assert not (tmp_path / "run").exists()
+    plan = open_data(run_config(tiny_base, samples, tmp_path).data, 0).plan
+    assert idle_line(1, plan) == idle_line(2, plan) == ""
+    assert "3 workers share 4 sub-batches a step: 33% of their places" in idle_line(3, plan)
 
 
 def test_a_missing_source_is_refused_by_path(tiny_base: Path, tmp_path: Path) -> None:
@@ -185,6 +220,42 @@ def test_a_run_that_failed_is_one_line_with_every_ranks_error(
     line = failure_line(run, ray.train.WorkerGroupError("a long story", failures))
     assert line.startswith("run run failed, with 2 restarts allowed (rank 1: No space left on")
     assert "\n" not in line
+
+
+def test_progress_reads_on_and_says_every_event_once(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_config(tiny_base, samples, tmp_path, progress_seconds=1e-6)
+    directory = RunDirectory(run.directory)
+    directory.open(run)
+    start = {"event": "start", "from_step": 0, "workers": [{"rank": 0, "pid": 11}]}
+    step = {"event": "step", "epoch": 0, "pairs": 8, "seconds": 1.0, "metrics": {"loss": 1.0}}
+
+    def said(progress: Progress) -> list[str]:
+        progress.show()
+        return capsys.readouterr().err.splitlines()
+
+    directory.log(start)
+    directory.log({**step, "step": 0})
+    progress = Progress(run, directory)
+    # what an earlier run logged is not said again, nor taken for a step of this one
+    assert said(progress) == []
+    assert not progress.steps_seen()
+    directory.log({**start, "from_step": 1})
+    directory.log({**step, "step": 1})
+    directory.log({"event": "checkpoint", "at": 2, "name": "checkpoint_0000002"})
+    directory.note("the disk is full", at=2)
+    lines = said(progress)
+    assert [line.split()[0] for line in lines] == ["training", "the", "step"]
+    assert progress.steps_seen()
+    assert progress.standing() == "until then checkpoint_0000002 stands"
+    # the workers were restarted: the file is written anew
+    directory.forget_steps_from(1)
+    directory.log({**start, "from_step": 1})
+    assert [line.split()[0] for line in said(progress)] == ["training"]
+    assert not progress.steps_seen()
+    directory.log({**step, "step": 1})
+    assert said(progress)[0].startswith("step 2/32")
 
 
 def test_progress_names_the_losses_the_speed_and_the_time_left() -> None:
