@@ -105,15 +105,23 @@ def rank_steps(
     plain_context()
     # smaller than any block: Ray then hands on each one-row table as it comes, merging none
     ray.data.DataContext.get_current().target_max_block_size = 1
-    length = _stretch(data.plan)
-    calls = []
-    for begin in range(start, stop, length):
-        end = min(begin + length, stop)
-        read = ReadStretch(data, begin, end, world_size)
-        calls.append(ReadCall(read, (end - begin) * world_size))
+    calls = read_tasks(data, start, stop, world_size)
     return read_calls(calls, num_cpus=READ_CPUS, at_once=readers).map_batches(
         _EncodeBlock(encode), batch_size=None, batch_format="pyarrow", num_cpus=encoder_cpus
     )
+
+
+def read_tasks(data: TrainingData, start: int, stop: int, world_size: int) -> list[ReadCall]:
+    """Cut the steps from `start` to `stop` (excluded) into read tasks, in order.
+
+    Each spans a whole shuffle window, so that no row group is read more than about twice.
+    """
+    length = data.plan.window_steps
+    stretches = [(begin, min(begin + length, stop)) for begin in range(start, stop, length)]
+    return [
+        ReadCall(ReadStretch(data, begin, end, world_size), (end - begin) * world_size)
+        for begin, end in stretches
+    ]
 
 
 def split(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.DataIterator]:
@@ -241,11 +249,6 @@ class _RowGroups:
                 held.popitem(last=False)
         held.move_to_end(group)
         return held[group]
-
-
-def _stretch(plan: Plan) -> int:
-    """Steps per read task: a whole shuffle window, so that no row group is read three times."""
-    return plan.window_steps
 
 
 def _pack(

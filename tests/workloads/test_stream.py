@@ -109,24 +109,31 @@ def test_a_file_that_changes_changes_the_digest(settings: SimpleNamespace, tmp_p
     assert len(digests) == 2
 
 
-def test_a_read_task_reads_no_row_group_more_than_twice(
-    settings: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rule", ["end_epoch", "leave_out"])
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_an_epoch_reads_at_most_twice_the_bytes_of_the_data(
+    settings: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, rule: str, window: int
 ) -> None:
-    data = stream.open_data(settings, 0)
-    reads: list[tuple[str, int]] = []
+    order = settings.order.model_copy(update={"window": window, "when_source_ends": rule})
+    data = stream.open_data(SimpleNamespace(sources=settings.sources, order=order), 0)
+    sizes = {unit: _bytes(unit) for units in data.units for unit in units}
+    reads: list[stream.Unit] = []
 
     def counted(unit: stream.Unit) -> Iterator[pa.RecordBatch]:
-        reads.append((unit.path, unit.row_group))
+        reads.append(unit)
         return read_unit(unit)
 
     read_unit = stream.read_unit
     monkeypatch.setattr(stream, "read_unit", counted)
-    length = data.plan.window_steps
-    for start in range(0, data.plan.steps_per_epoch, length):
-        stop = min(start + length, data.plan.steps_per_epoch)
-        for _ in stream.ReadStretch(data, start, stop, 2)():
-            pass
-    assert max(reads.count(read) for read in reads) <= 2
+    # from the middle of one epoch on, to the same place three epochs later
+    begin = data.plan.steps_per_epoch // 2
+    for call in stream.read_tasks(data, begin, begin + 3 * data.plan.steps_per_epoch, 3):
+        assert len(list(call.read())) == call.num_rows
+    assert sum(sizes[unit] for unit in reads) <= 3 * 2 * sum(sizes.values())
+
+
+def _bytes(unit: stream.Unit) -> int:
+    return sum(batch.nbytes for batch in stream.read_unit(unit))
 
 
 def test_a_block_says_where_it_belongs_and_survives_plain_arrow(settings: SimpleNamespace) -> None:
