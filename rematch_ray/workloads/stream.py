@@ -194,7 +194,7 @@ class ReadStretch:
 
     def __call__(self) -> Iterator[pa.Table]:
         """Yield the blocks in the plan's order, each step's ranks one after another."""
-        row_groups = _RowGroups(self._data)
+        row_groups = RowGroups(self._data)
         for step in self._data.plan.steps(*self._steps):
             for rank in range(self._world_size):
                 masked = self._data.plan.masked_rows(rank, self._world_size)
@@ -222,7 +222,7 @@ class _EncodeBlock:
             return _pack(step, rank, [], error=reason_of(refused))
 
 
-class _RowGroups:
+class RowGroups:
     """Row groups of every source, the last few kept: as many as two shuffle windows."""
 
     def __init__(self, data: TrainingData) -> None:
