@@ -1,0 +1,290 @@
+"""Whether the stream keeps up with a fast step, and what it costs beside a plain loop.
+
+(a) A stand-in for a GPU: two ranks take the demo's batches with steps that wait 0.6 s and hold no
+core; the share of the time that they wait for data instead, from the second step on.
+
+(b) CPU-seconds per pair of a training run, over those of one plain process that reads, decodes,
+tokenises and steps over the same plan, one thread each, in turn (plain, ours, plain, ours, ...;
+medians). Ours are the CPU times of all processes below this one between two logged steps (driver,
+Ray's daemons, data tasks, training processes), read from /proc twice a second, so that what a
+process used before it ended counts too; start-up, checkpoints and export do not.
+
+    python benchmarks/loader.py [--quick] [--workers 1] [--config jobs/configs/demo.yaml]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+
+from rematch_ray.config import RunConfig, read_run
+from rematch_ray.evaluation.report import plain_table
+
+STEP_S = 0.6
+RANKS = 2
+SAMPLE_S = 0.5
+LARGEST = 8  # processes listed
+CONFIG = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; see the module's text."""
+    options = _parser().parse_args(argv)
+    if options.plain:
+        print(json.dumps(_plain(_settings(options), *options.window)))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="loader-") as folder:
+        options.folder = options.folder or folder
+        run = _settings(options)
+        _write_data(run)
+        waits = _stand_in(run, 25 if options.quick else 200)
+        window = (4, 16) if options.quick else (10, 60)
+        rounds = 1 if options.quick else 3
+        costs: dict[str, list[float]] = {"plain": [], "ours": []}
+        for number in range(rounds):
+            costs["plain"].append(_plain_apart(options, window))
+            costs["ours"].append(_ours(options, window, f"loader-{number}"))
+    medians = {name: statistics.median(taken) for name, taken in costs.items()}
+    ratio = statistics.median(a / b for a, b in zip(costs["ours"], costs["plain"], strict=True))
+    print(
+        plain_table(
+            [
+                ["what", "value"],
+                ["waits for data, share of the time", f"{waits['share']:.4f}"],
+                ["longest wait, s", f"{waits['longest_s']:.3f}"],
+                ["first batch after, s", f"{waits['first_s']:.1f}"],
+                ["CPU-s per pair, plain", f"{medians['plain']:.4f}"],
+                ["CPU-s per pair, ours", f"{medians['ours']:.4f}"],
+                ["ours over plain", f"{ratio:.3f}"],
+            ]
+        )
+    )
+    result = {
+        "benchmark": "loader",
+        "wait_share_with_stand_in": round(waits["share"], 4),
+        "cpu_s_per_pair_over_plain": round(ratio, 3),
+        "cpu_s_per_pair": {name: [round(x, 5) for x in taken] for name, taken in costs.items()},
+        "longest_wait_s": round(waits["longest_s"], 3),
+        "first_batch_s": round(waits["first_s"], 2),
+        "pairs_per_step": run.data.order.global_batch,
+        "ranks": RANKS,
+        "workers": options.workers,
+        "steps": list(window),
+        "machine": f"{os.cpu_count()} cores {platform.machine()}",
+    }
+    print(json.dumps(result))
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> RunConfig:
+    """The demo's run, its data and storage in a folder of ours, without checkpoints on the way."""
+    folder = Path(options.folder)
+    run = read_run(
+        options.config,
+        [
+            f"storage={folder / 'runs'}",
+            "train.steps=100000",
+            "train.checkpoint_every=100000",
+            "train.progress_seconds=30",
+            f"train.num_workers={options.workers}",
+        ],
+    )
+    sources = tuple(
+        source.model_copy(update={"path": folder / "data" / source.name / "train"})
+        for source in run.data.sources
+    )
+    demo = run.data.demo
+    if demo is not None:
+        demo = demo.model_copy(update={"out": folder / "data", "quick": options.quick})
+    data = run.data.model_copy(update={"sources": sources, "demo": demo})
+    return run.model_copy(update={"data": data})
+
+
+def _write_data(run: RunConfig) -> None:
+    from rematch_ray.data.demo import write_demo
+
+    assert run.data.demo is not None, "give a configuration on the demo's data"
+    write_demo(run.data.demo.out, sources=run.data.demo.corpora, quick=run.data.demo.quick)
+
+
+def _stand_in(run: RunConfig, steps: int) -> dict[str, float]:
+    """Takes `steps` batches on two ranks whose steps only wait; how long they wait for data."""
+    import ray
+
+    from rematch_ray.workloads import stream
+    from rematch_ray.workloads.runtime import Bundle, connect
+    from rematch_ray.workloads.stages import EncodeSamples
+
+    @ray.remote(num_cpus=0)
+    def take(iterator: Any, plan: Any, rank: int) -> list[float]:
+        waits = []
+        for given in stream.batches(iterator, plan, start=0, stop=steps, rank=rank, prefetch=2):
+            waits.append(given.waited_s)
+            time.sleep(STEP_S)
+        return waits
+
+    data = stream.open_data(run.data, run.seed)
+    encode = EncodeSamples(run.model, max_negatives=run.data.max_negatives, seed=run.seed)
+    with connect([Bundle("data task", run.train.cpus_per_encoder)]):
+        dataset = stream.rank_steps(
+            data,
+            encode,
+            start=0,
+            stop=steps,
+            world_size=RANKS,
+            encoder_cpus=run.train.cpus_per_encoder,
+            readers=run.train.readers,
+        )
+        iterators = stream.split(dataset, RANKS)
+        taken = ray.get([take.remote(it, data.plan, rank) for rank, it in enumerate(iterators)])
+    later = [waited for waits in taken for waited in waits[1:]]
+    return {
+        "share": sum(later) / (sum(later) + STEP_S * len(later)),
+        "longest_s": max(later),
+        "first_s": max(waits[0] for waits in taken),
+    }
+
+
+def _plain(run: RunConfig, begin: int, end: int) -> float:
+    """CPU-seconds per pair of one process that does everything in turn, steps `begin` to `end`."""
+    import torch
+
+    from rematch_ray.training.step import Training
+    from rematch_ray.workloads import stream
+    from rematch_ray.workloads.stages import EncodeSamples
+
+    torch.set_num_threads(1)
+    data = stream.open_data(run.data, run.seed)
+    encode = EncodeSamples(run.model, max_negatives=run.data.max_negatives, seed=run.seed)
+    training = Training.build(
+        run.model, run.objective, run.optimisation, seed=run.seed, total_steps=run.train.steps
+    )
+    rows = stream.RowGroups(data)
+    began = 0.0
+    for step in data.plan.steps(0, end):
+        if step.index == begin:
+            began = time.process_time()
+        tables = [rows.rows(batch) for batch in step.sub_batches]
+        training.step(training.collate(encode(tables, step.index, 0), step=step.index))
+    return (time.process_time() - began) / ((end - begin) * run.data.order.global_batch)
+
+
+def _plain_apart(options: argparse.Namespace, window: tuple[int, int]) -> float:
+    """The same in a process of its own, which has not started Ray."""
+    command = [sys.executable, __file__, "--plain", "--folder", str(options.folder)]
+    command += ["--config", str(options.config), "--window", *map(str, window)]
+    command += ["--quick"] if options.quick else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def _ours(options: argparse.Namespace, window: tuple[int, int], name: str) -> float:
+    """CPU-seconds per pair of a training run, all processes, steps `begin` to `end`."""
+    from rematch_ray.workloads.run_directory import RunDirectory
+    from rematch_ray.workloads.train import train
+
+    run = _settings(options).model_copy(update={"name": name})
+    directory = RunDirectory(run.directory)
+    found: dict[int, float] = {}
+
+    def watch() -> None:
+        meter, tail = CpuMeter(), directory.tail()
+        while len(found) < len(window):
+            used = meter.read()
+            done = [r["step"] + 1 for r in tail.read().records if r["event"] == "step"]
+            for mark in window:
+                if mark not in found and done and done[-1] >= mark:
+                    found[mark], steps[mark] = used, done[-1]
+                    named[mark] = meter.by_name()
+            time.sleep(SAMPLE_S)
+        directory.ask_to_stop()
+
+    steps: dict[int, int] = {}
+    named: dict[int, dict[str, float]] = {}
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    train(run)
+    watcher.join()
+    begin, end = window
+    pairs = (steps[end] - steps[begin]) * run.data.order.global_batch
+    spent = {n: s - named[begin].get(n, 0.0) for n, s in named[end].items()}
+    shown = [[name, f"{seconds / pairs:.5f}"] for name, seconds in spent.items()]
+    print(plain_table([["process", "CPU-s per pair"], *shown[:LARGEST]]))
+    return (found[end] - found[begin]) / pairs
+
+
+class CpuMeter:
+    """CPU-seconds of this process and all below it; those that ended keep what they were seen at.
+
+    Between two reads a process that ends loses what it used since the first of them.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, int], float] = {}
+        self._names: dict[tuple[int, int], str] = {}
+        self._ticks = os.sysconf("SC_CLK_TCK")
+
+    def read(self) -> float:
+        """Returns the sum up to now."""
+        parents: dict[int, int] = {}
+        used: dict[int, tuple[int, float]] = {}
+        names: dict[int, str] = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                head, _, tail = (entry / "stat").read_text().rpartition(")")
+            except OSError:
+                continue
+            pid, fields = int(entry.name), tail.split()
+            names[pid] = head.partition("(")[2]
+            parents[pid] = int(fields[1])
+            used[pid] = int(fields[19]), (int(fields[11]) + int(fields[12])) / self._ticks
+        for pid in _below(parents):
+            start, seconds = used[pid]
+            self._seen[(pid, start)] = seconds
+            self._names[(pid, start)] = names[pid]
+        return sum(self._seen.values())
+
+    def by_name(self) -> dict[str, float]:
+        """Returns the sums of the last read by the processes' names, largest first."""
+        sums: dict[str, float] = {}
+        for process, seconds in self._seen.items():
+            name = self._names[process]
+            sums[name] = sums.get(name, 0.0) + seconds
+        return dict(sorted(sums.items(), key=lambda entry: -entry[1]))
+
+
+def _below(parents: dict[int, int]) -> set[int]:
+    below: set[int] = set()
+    level = {os.getpid()}
+    while level:
+        below |= level
+        level = {pid for pid, parent in parents.items() if parent in level} - below
+    return below & parents.keys()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer steps on fewer rows")
+    parser.add_argument("--device", default="cpu", choices=["cpu"], help="CPU alone is measured")
+    parser.add_argument("--workers", type=int, default=1, help="training processes of (b)")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="a run on the demo's data")
+    parser.add_argument("--folder", type=Path, help="keep data and runs there")
+    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--window", type=int, nargs=2, default=(0, 1), help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
