@@ -1,8 +1,9 @@
 """MaxSim between nested multi-vectors: all pairs in blocks, several budgets at once, candidates.
 
 Takes tensors and budgets; knows nothing of models, losses, masks of candidates or indexes. The full
-(B, C, R_q, R_d) similarity is never held: query rows are taken in blocks, each block is reduced to
-scores at once and computed again in the backward pass. Ground floor.
+(B, C, R_q, R_d) similarity is never held: query rows are taken in blocks (and documents too, where
+those of one row are too many), each block is reduced to scores at once and computed again in the
+backward pass. Ground floor.
 """
 
 from __future__ import annotations
@@ -84,17 +85,22 @@ def maxsim_groups(
     r_q, r_d = _extent(groups, query_BRD.shape[-2], document_CRD.shape[-2])
     query = query_BRD[:, :r_q].float()
     document = document_CRD[:, :r_d].float()
+    block_documents = max(1, BLOCK_CELLS // (r_q * r_d))
     if block_rows is None:
-        block_rows = max(1, BLOCK_CELLS // max(1, document.shape[0] * r_q * r_d))
+        block_rows = max(1, block_documents // max(1, document.shape[0]))
     recompute = torch.is_grad_enabled() and (query.requires_grad or document.requires_grad)
-    blocks = []
-    for block in query.split(block_rows):
+
+    def scored(query_bRD: Tensor, document_cRD: Tensor) -> Tensor:
         if recompute:
-            blocks.append(
-                checkpoint(_score_block, block, document, groups, reduce, use_reentrant=False)
+            return checkpoint(
+                _score_block, query_bRD, document_cRD, groups, reduce, use_reentrant=False
             )
-        else:
-            blocks.append(_score_block(block, document, groups, reduce))
+        return _score_block(query_bRD, document_cRD, groups, reduce)
+
+    blocks = [
+        torch.cat([scored(rows, some) for some in document.split(block_documents)], dim=2)
+        for rows in query.split(block_rows)
+    ]
     if not blocks:
         return query.new_zeros((len(groups), 0, document.shape[0]))
     return torch.cat(blocks, dim=1)
@@ -120,10 +126,17 @@ def maxsim_candidates(
     """
     budgets = [groups] if isinstance(groups, Budget) else list(groups)
     r_q, r_d = _extent(budgets, query_BRD.shape[-2], document_BNRD.shape[-2])
-    similarity = torch.einsum(
-        "bqd,bnkd->bnqk", query_BRD[:, :r_q].float(), document_BNRD[:, :, :r_d].float()
-    )
-    scores = _reduce_groups(similarity, budgets, reduce)
+    query, document = query_BRD[:, :r_q], document_BNRD[:, :, :r_d]
+    rows = max(1, BLOCK_CELLS // max(1, document.shape[1] * r_q * r_d))
+    recompute = torch.is_grad_enabled() and (query.requires_grad or document.requires_grad)
+    recompute = recompute and len(query) > rows  # one small block is cheaper kept than made again
+    blocks = []
+    for some in zip(query.split(rows), document.split(rows), strict=True):
+        if recompute:
+            blocks.append(checkpoint(_candidate_block, *some, budgets, reduce, use_reentrant=False))
+        else:
+            blocks.append(_candidate_block(*some, budgets, reduce))
+    scores = torch.cat(blocks, dim=1)
     return scores[0] if isinstance(groups, Budget) else scores
 
 
@@ -140,6 +153,13 @@ def _score_block(
     similarity = query_bRD.reshape(b * r_q, dim) @ document_CRD.reshape(num_documents * r_d, dim).T
     similarity_bCRR = similarity.view(b, r_q, num_documents, r_d).transpose(1, 2)
     return _reduce_groups(similarity_bCRR, groups, reduce)
+
+
+def _candidate_block(
+    query_bRD: Tensor, document_bNRD: Tensor, groups: Sequence[Budget], reduce: Reduce
+) -> Tensor:
+    similarity = torch.einsum("bqd,bnkd->bnqk", query_bRD.float(), document_bNRD.float())
+    return _reduce_groups(similarity, groups, reduce)
 
 
 def _reduce_groups(similarity_bCRR: Tensor, groups: Sequence[Budget], reduce: Reduce) -> Tensor:

@@ -143,3 +143,33 @@ def test_no_queries_give_an_empty_score() -> None:
 def test_what_the_vectors_cannot_give_is_refused(groups: list[Budget]) -> None:
     with pytest.raises(ValueError, match=r"more vectors|fused rung|no budgets"):
         maxsim_groups(unit((1, 4, 6), 1), unit((1, 8, 6), 2), groups)
+
+
+def test_documents_are_cut_where_those_of_one_query_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    query, document = unit((3, 4, 8), 0), unit((50, 8, 8), 1)
+    own = unit((3, 5, 8, 8), 2)
+
+    def run() -> list[Tensor]:
+        leaves = [part.clone().requires_grad_() for part in (query, document, own)]
+        shared = maxsim_groups(leaves[0], leaves[1], GROUPS)
+        private = maxsim_candidates(leaves[0], leaves[2], GROUPS)
+        (shared.square().sum() + private.square().sum()).backward()
+        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        return [shared.detach(), private.detach(), *gradients]
+
+    whole = run()
+    largest = max(group.r_q for group in GROUPS) * max(group.r_d for group in GROUPS)
+    monkeypatch.setattr(module, "BLOCK_CELLS", 7 * largest)
+    seen: list[int] = []
+    score_block = module._score_block
+
+    def recorded(block: Tensor, some: Tensor, *rest: object) -> Tensor:
+        seen.append(len(block) * len(some))
+        return score_block(block, some, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_score_block", recorded)
+    for ours, theirs in zip(run(), whole, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert max(seen) <= 7
