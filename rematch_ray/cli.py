@@ -49,7 +49,7 @@ VERBS = {
     ),
     "pretrain-tiny": Verb("make the tiny generative base model again", "pretrain_tiny"),
     "train": Verb("train an embedder from a run configuration", "train"),
-    "mine": Verb("find hard negatives for training rows"),
+    "mine": Verb("find hard negatives for training rows", "mine"),
     "embed": Verb("embed a corpus, or queries, to shards with a manifest", "embed"),
     "index": Verb("build, describe or verify an index", "index"),
     "search": Verb("search an index by text, image or both, without a server", "search"),

@@ -48,7 +48,9 @@ TOP_LIBRARIES = {"ray", "fastapi", "starlette", "uvicorn"}
 # imports between workloads point left only
 WORKLOADS = [
     "runtime", "run_directory", "stages", "stream", "shards", "loop",
-    "train", "embed", "mine", "build_index", "evaluate", "pretrain_tiny",
+    "train", "embed", "mining_tasks", "mining_job", "mining_inputs", "mining_runs",
+    "mining_galleries", "mine",
+    "build_index", "evaluate", "pretrain_tiny",
     "stamps", "showcase", "demo_lines", "demo",
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 EXIT_MISTAKE = 2
-Kind = Literal["run", "embed", "evaluate"]
+Kind = Literal["run", "embed", "mine", "evaluate"]
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -85,7 +85,7 @@ def embed(
     payload = _payload_type(units)
     started = time.monotonic()
     staging = _fresh_staging(target)
-    with connect(_bundles(settings)):
+    with connect(embed_bundles(settings)):
         _stream(units, payload, export, job, settings, staging)
         manifest = finish(target, staging, job, max_bad_share=settings.max_bad_share)
     shutil.rmtree(staging)
@@ -103,7 +103,8 @@ def _summary(target: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return {"out": str(target), **counts, "shards": len(manifest["shards"])}
 
 
-def _bundles(settings: EmbedSettings) -> list[Bundle]:
+def embed_bundles(settings: EmbedSettings) -> list[Bundle]:
+    """Return what an embedding job needs of the cluster."""
     return [
         Bundle(
             "embedding process",

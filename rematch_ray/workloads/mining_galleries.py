@@ -1,0 +1,120 @@
+"""What negatives are mined from: documents collected, embedded, indexed, and known by index row.
+
+The rows' own documents, or a corpus with an index of it or without, and beside it the positives
+that the corpus lacks. Top floor.
+"""
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from rematch_ray.index.generation import CURRENT_FILE, Generation
+from rematch_ray.index.mining_documents import Documents, ItemStore
+from rematch_ray.index.references import References
+from rematch_ray.index.store import build_index
+from rematch_ray.workloads.embed import embed
+from rematch_ray.workloads.mining_inputs import Inputs
+from rematch_ray.workloads.mining_runs import run_tasks, save_array, say
+from rematch_ray.workloads.mining_tasks import (
+    CollectCorpus,
+    CollectDocuments,
+    Galleries,
+    Workspace,
+)
+
+
+def make_galleries(inputs: Inputs, workspace: Workspace) -> Galleries:
+    """Embed and index documents, and say what is known of every row of the index."""
+    index, documents = workspace.root / "index", workspace.root / "documents"
+    if inputs.corpus is None:
+        _collect(inputs, workspace, _first_of_each(inputs, workspace), "items", "documents")
+    else:
+        tasks = [
+            (CollectCorpus(unit, inputs.model.max_image_pixels, file), file)
+            for number, unit in enumerate(inputs.corpus_units)
+            for file in [workspace.items(number)]
+        ]
+        run_tasks("read", tasks, inputs.settings.cpus_per_task, what="row groups of the corpus")
+    if inputs.index is not None:
+        index = inputs.index
+    else:
+        _build(inputs, inputs.corpus or [documents], workspace.root / "vectors", index)
+    _align(workspace, "items", index)
+    outside = None
+    if inputs.corpus is not None:
+        outside = _make_outside(inputs, workspace)
+    return Galleries(index, outside, workspace, inputs.miner, uuid.uuid4().hex)
+
+
+def _make_outside(inputs: Inputs, workspace: Workspace) -> Path | None:
+    """Embed and index positives that the corpus lacks: their scores are needed all the same."""
+    known = Documents(ItemStore(workspace.root / "items").lines())
+    chosen = _first_of_each(inputs, workspace, lacking=known)
+    if not any(len(places) for places in chosen):
+        return None
+    _collect(inputs, workspace, chosen, "outside-items", "outside-documents")
+    folder, index = workspace.root / "outside-documents", workspace.root / "outside-index"
+    _build(inputs, [folder], workspace.root / "outside-vectors", index)
+    _align(workspace, "outside", index, store="outside-items")
+    return index
+
+
+def _first_of_each(
+    inputs: Inputs, workspace: Workspace, *, lacking: Documents | None = None
+) -> list[np.ndarray]:
+    """Where each document of the rows stands first, per row group.
+
+    Args:
+        inputs: the job.
+        workspace: holds the scans.
+        lacking: take only positives, and only those that are not here.
+    """
+    seen: set[int] = set()
+    places = []
+    for number in range(len(inputs.units)):
+        column = pq.read_table(workspace.scan(number), columns=["documents"])["documents"]
+        named = column.combine_chunks().flatten()
+        ids, sources, contents = (
+            named.field(name).to_numpy() for name in ("id_key", "source_key", "content")
+        )
+        wanted = named.field("readable").to_numpy(zero_copy_only=False).astype(bool)
+        if lacking is not None:
+            wanted &= named.field("is_positive").to_numpy(zero_copy_only=False).astype(bool)
+            found = lacking.find(References(ids, sources, contents))
+            wanted &= np.array([not len(rows) for rows in found], dtype=bool)
+        taken = []
+        # one number for id and source; both are hashes already
+        for place, key in enumerate((ids ^ (sources << 1)).tolist()):
+            if wanted[place] and key not in seen:
+                seen.add(key)
+                taken.append(place)
+        places.append(np.array(taken, np.int64))
+    return places
+
+
+def _collect(
+    inputs: Inputs, workspace: Workspace, chosen: Sequence[np.ndarray], store: str, folder: str
+) -> None:
+    tasks = []
+    for number, unit in enumerate(inputs.units):
+        items = workspace.items(number, store=store)
+        documents = workspace.documents(number, folder=folder)
+        task = CollectDocuments(unit, number, workspace, chosen[number], documents, items)
+        tasks.append((task, items))
+    run_tasks("collected", tasks, inputs.settings.cpus_per_task)
+
+
+def _build(inputs: Inputs, data: Sequence[Path], vectors: Path, index: Path) -> None:
+    embed(model=inputs.export, data=data, out=vectors, settings=inputs.settings.embed)
+    if not (index / CURRENT_FILE).exists():
+        info = build_index(vectors, index)
+        say(f"indexed {info.documents} documents")
+
+
+def _align(workspace: Workspace, gallery: str, index: Path, *, store: str = "items") -> None:
+    if not workspace.lines(gallery).exists():
+        items = ItemStore(workspace.root / store)
+        save_array(workspace.lines(gallery), items.documents(Generation(index).ids()))

@@ -1,0 +1,116 @@
+"""What a mining job reads, found and checked before anything starts, and what identifies it.
+
+Knows nothing of how rows are mined. Top floor.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rematch_ray.config import MineSettings
+from rematch_ray.data.readers.parquet import Unit, list_units
+from rematch_ray.errors import UserError
+from rematch_ray.index.generation import generation_file, read_current
+from rematch_ray.index.manifest import hash_file
+from rematch_ray.index.miner import MinerSettings
+from rematch_ray.index.mining import MiningRules
+from rematch_ray.index.search import SearchIndex
+from rematch_ray.model.checkpoint import load_identity, read_meta, resolve_export
+from rematch_ray.model.settings import ModelIdentity, ModelSettings
+from rematch_ray.scoring.budget import Ladder
+from rematch_ray.workloads.mining_job import Job
+from rematch_ray.workloads.stages import fingerprint
+
+# settings that say how a job is run, not what comes out
+ONLY_HOW = {"search_rows", "cpus_per_task", "embed"}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job reads, found and checked.
+
+    Args:
+        export: the model's export.
+        identity: of the model.
+        model: its settings.
+        units: row groups of the training rows.
+        corpus: paths of the corpus, or None: the rows' own documents.
+        corpus_units: its row groups.
+        index: an index of the corpus, or None.
+        settings: of the job.
+    """
+
+    export: Path
+    identity: ModelIdentity
+    model: ModelSettings
+    units: Sequence[Unit]
+    corpus: Sequence[Path] | None
+    corpus_units: Sequence[Unit]
+    index: Path | None
+    settings: MineSettings
+
+    @property
+    def rows(self) -> int:
+        """Training rows."""
+        return sum(unit.num_rows for unit in self.units)
+
+    @property
+    def miner(self) -> MinerSettings:
+        """How candidates are searched and taken."""
+        given = self.settings
+        rules = MiningRules(**{name: getattr(given, name) for name in MiningRules.model_fields})
+        return MinerSettings(rules, given.budget, given.candidates, given.own_source)
+
+    def job(self) -> Job:
+        """What the output depends on."""
+        generation = None
+        if self.index is not None:
+            generation = hash_file(generation_file(self.index, read_current(self.index)))
+        return Job(
+            model=self.identity.digest,
+            data=fingerprint(self.units),
+            corpus=fingerprint(self.corpus_units) if self.corpus_units else None,
+            index=generation,
+            settings=self.settings.model_dump(mode="json", exclude=ONLY_HOW),
+        )
+
+
+def read_inputs(
+    model: str | Path,
+    data: str | Path | Sequence[str | Path],
+    corpus: str | Path | Sequence[str | Path] | None,
+    index: str | Path | None,
+    settings: MineSettings,
+) -> Inputs:
+    """Find and check what a job reads, before anything starts.
+
+    Raises:
+        UserError: as `mine`.
+    """
+    export = resolve_export(model).absolute()
+    identity = load_identity(export)
+    ladder = Ladder.parse(identity.ladder)
+    opened = None
+    if index is not None:
+        if corpus is None:
+            raise UserError("--index needs --corpus: the documents themselves become negatives")
+        opened = SearchIndex.open(Path(index).expanduser().absolute())
+        opened.check_model(identity)
+        ladder = opened.ladder
+    ladder.resolve(settings.budget, has_fused=identity.fused_dim is not None)
+    paths = None if corpus is None else _paths(corpus)
+    return Inputs(
+        export=export,
+        identity=identity,
+        model=ModelSettings.model_validate(read_meta(export)["settings"]),
+        units=list_units(_paths(data), rows="samples"),
+        corpus=paths,
+        corpus_units=list_units(paths, rows="items") if paths else [],
+        index=Path(index).expanduser().absolute() if index is not None else None,
+        settings=settings,
+    )
+
+
+def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    paths = [given] if isinstance(given, str | Path) else given
+    return [Path(path).expanduser().absolute() for path in paths]
