@@ -235,6 +235,20 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _parts_are_whole(self) -> "RunConfig":
+        """Every part of a step is the same sub-batches however many ranks share it."""
+        parts, order = self.optimisation.accumulation, self.data.order
+        held = order.global_batch // order.sub_batch
+        workers = range(self.train.min_workers, self.train.max_workers + 1)
+        if parts > 1 and (held % parts or any(held // parts % count for count in workers)):
+            raise ValueError(
+                f"optimisation.accumulation {parts} cuts the {held} sub-batches of a step into "
+                f"parts that {self.train.num_workers} workers cannot share evenly: change it, "
+                "train.num_workers, data.order.global_batch or data.order.sub_batch"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _validation_fits(self) -> "RunConfig":
         """Validation runs on checkpoints, and its metric names a budget of the model."""
         if self.validation is None:

@@ -180,3 +180,22 @@ def test_the_metric_of_the_best_names_a_rung_of_the_ladder(file: Path) -> None:
     assert read_run(file, changes).validation_metric == "n/recall@1/2x4"
     rematch = [VALIDATION, "objective.preset=rematch", "validation.metric=recall@1/16x16"]
     assert read_run(file, rematch).validation_metric == "recall@1/16x16"
+
+
+@pytest.mark.parametrize(
+    ("workers", "parts", "fits"),
+    [("2", 2, True), ("1", 4, True), ("2", 4, False), ("2", 3, False), ("[1,2]", 2, True)],
+)
+def test_parts_of_a_step_do_not_depend_on_the_workers(
+    file: Path, workers: str, parts: int, fits: bool
+) -> None:
+    changes = [
+        "data.order={global_batch: 8, sub_batch: 2}",
+        f"train.num_workers={workers}",
+        f"optimisation.accumulation={parts}",
+    ]
+    if fits:
+        assert read_run(file, changes).optimisation.accumulation == parts
+    else:
+        with pytest.raises(UserError, match=f"accumulation {parts} cuts the 4 sub-batches"):
+            read_run(file, changes)
