@@ -47,7 +47,8 @@ TOP_LIBRARIES = {"ray", "fastapi", "starlette", "uvicorn"}
 
 # imports between workloads point left only
 WORKLOADS = [
-    "runtime", "run_directory", "stages", "stream", "shards", "loop",
+    "runtime", "journal", "run_directory", "stages", "stream", "shards",
+    "validation", "tracking", "training_plot", "watch", "checkpoints", "preemption", "loop",
     "train", "embed", "mining_tasks", "mining_job", "mining_inputs", "mining_runs",
     "mining_galleries", "mine",
     "build_index", "evaluate", "pretrain_tiny",

@@ -102,6 +102,21 @@ def read_items(name: str, queries: Path, corpus: Path, qrels: Path, draw: Draw) 
     )
 
 
+def check_items(name: str, queries: Path, corpus: Path, qrels: Path) -> None:
+    """Refuse what `read_items` would refuse, reading nothing but ids; arguments as there.
+
+    Where items have no ids of their own, only the files' columns are checked.
+    """
+    asked = _all_ids(list_units(queries, rows="items"))
+    held = _all_ids(list_units(corpus, rows="items"))
+    right = _right_documents(qrels, set(asked or ()))
+    if asked is not None:
+        _refuse(name, "queries", [q for q in asked if q not in right], f"have no line in {qrels}")
+    if held is not None:
+        lost = {d for of in right.values() for d in of} - set(held)
+        _refuse(name, "relevant documents", sorted(lost), f"are not in {corpus}")
+
+
 def read_samples(name: str, path: Path, draw: Draw) -> HeldOut:
     """Read a set of Samples: positives and hard negatives of the drawn ones are the documents.
 
@@ -218,8 +233,8 @@ def _documents(name: str, corpus: Path, right: set[str], draw: Draw) -> list[Ite
     units = list_units(corpus, rows="items")
     if draw.max_documents is None:
         return [item for unit in units for item in _items(unit)]
-    ids = [name for unit in units for name in _ids(unit)]
-    if None in ids:
+    ids = _all_ids(units)
+    if ids is None:
         raise UserError(
             f"validation set '{name}': documents of {corpus} have no id, so none can be drawn "
             "without reading all: give them ids, or set validation.max_documents to null"
@@ -230,10 +245,14 @@ def _documents(name: str, corpus: Path, right: set[str], draw: Draw) -> list[Ite
     return [item for unit in units for item in _items(unit, pc.field("id").isin(chosen))]
 
 
-def _ids(unit: Unit) -> Iterable[str | None]:
-    for batch in read_unit(unit, columns=["id"]):
-        has_ids = "id" in batch.schema.names
-        yield from batch["id"].to_pylist() if has_ids else [None] * unit.num_rows
+def _all_ids(units: Sequence[Unit]) -> list[str] | None:
+    """The ids of all rows, None when a row has none."""
+    ids: list[str] = []
+    for batch in (batch for unit in units for batch in read_unit(unit, columns=["id"])):
+        if "id" not in batch.schema.names or batch["id"].null_count:
+            return None
+        ids += batch["id"].to_pylist()
+    return ids
 
 
 def _items(unit: Unit, where: pc.Expression | None = None) -> Iterable[Item]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rematch_ray.collectives import world_size
+from rematch_ray.collectives import largest_over_ranks, world_size
 from rematch_ray.data.rows import EncodedRow
 from rematch_ray.data.samples import TrainBatch
 from rematch_ray.losses.joint import JointLoss
@@ -23,6 +23,7 @@ from rematch_ray.model.embeddings import Embeddings
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.training.flops import Decoder, Trained, VisionTower, peak_flops
 
+MEMORY_EVERY = 25
 _NAMED_ROWS = 10
 
 
@@ -72,6 +73,44 @@ class WorkCounter:
             flops=self._decoder.step(lengths, self._trained)
             + self._vision.step(grids, self._trained),
         )
+
+
+class Meter:
+    """What a step of a run is told of its speed and memory.
+
+    Args:
+        counter: of the model.
+        device: of this rank.
+        dtype: of the backbone, for the device's peak.
+    """
+
+    def __init__(self, counter: WorkCounter, device: torch.device, dtype: str) -> None:
+        self._counter = counter
+        self._device = device
+        self._peak = device_peak(device, dtype)
+        self._steps = self._memory = 0
+
+    def work(self, batch: TrainBatch | None) -> Work:
+        """The work of this rank's batch; none without one."""
+        return Work() if batch is None else self._counter.count(batch)
+
+    def look(self) -> None:
+        """Ask every so often for the largest memory of any rank; every rank calls it each step."""
+        if self._steps % MEMORY_EVERY == 0:
+            self._memory = largest_over_ranks(peak_memory_bytes(self._device), device=self._device)
+        self._steps += 1
+
+    def speed(self, work: Work, *, seconds: float, waited: float) -> dict[str, float | None]:
+        """`throughput` of a step, and `peak_memory_bytes` of the rank that took most.
+
+        Args:
+            work: of all ranks.
+            seconds: the whole step took.
+            waited: of which for data.
+        """
+        peak = None if self._peak is None else self._peak * world_size()
+        found = throughput(work, seconds=seconds, waited=waited, peak=peak)
+        return {**found, "peak_memory_bytes": self._memory}
 
 
 def _grids(rows: Sequence[EncodedRow]) -> list[tuple[int, int, int]]:

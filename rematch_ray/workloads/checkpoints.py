@@ -21,6 +21,7 @@ from rematch_ray.collectives import rank, world_size
 from rematch_ray.config import RunConfig
 from rematch_ray.data.order import Plan
 from rematch_ray.training.step import Training
+from rematch_ray.workloads import validation
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stages import reason_of
 
@@ -127,6 +128,8 @@ class Checkpoints:
             checkpoint=ray.train.Checkpoint(str(folder)),
             checkpoint_dir_name=folder.name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+            # Ray asks rank 0
+            validation=rank() == 0 and validation.asks(self._run, self._directory, writing.done),
         )
         if rank() == 0:
             self._directory.log({"event": "checkpoint", "at": writing.done, "name": folder.name})

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from rematch_ray.collectives import rank, world_size
 from rematch_ray.config import RunConfig
 from rematch_ray.data.samples import TrainBatch
+from rematch_ray.training.measures import Meter, Work, WorkCounter
 from rematch_ray.training.step import Training
 from rematch_ray.workloads.checkpoints import STATE, TRAINER, Checkpoints
 from rematch_ray.workloads.preemption import Preemption
@@ -32,6 +33,7 @@ from rematch_ray.workloads.stream import RankStep, TrainingData, batches, rank_s
 
 REASONS_KEPT = 3
 MARK_BITS = 2**40 - 1
+NO_WORK = Work()
 
 
 def train_rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -60,11 +62,12 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
     _announce(directory, start)
     metrics: dict[str, float] = {}
     accepted, preemption = BadRows(run, data), Preemption()
+    meter = _meter(training, run)
     checkpoints = Checkpoints(training, run, data.plan, directory, start=start)
     for given in _stream(run, data, start):
         started = time.perf_counter()
         batch = None if given.table is None else training.collate(given.table, step=given.index)
-        mine = Mine.of(given, batch, directory, checkpoints, preemption)
+        mine = Mine.of(given, batch, directory, checkpoints, preemption, meter.work(batch))
         wish = _agree(mine, training.device)
         if wish.landed:
             checkpoints.close()
@@ -80,17 +83,25 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
         except FloatingPointError as error:  # the same on every rank: the loss is a mean over them
             return _leave(checkpoints, {"refused": str(error), "steps": done})
         done = given.index + 1
+        meter.look()
         if rank() == 0:
-            directory.log(_record(run, given, wish, metrics, time.perf_counter() - started))
+            seconds = time.perf_counter() - started + given.waited_s
+            speed = meter.speed(wish.work, seconds=seconds, waited=given.waited_s)
+            directory.log(_record(run, given, wish, metrics, seconds, speed))
         if done % run.train.checkpoint_every == 0 or done == run.train.steps:
             checkpoints.begin(done, metrics)
     if checkpoints.given_up or not checkpoints.save_now(done, metrics):
         return {"unsaved": checkpoints.failure, "saved": checkpoints.last_good, "steps": done}
     if done < run.train.steps:
         return {"stopped": True, "steps": done}
-    for name in ("last", "best"):  # without validation the last weights are the best
-        training.export(run.directory / name)
+    training.export(run.directory / "last")
     return {"steps": done, "metrics": metrics, "bad_rows": accepted.total}
+
+
+def _meter(training: Training, run: RunConfig) -> Meter:
+    """Return what measures the speed of this run's steps."""
+    config = training.joint.embedder.backbone.model.config
+    return Meter(WorkCounter(config, run.model), training.device, run.model.dtype)
 
 
 def _leave(checkpoints: Checkpoints, result: dict[str, Any]) -> dict[str, Any]:
@@ -179,6 +190,7 @@ class Mine:
         landed: this rank's part of a checkpoint has come to its end.
         ask: rank 0 wants to ask whether a node is about to go.
         rows: sum of the rows' marks, see `mark_of_rows`.
+        work: what this rank's batch holds.
     """
 
     stop: bool = False
@@ -187,6 +199,7 @@ class Mine:
     landed: bool = False
     ask: bool = False
     rows: int = 0
+    work: Work = NO_WORK
 
     @classmethod
     def of(
@@ -196,6 +209,7 @@ class Mine:
         directory: RunDirectory,
         checkpoints: Checkpoints,
         preemption: Preemption,
+        work: Work,
     ) -> "Mine":
         """Gather it."""
         return cls(
@@ -205,6 +219,7 @@ class Mine:
             landed=checkpoints.landed,
             ask=preemption.due,
             rows=mark_of_rows(batch.query_ids.tolist()) if batch is not None else 0,
+            work=work,
         )
 
 
@@ -220,6 +235,7 @@ class Wish:
         landed: a checkpoint has come to its end on every rank.
         ask: it is time to ask whether a node is about to go.
         rows: which rows the step has, over all ranks.
+        work: what the step holds, over all ranks.
     """
 
     stop: bool
@@ -229,16 +245,17 @@ class Wish:
     landed: bool = False
     ask: bool = False
     rows: int = 0
+    work: Work = NO_WORK
 
 
 def _agree(mine: Mine, device: torch.device) -> Wish:
     """Tell the other ranks what happened here and return what happened anywhere."""
     flags = (mine.stop, bool(mine.error), len(mine.errors), mine.landed, mine.ask, mine.rows)
-    counts = torch.tensor(flags, dtype=torch.int64, device=device)
+    counts = torch.tensor([*flags, *astuple(mine.work)], dtype=torch.int64, device=device)
     everybody = [(mine.error, mine.errors[:REASONS_KEPT])]
     if world_size() > 1:
         dist.all_reduce(counts)
-    stops, failures, bad, landed, asks, rows = counts.tolist()
+    stops, failures, bad, landed, asks, rows, *work = counts.tolist()
     if world_size() > 1 and (failures or bad):
         everybody *= world_size()
         dist.all_gather_object(everybody, everybody[rank()])
@@ -250,6 +267,7 @@ def _agree(mine: Mine, device: torch.device) -> Wish:
         landed=landed == world_size(),
         ask=bool(asks),
         rows=rows,
+        work=Work(*work),
     )
 
 
@@ -291,7 +309,12 @@ class BadRows:
 
 
 def _record(
-    run: RunConfig, given: RankStep, wish: Wish, metrics: dict[str, float], step_s: float
+    run: RunConfig,
+    given: RankStep,
+    wish: Wish,
+    metrics: dict[str, float],
+    seconds: float,
+    speed: dict[str, float | None],
 ) -> dict[str, Any]:
     record = {
         "event": "step",
@@ -299,8 +322,9 @@ def _record(
         "epoch": given.epoch,
         "pairs": run.data.order.global_batch,
         "rows": wish.rows,
-        "seconds": round(step_s + given.waited_s, 4),
+        "seconds": round(seconds, 4),
         "waited": round(given.waited_s, 4),
+        "speed": {n: None if v is None else float(f"{v:.6g}") for n, v in speed.items()},
         "metrics": {name: round(value, 6) for name, value in metrics.items()},
     }
     return {**record, "bad_rows": list(wish.reasons)} if wish.bad_rows else record

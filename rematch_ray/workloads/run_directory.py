@@ -17,7 +17,7 @@ from rematch_ray.workloads.journal import Journal, Tail, replace
 
 # What a run may change when it goes on: where and how it runs, never what it computes. That the
 # data behind another path is the same is for the plan's digest to say.
-FREE_SECTIONS = ("train.", "storage")
+FREE_SECTIONS = ("train.", "storage", "track.", "validation")
 FIXED_KEYS = ("train.steps",)
 
 
@@ -66,8 +66,8 @@ class RunDirectory:
             ) from error
 
     def _refuse_other_settings(self, run: RunConfig) -> None:
-        old = dict(_flat(yaml.safe_load(self._config.read_text())))
-        new = dict(_flat(run.model_dump(mode="json")))
+        old = dict(flat(yaml.safe_load(self._config.read_text())))
+        new = dict(flat(run.model_dump(mode="json")))
         for values in (old, new):
             sources = values.get("data.sources") or []
             values["data.sources"] = [{**source, "path": None} for source in sources]
@@ -113,9 +113,10 @@ class RunDirectory:
         return Tail(self.metrics)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of nested settings."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -20,9 +20,12 @@ from rematch_ray.config import RunConfig
 from rematch_ray.data.demo import write_demo
 from rematch_ray.data.order import Plan
 from rematch_ray.errors import UserError
+from rematch_ray.workloads import validation
 from rematch_ray.workloads.run_directory import CheckpointError, RunDirectory
 from rematch_ray.workloads.runtime import Background, Bundle, connect
 from rematch_ray.workloads.stream import TrainingData, open_data
+from rematch_ray.workloads.tracking import refuse_missing
+from rematch_ray.workloads.watch import Watch
 
 POLL_SECONDS = 0.5
 STEPS_SHOWN = 20
@@ -45,7 +48,10 @@ def train(run: RunConfig) -> dict[str, Any]:
     if run.data.demo is not None:
         demo = run.data.demo
         write_demo(demo.out.absolute(), sources=demo.corpora, quick=demo.quick)
+    refuse_missing(run.track)
     data = open_data(run.data, run.seed)
+    if run.validation is not None:
+        validation.check_sets(run.validation)
     directory = RunDirectory(run.directory)
     finished = directory.result(run)
     if finished is not None:
@@ -68,6 +74,9 @@ def _with_absolute_paths(run: RunConfig) -> RunConfig:
     if not base.is_absolute() and base.exists():
         model = run.model.model_copy(update={"base": str(base.absolute())})
         run = run.model_copy(update={"model": model})
+    if run.validation is not None:
+        found = validation.with_absolute_paths(run.validation)
+        run = run.model_copy(update={"validation": found})
     return run.model_copy(update={"storage": run.storage.expanduser().absolute()})
 
 
@@ -82,21 +91,22 @@ def _bundles(run: RunConfig) -> list[Bundle]:
             "train.num_workers, train.cpus_per_worker or train.gpus_per_worker",
         ),
         Bundle("data task", settings.cpus_per_encoder, key="train.cpus_per_encoder"),
+        *validation.bundles(run),
     ]
 
 
 def _fit(run: RunConfig, data: TrainingData, directory: RunDirectory) -> dict[str, Any]:
     """Run `TorchTrainer.fit` in a thread, so that Ctrl-C reaches us and not Ray's own handler."""
     started = time.time()
-    progress = Progress(run, directory)
+    progress, watch = Progress(run, directory), Watch(run, directory)
     fit = Background(_trainer(run, data).fit, "train")
     try:
-        _follow(fit, progress)
+        _follow(fit, progress, watch)
     except KeyboardInterrupt:
         if progress.steps_seen():  # otherwise there is nothing to save, and a start-up to wait for
             _say(f"stopping: saving after this step; {progress.standing()}; again to stop at once")
             directory.ask_to_stop()
-            _follow(fit, progress)
+            _follow(fit, progress, watch)
         raise
     try:
         returned = fit.result().return_value
@@ -105,11 +115,13 @@ def _fit(run: RunConfig, data: TrainingData, directory: RunDirectory) -> dict[st
     return _outcome(run, directory, returned, time.time() - started)
 
 
-def _follow(fit: Background[Any], progress: "Progress") -> None:
+def _follow(fit: Background[Any], progress: "Progress", watch: Watch) -> None:
     """Show progress until the fit has ended."""
     while not fit.wait(POLL_SECONDS):
         progress.show()
+        watch.look()
     progress.show(last=True)
+    watch.close()
 
 
 def _outcome(
@@ -129,6 +141,7 @@ def _outcome(
     if returned.get("stopped"):
         _say(f"stopped at step {returned['steps']}; the same command goes on: {run.directory}")
         return {**returned, "directory": str(run.directory), "skipped": False}
+    validation.settle_best(run)
     result = {**returned, "directory": str(run.directory), "seconds": round(seconds, 1)}
     directory.finish(result)
     _say(f"finished: {run.directory / 'best'}")
@@ -143,6 +156,7 @@ def _trainer(run: RunConfig, data: TrainingData) -> TorchTrainer:
     return TorchTrainer(
         train_rank,
         train_loop_config={"run": run, "data": data},
+        validation_config=validation.ray_settings(run),
         torch_config=TorchConfig(timeout_s=int(settings.collective_timeout_seconds)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,
