@@ -61,7 +61,7 @@ def accumulate(
         parts: parts of the batch that are trained one after another against their own negatives.
 
     Returns:
-        JointLoss of the step, detached.
+        JointLoss of the step; its gradients are in the weights already.
 
     Raises:
         ValueError: more parts than sub-batches.
@@ -135,16 +135,28 @@ def _cached(
         cosine = first.queries.fused.detach() @ first.documents.fused.detach().T
         pairs = draw_pairs(batch, cosine, model.settings)
     counts = model.counts(batch, 0 if pairs is None else len(pairs))
+    loss, wanted = _contrastive(model, batch, first, counts)
+    replayed = _second_pass(wrapped, batch, chunks, first, wanted, pairs, counts, backward)
+    weights = model.settings.weights
+    return replace(
+        loss,
+        total=loss.total + sum(weights[name] * value for name, value in replayed.parts.items()),
+        parts=dict(loss.parts) | dict(replayed.parts),
+        accuracy=dict(loss.accuracy) | dict(replayed.accuracy),
+        broken=broken_rows(batch, first.queries, first.documents),
+    )
+
+
+def _contrastive(
+    model: JointModel, batch: TrainBatch, first: _FirstPass, counts: Counts
+) -> tuple[JointLoss, _Wanted]:
+    """The contrastive terms, detached, and what they want; gathered copies end with this call."""
     contrast = build_contrast(batch, first.queries, first.documents, model.settings)
     loss = model.contrast_loss(contrast, counts, first.temperatures)
     wanted = first.gradients_of(loss.total)
-    replayed = _second_pass(wrapped, batch, chunks, first, wanted, pairs, counts, backward)
-    parts = dict(loss.parts) | dict(replayed.parts)
-    weights = model.settings.weights
-    total = loss.total + sum(weights[name] * value for name, value in replayed.parts.items())
-    broken = broken_rows(batch, first.queries, first.documents)
-    accuracy = dict(loss.accuracy) | dict(replayed.accuracy)
-    return replace(loss, total=total.detach(), parts=parts, accuracy=accuracy, broken=broken)
+    parts = {name: value.detach() for name, value in loss.parts.items()}
+    detached = replace(loss, total=loss.total.detach(), parts=parts, groups=loss.groups.detach())
+    return detached, wanted
 
 
 @dataclass(frozen=True)
