@@ -220,8 +220,6 @@ def _measured(run: RunConfig, checkpoint: Path, done: int) -> dict[str, Any]:
 
 def _load(run: RunConfig, checkpoint: Path) -> Embedder:
     device = "cuda" if _settings(run).gpus else "cpu"
-    if (checkpoint / "export").exists():
-        return Embedder.from_pretrained(checkpoint / "export", device=device)
     model = trained_embedder(run.model, run.objective, checkpoint / "state", name=run.name)
     return model.to(device)
 

@@ -1,6 +1,7 @@
 """What a step reads is counted from its rows, and rows that break a loss are named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,10 +25,9 @@ from tests.tiny import model_settings, new_embedder, objective, step_table, text
 ODD = "q3"  # the query whose own words no other row has
 
 
-def training(base: Path) -> Training:
-    return Training.build(
-        model_settings(base), objective(), OptimisationSettings(), seed=0, total_steps=4
-    )
+def training(base: Path, **changes: Any) -> Training:
+    optimisation = OptimisationSettings(**changes)
+    return Training.build(model_settings(base), objective(), optimisation, seed=0, total_steps=4)
 
 
 def spoil(made: Training, number: int) -> None:
@@ -45,13 +45,19 @@ def spoil(made: Training, number: int) -> None:
     backbone.embed = spoiled  # type: ignore[method-assign]
 
 
-def test_the_row_that_breaks_a_loss_is_named_and_nothing_is_updated(tiny_base: Path) -> None:
-    made = training(tiny_base)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"chunk_tokens": 64}, {"accumulation": 2}],
+    ids=["at once", "gradient cache", "in parts"],
+)
+def test_the_row_that_breaks_a_loss_is_named_and_nothing_is_updated(
+    tiny_base: Path, changes: dict[str, Any]
+) -> None:
+    made = training(tiny_base, **changes)
     spoil(made, 3)
     before = {name: value.clone() for name, value in made.joint.state_dict().items()}
-    table = step_table(
-        made.joint.embedder.row_encoder, [[text_sample(n, negatives=1) for n in range(5)]]
-    )
+    rows = [text_sample(n, negatives=1) for n in range(5)]
+    table = step_table(made.joint.embedder.row_encoder, [rows[:2], rows[2:]])
     with pytest.raises(FloatingPointError, match=rf"of 5 rows .*: query '{ODD}'\)") as caught:
         made.step(made.collate(table, step=0))
     assert "in the terms fused, groups" in str(caught.value)
