@@ -37,7 +37,7 @@ READ_CPUS = 0.25
 BLOCK_ROWS = 256
 # what an encode task's process takes; also what keeps Ray from fusing the stage into the actors',
 # where decoding would wait for the forward pass
-ENCODER_BYTES = 512 * 2**20
+ENCODER_BYTES = 640 * 2**20
 PROGRESS_SECONDS = 5.0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rematch_ray.index.generation import CURRENT_FILE, Generation
@@ -77,22 +78,29 @@ def _first_of_each(
     for number in range(len(inputs.units)):
         column = pq.read_table(workspace.scan(number), columns=["documents"])["documents"]
         named = column.combine_chunks().flatten()
-        ids, sources, contents = (
-            named.field(name).to_numpy() for name in ("id_key", "source_key", "content")
+        references = References(
+            *(named.field(name).to_numpy() for name in ("id_key", "source_key", "content"))
         )
-        wanted = named.field("readable").to_numpy(zero_copy_only=False).astype(bool)
+        wanted = _flags(named, "readable")
         if lacking is not None:
-            wanted &= named.field("is_positive").to_numpy(zero_copy_only=False).astype(bool)
-            found = lacking.find(References(ids, sources, contents))
-            wanted &= np.array([not len(rows) for rows in found], dtype=bool)
-        taken = []
+            wanted &= _flags(named, "is_positive")
         # one number for id and source; both are hashes already
-        for place, key in enumerate((ids ^ (sources << 1)).tolist()):
-            if wanted[place] and key not in seen:
-                seen.add(key)
+        keys = references.id_key ^ (references.source_key << 1)
+        taken = []
+        for place in np.flatnonzero(wanted).tolist():
+            if keys[place] not in seen:
+                seen.add(int(keys[place]))
                 taken.append(place)
-        places.append(np.array(taken, np.int64))
+        chosen = np.array(taken, np.int64)
+        if lacking is not None:
+            found = lacking.find(references[chosen])
+            chosen = chosen[np.array([not len(rows) for rows in found], dtype=bool)]
+        places.append(chosen)
     return places
+
+
+def _flags(named: pa.StructArray, field: str) -> np.ndarray:
+    return named.field(field).to_numpy(zero_copy_only=False).astype(bool)
 
 
 def _collect(

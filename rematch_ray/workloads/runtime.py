@@ -4,6 +4,7 @@ Refuses a request that the cluster cannot hold before anything starts. Knows res
 environment, nothing of models or data. Top floor.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -140,6 +141,10 @@ def connect(bundles: Sequence[Bundle]) -> Iterator[None]:
     try:
         refuse_what_does_not_fit(bundles, node_resources())
         yield
+    except KeyboardInterrupt:
+        # stages that are torn down log stack traces on their way out, and this program is ending
+        logging.disable()
+        raise
     finally:
         ray.shutdown()
 

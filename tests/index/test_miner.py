@@ -86,6 +86,17 @@ def test_negatives_are_the_best_below_the_limit_without_the_positives(
         assert np.allclose(mined[row].scores, scores[row, expected], atol=1e-6)
 
 
+def test_positives_take_no_place_in_the_window(
+    tmp_path: Path, vectors: tuple[np.ndarray, np.ndarray]
+) -> None:
+    query = queries(1)
+    ranked = np.argsort(-max_sim(query.vectors, vectors[0])[0]).tolist()
+    rules = MiningRules(per_row=50, ranks=(1, 10), max_share=None, max_similarity=None)
+    made = gallery(tmp_path, *vectors)
+    [mined] = mine(made, rows_of([ranked[1:5]]), query, MinerSettings(rules))
+    assert mined.rows.tolist() == [ranked[0], *ranked[5:14]]
+
+
 def test_every_budget_scores_at_its_own_rung(
     tmp_path: Path, vectors: tuple[np.ndarray, np.ndarray]
 ) -> None:
@@ -121,9 +132,8 @@ def test_own_negatives_and_positives_of_the_same_query_are_never_mined(
     tmp_path: Path, vectors: tuple[np.ndarray, np.ndarray]
 ) -> None:
     samples = rows_of([[20], [21], [22]], negatives=3)
-    samples[1] = Sample(
-        samples[0].query, samples[1].positives, samples[1].negatives, source="source-1"
-    )
+    same = Item.of("query 0", id="under another id")
+    samples[1] = Sample(same, samples[1].positives, samples[1].negatives, source="source-1")
     rules = MiningRules(per_row=59, ranks=(1, 59), max_share=None, max_similarity=None)
     mined = mine(gallery(tmp_path, *vectors), samples, queries(3), MinerSettings(rules))
     everything = set(range(COUNT))

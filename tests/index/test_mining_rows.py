@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from rematch_ray.data.item import Item, Negative, Positive, Sample
+from rematch_ray.data.rows import RowEncoder
 from rematch_ray.data.schema import samples_from_table, samples_to_table
 from rematch_ray.errors import UserError
 from rematch_ray.index.mining_rows import RowScanner, add_negatives, linked, links_of
@@ -47,6 +48,16 @@ def test_a_query_stands_behind_the_instruction_that_training_gives_it(
     [query] = SCANNER(samples_to_table([sample])).queries.values()
     assert [part.text for part in query.parts] == [*before, "what"]
     assert query.source == "notes"
+
+
+def test_the_model_reads_such_a_query_as_it_does_in_training(tiny_encoder: RowEncoder) -> None:
+    query = Item.of(png(), "and a bar", id="q")
+    sample = Sample(query, (Positive(Item.of("a")),), instruction="Find it, please")
+    [scanned] = SCANNER(samples_to_table([sample])).queries.values()
+    ours = tiny_encoder.encode(scanned, "query", "")
+    training = tiny_encoder.encode(query, "query", "Find it, please")
+    assert ours.input_ids.tolist() == training.input_ids.tolist()
+    assert ours.positions.tolist() == training.positions.tolist()
 
 
 def test_items_that_cannot_be_read_are_named_and_harm_no_other() -> None:
