@@ -146,6 +146,7 @@ def _stand_in(run: RunConfig, steps: int) -> dict[str, float]:
             world_size=RANKS,
             encoder_cpus=run.train.cpus_per_encoder,
             readers=run.train.readers,
+            ahead=run.train.encode_ahead,
         )
         iterators = stream.split(dataset, RANKS)
         taken = ray.get([take.remote(it, data.plan, rank) for rank, it in enumerate(iterators)])

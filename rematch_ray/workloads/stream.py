@@ -23,6 +23,7 @@ import ray.data
 from rematch_ray.data.order import Plan, SourceRows, Step, SubBatch
 from rematch_ray.data.readers.parquet import Unit, list_units, read_unit
 from rematch_ray.errors import UserError
+from rematch_ray.workloads.ahead import stay_within
 from rematch_ray.workloads.stages import (
     ReadCall,
     fingerprint,
@@ -90,6 +91,7 @@ def rank_steps(
     world_size: int,
     encoder_cpus: float = 1.0,
     readers: int = 1,
+    ahead: int = 16,
 ) -> ray.data.Dataset:
     """Return the dataset of the rank-steps from `start` to `stop` (excluded), encoded, in order.
 
@@ -101,8 +103,10 @@ def rank_steps(
         world_size: ranks that share each step.
         encoder_cpus: logical CPUs of an encode task.
         readers: read tasks that run at the same time.
+        ahead: steps that are encoded before somebody takes them, at least 2.
     """
     plain_context()
+    stay_within(ahead * world_size)
     # smaller than any block: Ray then hands on each one-row table as it comes, merging none
     ray.data.DataContext.get_current().target_max_block_size = 1
     calls = read_tasks(data, start, stop, world_size)

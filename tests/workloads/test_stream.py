@@ -1,5 +1,6 @@
 """The stream executes the plan: in order, complete, the same at every world size and restart."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -196,3 +197,36 @@ def test_any_batch_but_the_next_is_refused(settings: SimpleNamespace) -> None:
         list(stream.batches(iterator, data.plan, start=0, stop=2, rank=0, prefetch=0))
     with pytest.raises(stream.StreamError, match="ended before step 3 of 5"):
         list(stream.batches(iterator, data.plan, start=1, stop=5, rank=0, prefetch=0))
+
+
+class Marks:
+    """Stands in for decoding: leaves a file for every step that it saw."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, tables: list[pa.Table], index: int, masked_rows: int) -> pa.Table:
+        (self._folder / str(index)).touch()
+        return ids_of(tables, index, masked_rows)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_nothing_is_encoded_far_ahead_of_whoever_takes_it(
+    settings: SimpleNamespace, tmp_path: Path
+) -> None:
+    data = stream.open_data(settings, 0)
+    dataset = stream.rank_steps(data, Marks(tmp_path), start=0, stop=500, world_size=1, ahead=4)
+    [iterator] = stream.split(dataset, 1)
+    taken = ray.get(take_three_and_pause.remote(iterator, data.plan))
+    assert taken == [0, 1, 2]
+    assert 4 < len(list(tmp_path.iterdir())) <= 3 + 4 + 4
+
+
+# a process of its own, which ends with what it left unread
+@ray.remote(num_cpus=0, max_calls=1)
+def take_three_and_pause(iterator: ray.data.DataIterator, plan: stream.Plan) -> list[int]:
+    batches = stream.batches(iterator, plan, start=0, stop=500, rank=0, prefetch=1)
+    taken = [next(batches).index for _ in range(3)]
+    time.sleep(3)
+    return taken
