@@ -8,6 +8,7 @@ is never patched, so generation keeps working. Middle floor.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class Backbone(nn.Module):
         self.hidden_dim: int = model.config.get_text_config().hidden_size
         self.sharded = False
         """Whether weights lie spread over ranks: then every forward is one that all ranks make."""
+        self.autocast_dtype: torch.dtype | None = None
+        """Arithmetic of layers in training where it is not the weights' own; logits keep theirs."""
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
         if kinds - {"full_attention"}:
             raise UserError(
@@ -124,7 +127,8 @@ class Backbone(nn.Module):
     def image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Visual tokens of all images, (tokens, H)."""
         pixel_values = pixel_values.to(self.word_embeddings.weight.dtype)
-        output = self.model.model.get_image_features(pixel_values, image_grid_thw)
+        with self._autocast(pixel_values.device):
+            output = self.model.model.get_image_features(pixel_values, image_grid_thw)
         return torch.cat(list(output.pooler_output), dim=0)
 
     def decode(
@@ -146,13 +150,14 @@ class Backbone(nn.Module):
         Returns:
             (B, T, H).
         """
-        output = self.model.model.language_model(
-            inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=False,
-        )
+        with self._autocast(inputs_embeds.device):
+            output = self.model.model.language_model(
+                inputs_embeds=inputs_embeds,
+                position_ids=position_ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=False,
+            )
         return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -165,6 +170,21 @@ class Backbone(nn.Module):
         for name, parameter in self.model.named_parameters():
             if any(pattern.search(name) for pattern in patterns):
                 parameter.requires_grad_(False)
+
+    def freeze_layers(self, count: int) -> None:
+        """Stops training the first decoder layers.
+
+        Raises:
+            UserError: there are not that many.
+        """
+        layers = self.model.model.language_model.layers
+        if count > len(layers):
+            raise UserError(
+                f"model.freeze_layers is {count}, and the base model has {len(layers)} decoder "
+                "layers: lower it, or freeze 'language' as a whole"
+            )
+        for layer in layers[:count]:
+            layer.requires_grad_(False)
 
     def freeze_untied_head(self) -> None:
         """Stops training the output layer where it is not the embedding table itself."""
@@ -182,8 +202,14 @@ class Backbone(nn.Module):
             layer._can_checkpoint_with_cache = True
 
     def add_lora(self, settings: LoraSettings) -> None:
-        """Freezes every weight and adds trainable adapters to the language model."""
-        self.model.requires_grad_(False)
+        """Freezes every weight but the opened parts', and adds adapters to the language model.
+
+        Adapters are float32 whatever the precision of what they stand beside.
+        """
+        opened = [re.compile(_PARTS[part]) for part in settings.train]
+        for name, parameter in self.model.named_parameters():
+            wanted = parameter.requires_grad and any(p.search(name) for p in opened)
+            parameter.requires_grad_(wanted)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
@@ -191,24 +217,36 @@ class Backbone(nn.Module):
             target_modules=LORA_TARGETS,
         )
         inject_adapter_in_model(config, self.model)
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.float()
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Writes config and safetensors; adapters are merged into what is written.
 
         The model itself is left alone: merging in place and back would change its weights by a
         rounding error each time.
+
+        Args:
+            path: folder to write.
+            state: whole weights by the model's names, where they are spread over ranks.
         """
-        state = {
+        given = self.model.state_dict() if state is None else state
+        merged = {
             name.replace(".base_layer.", "."): tensor
-            for name, tensor in self.model.state_dict().items()
+            for name, tensor in given.items()
             if ".lora_" not in name
         }
         for name, layer in self.model.named_modules():
             if isinstance(layer, LoraLayer):
-                weight = state[f"{name}.weight"]
-                update = sum(layer.get_delta_weight(key).float() for key in layer.active_adapters)
-                state[f"{name}.weight"] = (weight.float() + update).to(weight.dtype)
-        self.model.save_pretrained(path, state_dict=state)
+                weight = merged[f"{name}.weight"]
+                update = sum(_lora_update(layer, name, key, given) for key in layer.active_adapters)
+                merged[f"{name}.weight"] = (weight.float() + update).to(weight.dtype)
+        self.model.save_pretrained(path, state_dict=merged)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        wanted = self.autocast_dtype if self.training else None
+        return torch.autocast(device.type, wanted or torch.bfloat16, enabled=wanted is not None)
 
     def _vision_is_trained(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.model.visual.parameters())
@@ -221,3 +259,9 @@ class Backbone(nn.Module):
         pixels = weight.new_zeros((side * side, patch_dim))
         grid = torch.tensor([[1, side, side]], device=weight.device)
         return self.image_features(pixels, grid)
+
+
+def _lora_update(layer: Any, name: str, key: str, state: Mapping[str, Tensor]) -> Tensor:
+    """What an adapter adds to its layer's weight."""
+    up, down = (state[f"{name}.lora_{part}.{key}.weight"].float() for part in "BA")
+    return layer.scaling[key] * (up @ down)

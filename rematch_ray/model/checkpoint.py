@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from rematch_ray.data.prompts import Template
@@ -73,12 +75,15 @@ def _download(repo_id: str) -> Path:
         ) from error
 
 
-def save_embedder(model: Embedder, path: str | Path) -> ModelIdentity:
+def save_embedder(
+    model: Embedder, path: str | Path, *, state: Mapping[str, Tensor] | None = None
+) -> ModelIdentity:
     """Writes an export; the folder appears whole or not at all.
 
     Args:
         model: the embedder.
         path: folder to write; an existing export there is replaced.
+        state: whole weights by the model's names; None = the model's own.
 
     Returns:
         The identity, hashed once, here.
@@ -87,11 +92,16 @@ def save_embedder(model: Embedder, path: str | Path) -> ModelIdentity:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        model.backbone.save(partial / "backbone")
+        weights = model.state_dict() if state is None else state
+        inner = f"{_BACKBONE_PREFIX}model."
+        model.backbone.save(
+            partial / "backbone",
+            {name[len(inner) :]: t for name, t in weights.items() if name.startswith(inner)},
+        )
         model.row_encoder.save_processors(partial / "backbone")
         heads = {
             name: tensor.detach().float().cpu().contiguous()
-            for name, tensor in model.state_dict().items()
+            for name, tensor in weights.items()
             if not name.startswith(_BACKBONE_PREFIX)
         }
         save_file(heads, partial / HEADS_FILE)

@@ -7,7 +7,7 @@ Middle floor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,18 @@ class Embedder(nn.Module):
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return model.to(chosen).eval()
 
-    def save_pretrained(self, path: str | Path) -> ModelIdentity:
-        """Writes an export (safetensors, processor, template); returns its identity."""
+    def save_pretrained(
+        self, path: str | Path, *, state: Mapping[str, Tensor] | None = None
+    ) -> ModelIdentity:
+        """Writes an export (safetensors, processor, template); returns its identity.
+
+        Args:
+            path: folder to write.
+            state: whole weights by this model's names, where they are spread over ranks.
+        """
         from rematch_ray.model.checkpoint import save_embedder
 
-        return save_embedder(self, path)
+        return save_embedder(self, path, state=state)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads an export of this model to the Hugging Face hub; returns its address."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rematch_ray.data.prompts import Template
 from rematch_ray.scoring.budget import DEFAULT_LADDER, Ladder
@@ -23,6 +23,8 @@ class LoraSettings(BaseModel):
         rank: rank of the adapters.
         alpha: scale; the update is multiplied by alpha / rank.
         dropout: on the adapters' input.
+        train: parts trained in full beside the adapters, vision, merger or embeddings; by default
+            adapters (and what is new) alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +32,7 @@ class LoraSettings(BaseModel):
     rank: int = Field(default=32, ge=1)
     alpha: float = Field(default=64.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    train: tuple[Literal["vision", "merger", "embeddings"], ...] = ()
 
 
 class ModelSettings(BaseModel):
@@ -44,6 +47,8 @@ class ModelSettings(BaseModel):
         fuse_k: how many of the first meta tokens' states form the fused vector.
         lora: adapters instead of full training; null trains every weight that is not frozen.
         freeze: parts that are not trained: vision, merger, embeddings, language.
+        freeze_layers: so many of the first decoder layers are not trained, nor adapters on them.
+        quantize: storage of frozen weights under adapters; only null (as `dtype` says) is built.
         gradient_checkpointing: recompute layers in the backward pass to save memory.
         template: the fixed strings around an item; null = the base's own (`template.json` in its
             folder), else Qwen's.
@@ -67,6 +72,8 @@ class ModelSettings(BaseModel):
     fuse_k: int = Field(default=16, ge=1)
     lora: LoraSettings | None = None
     freeze: tuple[FreezePart, ...] = ()
+    freeze_layers: int = Field(default=0, ge=0)
+    quantize: None = None
     gradient_checkpointing: bool = False
     template: Template | None = None
     max_text_tokens: int = Field(default=4096, ge=1)
@@ -82,6 +89,23 @@ class ModelSettings(BaseModel):
     @classmethod
     def _ladder_is_nested(cls, rungs: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(Ladder.parse(rungs).texts())
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _is_not_quantised(cls, given: Any) -> Any:
+        if given is not None:
+            raise ValueError(
+                f"quantize {given!r} is not built; the smallest storage of frozen weights is "
+                "dtype bfloat16 with lora"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _frozen_or_trained(self) -> ModelSettings:
+        both = set(self.freeze) & set(self.lora.train if self.lora else ())
+        if both:
+            raise ValueError(f"freeze and lora.train both name {', '.join(sorted(both))}: drop one")
+        return self
 
     @property
     def budgets(self) -> Ladder:

@@ -38,6 +38,7 @@ from rematch_ray.training.objective import (
 from rematch_ray.training.pairs import Pairs, document_uses, draw_pairs
 
 Backward = Callable[[Tensor, bool], None]
+Announce = Callable[[bool], None]
 
 
 def accumulate(
@@ -46,6 +47,7 @@ def accumulate(
     batch: TrainBatch,
     *,
     backward: Backward,
+    announce: Announce = lambda last: None,
     chunk_tokens: int | None = None,
     parts: int = 1,
 ) -> JointLoss:
@@ -57,6 +59,7 @@ def accumulate(
         batch: this rank's rows, on the model's device.
         backward: given a loss and whether it is the last one of the step: adds its gradients, and
             averages them over ranks with the last.
+        announce: told before each forward pass that has a backward pass whether it is the last.
         chunk_tokens: tokens per chunk; None = the batch at once, without a second pass.
         parts: parts of the batch that are trained one after another against their own negatives.
 
@@ -76,11 +79,15 @@ def accumulate(
         def add(loss: Tensor, last: bool, share: float = share, is_last: bool = is_last) -> None:
             backward(loss * share, last and is_last)
 
+        def begin(last: bool, is_last: bool = is_last) -> None:
+            announce(last and is_last)
+
         if chunk_tokens is None:
+            begin(True)
             loss = cast(JointLoss, wrapped(piece))
             add(loss.total, True)
         else:
-            loss = _cached(wrapped, model, piece, chunk_tokens, add)
+            loss = _cached(wrapped, model, piece, chunk_tokens, add, begin)
         losses.append(loss)
     return losses[0] if len(losses) == 1 else _mean(losses, shares)
 
@@ -122,7 +129,12 @@ def _mean(losses: Sequence[JointLoss], shares: Sequence[float]) -> JointLoss:
 
 
 def _cached(
-    wrapped: nn.Module, model: JointModel, batch: TrainBatch, chunk_tokens: int, backward: Backward
+    wrapped: nn.Module,
+    model: JointModel,
+    batch: TrainBatch,
+    chunk_tokens: int,
+    backward: Backward,
+    announce: Announce,
 ) -> JointLoss:
     batch = equal_documents(batch)
     chunks = plan_chunks(batch, chunk_tokens)
@@ -136,7 +148,9 @@ def _cached(
         pairs = draw_pairs(batch, cosine, model.settings)
     counts = model.counts(batch, 0 if pairs is None else len(pairs))
     loss, wanted = _contrastive(model, batch, first, counts)
-    replayed = _second_pass(wrapped, batch, chunks, first, wanted, pairs, counts, backward)
+    replayed = _second_pass(
+        wrapped, batch, chunks, first, wanted, pairs, counts, backward, announce
+    )
     weights = model.settings.weights
     return replace(
         loss,
@@ -230,6 +244,7 @@ def _second_pass(
     pairs: Pairs | None,
     counts: Counts,
     backward: Backward,
+    announce: Announce,
 ) -> ReplayedChunk:
     """Replays every chunk; returns the sum of what they count, detached."""
     uses = document_uses(batch).sum(dim=0)
@@ -255,6 +270,7 @@ def _second_pass(
             extra,
             counts,
         )
+        announce(number == len(chunks) - 1)
         with random.restored():
             replayed = cast(ReplayedChunk, wrapped(work))
         backward(replayed.total, number == len(chunks) - 1)

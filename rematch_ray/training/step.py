@@ -1,43 +1,44 @@
 """One optimisation step of one rank: forward, backward, clip, update; state saved and restored.
 
-Wraps the joint model in DDP when there is a process group. Knows optimisers and torch's distributed
-checkpoint; nothing of Ray, data sources or how long a run is organised. Middle floor.
+Composes the joint model, the gradient cache and a strategy, which wraps the model, reduces its
+gradients and updates it. Knows nothing of Ray, data sources or the organisation of a run. Middle
+floor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
-from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from rematch_ray.collectives import mean_over_ranks, rank, world_size
 from rematch_ray.data.samples import TrainBatch, collate_train
 from rematch_ray.losses.joint import JointLoss
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import ModelIdentity, ModelSettings
-from rematch_ray.training.background import BackgroundWriter
 from rematch_ray.training.gradient_cache import accumulate
 from rematch_ray.training.measures import blame
 from rematch_ray.training.objective import JointModel
+from rematch_ray.training.parameters import parameter_groups
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
+from rematch_ray.training.strategies import (
+    Strategy,
+    StrategySettings,
+    build_strategy,
+    check_strategy,
+    precision_of,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ObjectiveSettings", "OptimisationSettings", "Training"]
+__all__ = ["ObjectiveSettings", "OptimisationSettings", "StrategySettings", "Training"]
 
 
 class Training:
@@ -45,24 +46,28 @@ class Training:
 
     Args:
         model: embedder plus objective, on its device.
+        strategy: how ranks share the work.
         optimisation: optimiser and schedule.
         total_steps: length of the schedule.
+
+    Raises:
+        UserError: the strategy cannot run here.
     """
 
     def __init__(
-        self, model: JointModel, optimisation: OptimisationSettings, *, total_steps: int
+        self,
+        model: JointModel,
+        strategy: StrategySettings,
+        optimisation: OptimisationSettings,
+        *,
+        total_steps: int,
     ) -> None:
         self.joint = model
         self.settings = optimisation
         self.total_steps = total_steps
-        self.wrapped: nn.Module = model
-        if dist.is_available() and dist.is_initialized() and world_size() > 1:
-            self.wrapped = DistributedDataParallel(model)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(model, optimisation), betas=optimisation.betas, foreach=True
-        )
+        groups = partial(parameter_groups, settings=optimisation)
+        self.strategy: Strategy = build_strategy(strategy, model, groups, optimisation)
         self.steps_done = 0
-        self._writer = BackgroundWriter()
 
     @classmethod
     def build(
@@ -73,6 +78,7 @@ class Training:
         *,
         seed: int,
         total_steps: int,
+        strategy: StrategySettings | None = None,
         device: str | torch.device = "cpu",
         name: str = "",
     ) -> Training:
@@ -84,18 +90,37 @@ class Training:
             optimisation: optimiser and schedule.
             seed: of banks and heads.
             total_steps: length of the schedule.
+            strategy: how ranks share the work, and the precision; None = the defaults.
             device: where the weights go.
             name: recorded in exports.
+
+        Raises:
+            UserError: settings that do not fit each other, this machine or the base.
         """
+        strategy = strategy or StrategySettings()
+        check_strategy(strategy, model, optimisation)
         torch.manual_seed(seed)
         embedder = Embedder.build(model, has_fused=objective.w_fused > 0, name=name)
         embedder.backbone.freeze(model.freeze)
         if model.lora is not None:
             embedder.backbone.add_lora(model.lora)
+        embedder.backbone.freeze_layers(model.freeze_layers)
         if model.gradient_checkpointing:
             embedder.backbone.checkpoint_layers()
+        if precision_of(strategy, model) == "bfloat16":
+            embedder.backbone.autocast_dtype = torch.bfloat16
         joint = JointModel(embedder, objective).to(device).train()
-        return cls(joint, optimisation, total_steps=total_steps)
+        return cls(joint, strategy, optimisation, total_steps=total_steps)
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """What the strategy made of the joint model."""
+        return self.strategy.wrapped
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The strategy's optimiser."""
+        return self.strategy.optimizer
 
     @property
     def device(self) -> torch.device:
@@ -127,61 +152,55 @@ class Training:
         Raises:
             FloatingPointError: the loss or its gradient is not finite; nothing was updated.
         """
-        rate = self._set_learning_rate()
+        share = schedule_share(self.steps_done, self.total_steps, self.settings)
         every = self.settings.probe_every
         self.joint.probe_vectors = every > 0 and self.steps_done % every == 0
-        self.optimizer.zero_grad(set_to_none=True)
+        self.strategy.zero_grad()
         loss = accumulate(
             self.wrapped,
             self.joint,
             batch.to(self.device),
-            backward=lambda total, last: total.backward(),
+            backward=self.strategy.backward,
+            announce=self.strategy.announce,
             chunk_tokens=self.settings.chunk_tokens,
             parts=self.settings.accumulation,
         )
         metrics = self._metrics(loss)
         self._check_finite("loss", metrics["loss"], batch, loss)
-        trained = [p for p in self.joint.parameters() if p.requires_grad]
-        norm = float(nn.utils.clip_grad_norm_(trained, self.settings.clip))
+        norm = self.strategy.clip_and_step(share)
         self._check_finite("gradient norm", norm, batch, loss)
-        self.optimizer.step()
         self.steps_done += 1
+        rate = self.settings.learning_rate * share
         return {**metrics, "gradient_norm": norm, "learning_rate": rate}
 
     def save(self, directory: str | Path) -> None:
-        """Writes model and optimiser with torch's distributed checkpoint; every rank calls it."""
-        dcp.save(self._state(), checkpoint_id=str(directory), no_dist=world_size() == 1)
+        """Writes model and optimiser; every rank calls it."""
+        self.strategy.save(Path(directory), self.steps_done)
 
     def save_async(self, directory: str | Path) -> Future[Any]:
-        """As `save`, written while training goes on; done when every rank's part is written.
+        """As `save`, written while training goes on where the strategy can (ddp, fsdp2).
 
-        The states of model and optimiser are copied first: host memory holds them once more.
+        Done when every rank's part is written. The states of model and optimiser are copied first:
+        host memory holds them once more.
         """
-        return self._writer.start(self._state(), directory)
-
-    def _state(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.joint, self.optimizer)
-        return {"model": model, "optimizer": optimizer, "steps_done": self.steps_done}
+        return self.strategy.save_async(Path(directory), self.steps_done)
 
     def load(self, directory: str | Path) -> None:
-        """Restores what `save` wrote, at any world size."""
-        model, optimizer = get_state_dict(self.joint, self.optimizer)
-        state: dict[str, Any] = {"model": model, "optimizer": optimizer, "steps_done": 0}
-        dcp.load(state, checkpoint_id=str(directory), no_dist=world_size() == 1)
-        set_state_dict(
-            self.joint,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=StateDictOptions(strict=True),
-        )
-        self.steps_done = int(state["steps_done"])
+        """Restores what `save` wrote; under ddp and fsdp2 what either wrote, at any world size.
+
+        Raises:
+            UserError: the strategy cannot read it.
+        """
+        self.steps_done = self.strategy.load(Path(directory))
 
     def export(self, directory: str | Path) -> ModelIdentity | None:
-        """Writes a `from_pretrained` export on rank 0; None on the others."""
+        """Writes a `from_pretrained` export on rank 0; every rank calls it, others get None."""
+        weights = self.strategy.full_state()
         if rank() != 0:
             return None
-        return self.joint.embedder.save_pretrained(directory)
+        inner = "embedder."
+        state = {name[len(inner) :]: t for name, t in weights.items() if name.startswith(inner)}
+        return self.joint.embedder.save_pretrained(directory, state=state)
 
     def _check_finite(self, name: str, value: float, batch: TrainBatch, loss: JointLoss) -> None:
         if not math.isfinite(value):
@@ -189,12 +208,6 @@ class Training:
                 f"the {name} is {value} at step {self.steps_done} ({blame(batch, loss)}): mend "
                 "the rows, lower optimisation.learning_rate, or raise the temperatures"
             )
-
-    def _set_learning_rate(self) -> float:
-        share = schedule_share(self.steps_done, self.total_steps, self.settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
-        return self.settings.learning_rate * share
 
     def _metrics(self, loss: JointLoss) -> dict[str, float]:
         """All parts in one reduction over ranks."""
@@ -241,21 +254,3 @@ def schedule_share(step: int, total: int, settings: OptimisationSettings) -> flo
     done = min(1.0, (step - settings.warmup_steps) / max(1, total - settings.warmup_steps))
     decay = 0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1 - done
     return settings.final_share + (1 - settings.final_share) * decay
-
-
-def _parameter_groups(model: JointModel, settings: OptimisationSettings) -> list[dict[str, Any]]:
-    """Backbone matrices with decay, its vectors without, and everything new at its own rate."""
-    new_rate = settings.new_learning_rate or 10 * settings.learning_rate
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    old = [(name, p) for name, p in named if name.startswith("embedder.backbone.")]
-    fresh = [p for name, p in named if not name.startswith("embedder.backbone.")]
-
-    def group(parameters: Iterable[nn.Parameter], peak: float, decay: float) -> dict[str, Any]:
-        return {"params": list(parameters), "lr": peak, "peak": peak, "weight_decay": decay}
-
-    groups = [
-        group((p for _, p in old if p.ndim > 1), settings.learning_rate, settings.weight_decay),
-        group((p for _, p in old if p.ndim <= 1), settings.learning_rate, 0.0),
-        group(fresh, new_rate, 0.0),
-    ]
-    return [entry for entry in groups if entry["params"]]

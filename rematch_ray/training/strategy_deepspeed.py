@@ -1,0 +1,170 @@
+"""The strategy of DeepSpeed: ZeRO stages 1, 2 and 3 with its own files. Middle floor.
+
+Stage 1 reduces gradients once a step; stages 2 and 3 hold shares of them, so every backward pass
+reduces. Beside DeepSpeed's files a state holds the weights as torch's distributed checkpoint, for
+whoever only reads weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from rematch_ray.collectives import rank, world_size
+from rematch_ray.errors import UserError
+from rematch_ray.training.objective import JointModel
+from rematch_ray.training.settings import OptimisationSettings
+from rematch_ray.training.state import DEEPSPEED
+from rematch_ray.training.strategies import StrategySettings, deepspeed_config
+from rematch_ray.training.strategy_torch import compile_layers
+
+_TAG, _ABOUT = "state", "about.json"
+
+
+class DeepSpeedStrategy:
+    """A DeepSpeed engine around the model, with torch's AdamW inside.
+
+    Args:
+        settings: stage and DeepSpeed's own configuration.
+        model: on its device; stage 3 shards it in place.
+        groups: the optimiser's parameter groups.
+        optimisation: averages and clipping.
+
+    Raises:
+        UserError: there is no process group.
+    """
+
+    def __init__(
+        self,
+        settings: StrategySettings,
+        model: JointModel,
+        groups: Callable[[JointModel], list[dict[str, Any]]],
+        optimisation: OptimisationSettings,
+    ) -> None:
+        if not dist.is_initialized():
+            raise UserError(
+                "strategy deepspeed works in a process group, and there is none: start it through "
+                "`rematch-ray train` or torchrun, or set strategy.name to ddp"
+            )
+        if model.embedder.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # DeepSpeed asks for it even where the process group is already there
+        os.environ.setdefault("LOCAL_RANK", "0" if torch.cuda.is_available() else str(rank()))
+        import deepspeed
+
+        if settings.compile:
+            compile_layers(model)
+        self._model = model
+        self._stage = settings.stage
+        optimizer = torch.optim.AdamW(groups(model), betas=optimisation.betas, foreach=True)
+        self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(settings, optimisation),
+            dist_init_required=False,
+        )
+        self._share_what_is_read_outside()
+
+    def _share_what_is_read_outside(self) -> None:
+        """Weights that another module reads than the one that owns them, gathered with the root."""
+        if self._stage < 3:
+            return
+        import deepspeed
+
+        embedder = self._model.embedder
+        outside = [*embedder.banks.values()]
+        if embedder.matcher is not None:
+            outside.append(embedder.matcher.roles)
+        for parameter in outside:
+            deepspeed.zero.register_external_parameter(self._model, parameter)
+        embedder.backbone.sharded = True
+
+    def zero_grad(self) -> None:
+        """Forgets gradients."""
+        self.optimizer.zero_grad()
+
+    def announce(self, last: bool) -> None:
+        """Says before a forward pass whether its backward pass is the step's last one."""
+        self.wrapped.set_gradient_accumulation_boundary(last)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Adds a loss's gradients; after the last one they are averaged over ranks."""
+        self.wrapped.backward(loss)
+
+    def clip_and_step(self, rate_share: float) -> float:
+        """Clips and updates; DeepSpeed skips the update where the norm is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate_share
+        self.wrapped.step()
+        return float(self.wrapped.get_global_grad_norm())
+
+    def save(self, directory: Path, steps_done: int) -> None:
+        """Writes DeepSpeed's files, and the weights once more for whoever reads only them."""
+        folder = directory / DEEPSPEED
+        about = {"steps_done": steps_done, "world_size": world_size(), "stage": self._stage}
+        self.wrapped.save_checkpoint(str(folder), tag=_TAG)
+        weights = self.full_state()
+        if rank() == 0:
+            (folder / _ABOUT).write_text(json.dumps(about) + "\n")
+            dcp.save({"model": weights}, checkpoint_id=str(directory), no_dist=True)
+        dist.barrier()
+
+    def save_async(self, directory: Path, steps_done: int) -> Future[Any]:
+        """As `save`: what it returns is done."""
+        made: Future[Any] = Future()
+        self.save(directory, steps_done)
+        made.set_result(None)
+        return made
+
+    def load(self, directory: Path) -> int:
+        """Restores what as many ranks wrote at the same stage; returns steps done.
+
+        Raises:
+            UserError: another strategy, number of ranks or stage wrote it.
+        """
+        folder = directory / DEEPSPEED
+        if not (folder / _ABOUT).is_file():
+            raise UserError(
+                f"'{directory}' was not written under strategy deepspeed: set strategy.name back "
+                "to ddp or fsdp2, either reads it"
+            )
+        about = json.loads((folder / _ABOUT).read_text())
+        for name, key, now in (
+            ("world_size", "train.num_workers", world_size()),
+            ("stage", "strategy.zero_stage", self._stage),
+        ):
+            if about[name] != now:
+                raise UserError(
+                    f"'{directory}' was written under deepspeed with {key} {about[name]}, and it "
+                    f"is {now} now: set it back (ddp and fsdp2 resume at any number of processes)"
+                )
+        self.wrapped.load_checkpoint(str(folder), tag=_TAG)
+        return int(about["steps_done"])
+
+    def full_state(self) -> dict[str, Tensor]:
+        """All weights in main memory on rank 0 under the model's own names; {} elsewhere."""
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        found: dict[str, Tensor] = {}
+        for name, tensor in self._model.state_dict().items():
+            with self._gathered(parameters.get(name)):
+                whole = parameters.get(name, tensor)
+                if rank() == 0:
+                    found[name] = whole.detach().cpu().clone()
+        return found
+
+    def _gathered(self, parameter: Tensor | None) -> Any:
+        if parameter is None or self._stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([parameter])
