@@ -83,6 +83,8 @@ class TrainSettings(Settings):
     """Logical CPUs of each task that decodes images and runs the processor."""
     readers: int = Field(default=1, gt=0)
     """Tasks that read row groups at the same time; more where storage is slow."""
+    encode_ahead: int = Field(default=16, ge=2)
+    """Steps whose batches data tasks make before they are taken; more where encoding is slow."""
     prefetch_steps: int = Field(default=2, ge=0)
     """Steps whose batches a training process holds ready."""
     checkpoint_every: int = Field(default=100, gt=0)

@@ -166,6 +166,7 @@ def _stream(run: RunConfig, data: TrainingData, start: int) -> Iterator[RankStep
             world_size=world_size(),
             encoder_cpus=run.train.cpus_per_encoder,
             readers=run.train.readers,
+            ahead=run.train.encode_ahead,
         )
         iterators = split(dataset, world_size())
     iterators = ray.train.collective.broadcast_from_rank_zero(iterators)
