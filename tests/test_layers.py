@@ -47,7 +47,7 @@ TOP_LIBRARIES = {"ray", "fastapi", "starlette", "uvicorn"}
 
 # imports between workloads point left only
 WORKLOADS = [
-    "runtime", "journal", "run_directory", "stages", "stream", "shards",
+    "runtime", "journal", "run_directory", "stages", "ahead", "stream", "shards",
     "validation", "tracking", "training_plot", "watch", "checkpoints", "preemption", "loop",
     "train", "embed", "mining_tasks", "mining_job", "mining_inputs", "mining_runs",
     "mining_galleries", "mine",

@@ -1,0 +1,144 @@
+"""A checkpoint is reported when all of it is written, and a bad one is never taken for good."""
+
+import errno
+import json
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.train
+from torch.distributed.checkpoint.api import CheckpointException
+
+from rematch_ray.config import RunConfig
+from rematch_ray.workloads.checkpoints import Checkpoints
+from rematch_ray.workloads.run_directory import RunDirectory
+from rematch_ray.workloads.stream import open_data
+from tests.workloads.runs import records, run_config
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+class Writer:
+    """Stands in for `Training`: its states are whole when a test says so."""
+
+    def __init__(self) -> None:
+        self.pending: list[Future[Any]] = []
+        self.saved: list[Path] = []
+
+    def save_async(self, folder: Path) -> Future[Any]:
+        folder.mkdir(parents=True)
+        self.pending.append(Future())
+        return self.pending[-1]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.saved.append(folder)
+        raise CheckpointException("ranks 1", {1: (FULL, None)})  # type: ignore[dict-item]
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    names: list[str] = []
+
+    def report(metrics: dict[str, float], *, checkpoint_dir_name: str, **rest: Any) -> None:
+        folder = Path(rest["checkpoint"].path)
+        assert json.loads((folder / "trainer.json").read_text())["index"] == metrics["step"]
+        names.append(checkpoint_dir_name)
+
+    monkeypatch.setattr(ray.train, "report", report)
+    return names
+
+
+def made(run: RunConfig, writer: Writer) -> Checkpoints:
+    directory = RunDirectory(run.directory)
+    directory.open(run)
+    plan = open_data(run.data, 0).plan
+    return Checkpoints(writer, run, plan, directory, start=0)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(tiny_base: Path, samples: dict[str, Path], tmp_path: Path) -> RunConfig:
+    return run_config(tiny_base, samples, tmp_path, max_failed_checkpoints=2)
+
+
+def test_a_checkpoint_is_reported_when_it_is_whole(run: RunConfig, reported: list[str]) -> None:
+    writer = Writer()
+    checkpoints = made(run, writer)
+    checkpoints.begin(4, {"loss": 1.0})
+    assert not checkpoints.landed
+    assert reported == []
+    writer.pending[0].set_result(None)
+    assert checkpoints.landed
+    checkpoints.close()
+    assert reported == ["checkpoint_0000004"]
+    assert checkpoints.last_good == 4
+    # it is there: nothing is written again
+    assert checkpoints.save_now(4, {})
+    assert len(writer.pending) == 1
+
+
+def test_the_next_checkpoint_waits_for_the_one_in_flight(
+    run: RunConfig, reported: list[str]
+) -> None:
+    writer = Writer()
+    checkpoints = made(run, writer)
+    checkpoints.begin(4, {})
+    threading.Timer(0.2, lambda: writer.pending[0].set_result(None)).start()
+    checkpoints.begin(8, {})
+    assert reported == ["checkpoint_0000004"]
+    assert len(writer.pending) == 2
+    assert not checkpoints.landed
+
+
+def test_a_checkpoint_that_fails_is_deleted_and_named_and_the_last_good_one_stands(
+    run: RunConfig, reported: list[str]
+) -> None:
+    writer = Writer()
+    checkpoints = made(run, writer)
+    for done, error in ((4, None), (8, FULL), (12, None), (16, FULL), (20, FULL)):
+        assert not checkpoints.given_up
+        checkpoints.begin(done, {})
+        if error is None:
+            writer.pending[-1].set_result(None)
+        else:
+            writer.pending[-1].set_exception(error)
+        checkpoints.close()
+        assert (run.directory / f"checkpoint_{done:07d}").exists() == (error is None)
+    assert reported == ["checkpoint_0000004", "checkpoint_0000012"]
+    assert checkpoints.given_up
+    assert checkpoints.last_good == 12
+    assert checkpoints.failure == "[Errno 28] No space left on device"
+    notes = [note["text"] for note in records(run, "note")]
+    assert notes[0].endswith("the last good one stands: checkpoint_0000004")
+    assert "checkpoint_0000020 could not be written" in notes[2]
+    # nothing more is begun
+    checkpoints.begin(24, {})
+    assert len(writer.pending) == 5
+
+
+def test_a_position_that_cannot_be_written_is_a_failed_checkpoint(
+    run: RunConfig, reported: list[str]
+) -> None:
+    writer = Writer()
+    checkpoints = made(run, writer)
+    checkpoints.begin(4, {})
+    (run.directory / "checkpoint_0000004" / "trainer.json").symlink_to("/dev/full")
+    writer.pending[0].set_result(None)
+    checkpoints.close()
+    assert reported == []
+    assert "No space left" in checkpoints.failure
+
+
+def test_without_the_background_a_state_is_written_at_once(
+    run: RunConfig, reported: list[str]
+) -> None:
+    train = run.train.model_copy(update={"async_checkpoints": False})
+    writer = Writer()
+    checkpoints = made(run.model_copy(update={"train": train}), writer)
+    assert not checkpoints.save_now(4, {})
+    assert writer.saved == [run.directory / "checkpoint_0000004" / "state"]
+    assert writer.pending == []
+    # the reason is the failing rank's own
+    assert checkpoints.failure == "[Errno 28] No space left on device"

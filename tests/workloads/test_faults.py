@@ -1,0 +1,96 @@
+"""Slow proofs that a run loses no row and repeats none: whatever ends it, however it goes on."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray.data
+
+from rematch_ray.config import RunConfig
+from rematch_ray.workloads.run_directory import CheckpointError, RunDirectory
+from rematch_ray.workloads.stream import open_data
+from rematch_ray.workloads.train import train
+from tests.conftest import REPOSITORY
+from tests.workloads.runs import STEPS, planned_rows, records, run_config, when
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture
+def _restored_data_context() -> Iterator[None]:
+    before = ray.data.DataContext.get_current().copy()
+    yield
+    ray.data.DataContext._set_current(before)
+
+
+def assert_every_step_has_its_rows(run: RunConfig) -> None:
+    data = open_data(run.data, run.seed)
+    steps = records(run, "step")
+    assert [record["step"] for record in steps] == list(range(STEPS))
+    assert [record["rows"] for record in steps] == [planned_rows(data, n) for n in range(STEPS)]
+
+
+def stop_after(run: RunConfig, steps: int) -> threading.Thread:
+    return when(lambda: len(records(run, "step")) > steps, RunDirectory(run.directory).ask_to_stop)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster", "_restored_data_context")
+def test_a_weighted_mix_goes_on_with_one_and_with_three_workers(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    runs = []
+    for workers in (2, 1, 3):
+        run = run_config(tiny_base, samples, tmp_path, num_workers=workers)
+        sources = tuple(
+            source.model_copy(update={"weight": weight})
+            for source, weight in zip(run.data.sources, (3.0, 1.0), strict=True)
+        )
+        data = run.data.model_copy(update={"sources": sources})
+        runs.append(run.model_copy(update={"data": data}))
+    with_two, with_one, with_three = runs
+    stopper = stop_after(with_two, 5)
+    assert train(with_two)["stopped"]
+    stopper.join()
+    stopper = stop_after(with_one, 14)
+    assert train(with_one)["stopped"]
+    stopper.join()
+    assert train(with_three)["steps"] == STEPS
+    assert [len(start["workers"]) for start in records(with_three, "start")] == [2, 1, 3]
+    assert_every_step_has_its_rows(with_three)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster", "_restored_data_context")
+def test_a_disk_that_stays_full_ends_the_run_which_goes_on_when_there_is_room(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_config(tiny_base, samples, tmp_path, num_workers=1, max_failed_checkpoints=2)
+    full = [run.directory / f"checkpoint_{done:07d}" / "state" for done in (8, 12)]
+    for state in full:
+        state.mkdir(parents=True)
+        (state / "__0_0.distcp").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"No space left on device.*step 4 is saved"):
+        train(run)
+    assert [note["at"] for note in records(run, "note")] == [8, 12]
+    assert [record["at"] for record in records(run, "checkpoint")] == [4]
+    assert train(run)["steps"] == STEPS
+    assert records(run, "start")[-1]["from_step"] == 4
+    assert_every_step_has_its_rows(run)
+
+
+def test_a_node_that_goes_leaves_the_rest_to_the_other_one(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    program = [sys.executable, "-m", "tests.workloads.two_nodes", str(tiny_base)]
+    program += [str(samples["photos"]), str(samples["notes"]), str(tmp_path)]
+    done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = run_config(tiny_base, samples, tmp_path)
+    first, second = records(run, "start")
+    assert [len(start["workers"]) for start in (first, second)] == [2, 1]
+    assert second["from_step"] > 0 or len(records(run, "checkpoint")) > 0
+    assert_every_step_has_its_rows(run)
