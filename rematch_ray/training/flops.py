@@ -35,20 +35,35 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """Which parts of a backbone change, and the rank of the adapters (0 = none)."""
+    """Which parts of a backbone change.
+
+    Args:
+        language: the decoder's own weights.
+        vision: the vision tower.
+        merger: what joins them.
+        lora_rank: rank of the decoder's adapters; 0 = none.
+        frozen_layers: so many of the decoder's first layers change neither weights nor adapters.
+    """
 
     language: bool = True
     vision: bool = True
     merger: bool = True
     lora_rank: int = 0
+    frozen_layers: int = 0
 
     @classmethod
     def of(cls, settings: ModelSettings) -> Trained:
         """What a model's settings train."""
-        if settings.lora is not None:
-            return cls(False, False, False, settings.lora.rank)
+        layers = settings.freeze_layers
+        if (lora := settings.lora) is not None:
+            return cls(False, "vision" in lora.train, "merger" in lora.train, lora.rank, layers)
         frozen: set[FreezePart] = set(settings.freeze)
-        return cls("language" not in frozen, "vision" not in frozen, "merger" not in frozen)
+        return cls(
+            language="language" not in frozen,
+            vision="vision" not in frozen,
+            merger="merger" not in frozen,
+            frozen_layers=layers,
+        )
 
 
 @dataclass(frozen=True)
@@ -112,9 +127,10 @@ class Decoder:
         even when no weight of it changes. Adapters of rank r add 3 x 2 x r x (in + out) a token.
         """
         linear, attention = self.forward(lengths)
+        changing = max(0, self.layers - trained.frozen_layers)
+        weights = linear // self.layers * changing if trained.language else 0
         adapters = sum(rows + columns for rows, columns in self.shapes) * trained.lora_rank
-        passes = 3 if trained.language else 2
-        return passes * linear + 3 * attention + 6 * self.layers * adapters * sum(lengths)
+        return 2 * linear + weights + 3 * attention + 6 * changing * adapters * sum(lengths)
 
 
 @dataclass(frozen=True)

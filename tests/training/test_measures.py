@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rematch_ray.model.settings import LoraSettings
+from rematch_ray.training.flops import Decoder, Trained
 from rematch_ray.training.measures import (
     Work,
     WorkCounter,
@@ -122,6 +123,9 @@ def test_less_training_is_less_work(tiny_base: Path) -> None:
     assert frozen < lora < full
     assert frozen < only_merger < flops(freeze=("vision",)) < full
     assert flops(lora=LoraSettings(rank=4)) > lora
+    assert lora < flops(lora=LoraSettings(rank=2, train=("vision",))) < full
+    assert flops(freeze_layers=2) < flops(freeze_layers=1) < full
+    assert flops(lora=LoraSettings(rank=2), freeze_layers=1) < lora
 
 
 @pytest.mark.parametrize("images", [False, True])
@@ -145,6 +149,35 @@ def test_forward_operations_are_those_that_torch_counts(tiny_base: Path, images:
     )
     ours = linear + attention + sum(towers) + heads
     assert counted.get_total_flops() == pytest.approx(ours, rel=1e-3)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)], ids=["full", "lora"])
+def test_operations_of_a_step_are_those_that_torch_counts(
+    tiny_base: Path, lora: LoraSettings | None
+) -> None:
+    made = Training.build(
+        model_settings(tiny_base, lora=lora),
+        objective(),
+        OptimisationSettings(),
+        seed=0,
+        total_steps=4,
+    )
+    embedder = made.joint.embedder
+    embedder.vector_projection.requires_grad_(False)
+    batch = train_batch(embedder, [[text_sample(0)]]).documents
+    # where the tower is trained a blank picture keeps it in use: not of this row
+    embedder.backbone.model.model.visual.requires_grad_(False)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        embedder.encode_rows(batch, "document").states.sum().backward()
+    length = int(batch.mask.sum())
+    decoder = Decoder.of(embedder.backbone.model.config.get_text_config())
+    _, attention = decoder.forward([length])
+    # torch counts attention over the whole square, we over the half that the mask leaves
+    square = 3 * (2 * attention * length // (length + 1) - attention)
+    ours = decoder.step([length], Trained.of(embedder.settings)) + square
+    heads = 2 * (6 * embedder.vector_projection.weight.numel())  # type: ignore[operator]
+    heads += 2 * embedder.fused_projection.weight.numel()  # type: ignore[union-attr, operator]
+    assert counted.get_total_flops() == pytest.approx(ours + heads, rel=5e-3)
 
 
 def test_works_add_up_over_ranks() -> None:

@@ -27,6 +27,7 @@ from rematch_ray.model.settings import LoraSettings
 from rematch_ray.training.settings import OptimisationSettings
 from rematch_ray.training.step import Training
 from rematch_ray.workloads import validation
+from rematch_ray.workloads.journal import replace
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.runtime import refuse_what_does_not_fit
 from rematch_ray.workloads.train import train
@@ -253,9 +254,10 @@ def test_the_watch_logs_each_validation_once_even_when_the_log_is_written_anew(
     watch.look()
     Watch(run, directory, say=said.append).look()  # and so was the driver
     assert [r["event"] for r in directory.records()] == ["validation"]
-    directory.forget_steps_from(0)
-    assert [r["at"] for r in directory.records()] == [2]
     assert len(said) == 1
+    replace(directory.metrics, "")  # the line was lost while rank 0 wrote the log anew
+    watch.look()
+    assert [r["at"] for r in directory.records()] == [2]
 
 
 @pytest.fixture
