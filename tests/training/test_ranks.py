@@ -12,6 +12,7 @@ from rematch_ray.collectives import rank, world_size
 from rematch_ray.data.samples import TrainBatch
 from rematch_ray.data.schema import Item, Part, Positive, Sample
 from rematch_ray.model.settings import LoraSettings
+from rematch_ray.training.gradient_cache import accumulate
 from rematch_ray.training.settings import OptimisationSettings
 from rematch_ray.training.step import Training
 from tests.ranks import run_ranks
@@ -43,6 +44,7 @@ class Case:
     sub_batches: Sequence[Sequence[Sample]]
     objective: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    optimisation: dict[str, Any] = field(default_factory=dict)
 
 
 # the first rank has pictures and two hard negatives a row, the second texts and none
@@ -70,6 +72,23 @@ CASES = {
     "recomputed layers, frozen vision": Case(
         UNEVEN, {}, {"gradient_checkpointing": True, "freeze": ("vision", "merger")}
     ),
+    # one rank has more chunks than the other, and pictures in some of them
+    "chunks": Case(UNEVEN, optimisation={"chunk_tokens": 60}),
+    "chunks, mined pairs across them": Case(
+        [rows(0, 1, 2, negatives=2, image=True), rows(3, 4, 5)],
+        {"match_mined": 1.0, "match_temperature": 10.0, "hard_negatives": "pooled"},
+        optimisation={"chunk_tokens": 60},
+    ),
+    "chunks, adapters, recomputed": Case(
+        UNEVEN,
+        {},
+        {"gradient_checkpointing": True, "lora": LoraSettings(rank=2)},
+        {"chunk_tokens": 60},
+    ),
+    "two parts": Case(
+        [rows(2 * n, 2 * n + 1, negatives=n % 2) for n in range(4)],
+        optimisation={"accumulation": 2},
+    ),
 }
 
 
@@ -77,7 +96,7 @@ def build(base: Path, case: Case) -> Training:
     return Training.build(
         model_settings(base, **case.model),
         objective(**case.objective),
-        OPTIMISATION,
+        OPTIMISATION.model_copy(update=case.optimisation),
         seed=0,
         total_steps=10,
     )
@@ -93,8 +112,15 @@ def mine(training: Training, case: Case, step: int) -> TrainBatch:
 def run(base: Path, case: Case) -> dict[str, Any]:
     """One backward pass, then two steps: gradients, metrics and weights."""
     training = build(base, case)
-    loss = training.wrapped(mine(training, case, 3))
-    loss.total.backward()
+    accumulate(
+        training.wrapped,
+        training.joint,
+        mine(training, case, 3),
+        backward=training.strategy.backward,
+        announce=training.strategy.announce,
+        chunk_tokens=training.settings.chunk_tokens,
+        parts=training.settings.accumulation,
+    )
     gradients = {
         name: p.grad.clone() for name, p in training.joint.named_parameters() if p.grad is not None
     }
