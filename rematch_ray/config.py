@@ -18,6 +18,7 @@ from rematch_ray.index.mining import MiningRules
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.scoring.budget import Ladder
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
+from rematch_ray.training.strategies import StrategySettings
 
 RECALLS = ("recall@1", "recall@10")
 
@@ -218,6 +219,8 @@ class RunConfig(Settings):
     """The loss: its terms, weights, groups and masks."""
     optimisation: OptimisationSettings = Field(default_factory=OptimisationSettings)
     """The optimiser and its schedule."""
+    strategy: StrategySettings = Field(default_factory=StrategySettings)
+    """How the training processes share the work, and in which precision."""
     data: DataSettings
     """Sources and order of the training rows."""
     train: TrainSettings

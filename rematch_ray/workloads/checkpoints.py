@@ -84,10 +84,11 @@ class Checkpoints:
         if self.given_up:
             return
         state = self._folder(done) / STATE
-        if self._run.train.async_checkpoints is False:
-            written = _at_once(lambda: self._training.save(state))
-        else:
+        wanted = self._run.train.async_checkpoints
+        if self._run.strategy.saves_in_background if wanted is None else wanted:
             written = self._training.save_async(state)
+        else:
+            written = _at_once(lambda: self._training.save(state))
         self._writing = _Writing(done, metrics, written)
 
     def close(self) -> None:
@@ -154,7 +155,7 @@ class Checkpoints:
             "step": step,
             "plan": self._plan.digest,
             "seed": self._run.seed,
-            "strategy": "ddp",
+            "strategy": self._run.strategy.name,
             "world_size": world_size(),
         }
         try:

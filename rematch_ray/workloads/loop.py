@@ -23,6 +23,7 @@ import torch.distributed as dist
 from rematch_ray.collectives import rank, world_size
 from rematch_ray.config import RunConfig
 from rematch_ray.data.samples import TrainBatch
+from rematch_ray.errors import UserError
 from rematch_ray.training.measures import Meter, Work, WorkCounter
 from rematch_ray.training.step import Training
 from rematch_ray.workloads.checkpoints import STATE, TRAINER, Checkpoints
@@ -49,16 +50,11 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
     """
     run, data = config["run"], config["data"]
     directory = RunDirectory(run.directory)
-    training = Training.build(
-        run.model,
-        run.objective,
-        run.optimisation,
-        seed=run.seed,
-        total_steps=run.train.steps,
-        device=ray.train.torch.get_device(),
-        name=run.name,
-    )
-    start = done = _restore(training, data)
+    try:
+        training = _build(run)
+        start = done = _restore(training, data)
+    except UserError as error:  # the same on every rank: a strategy, a base, a checkpoint
+        return {"refused": str(error), "steps": 0}
     _announce(directory, start)
     metrics: dict[str, float] = {}
     accepted, preemption = BadRows(run, data), Preemption()
@@ -124,15 +120,32 @@ def _save_before(
         directory.note(text, at=done)
 
 
+def _build(run: RunConfig) -> Training:
+    return Training.build(
+        run.model,
+        run.objective,
+        run.optimisation,
+        seed=run.seed,
+        total_steps=run.train.steps,
+        strategy=run.strategy,
+        device=ray.train.torch.get_device(),
+        name=run.name,
+    )
+
+
 def _restore(training: Training, data: TrainingData) -> int:
-    """Load the last checkpoint, if any, and return the step to go on with."""
+    """Load the last checkpoint, if any, and return the step to go on with.
+
+    Raises:
+        UserError: it was made on other data, or the strategy cannot read it.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0
     folder = Path(checkpoint.path)
     saved = json.loads((folder / TRAINER).read_text())
     if saved["plan"] != data.plan.digest:
-        raise RuntimeError(
+        raise UserError(
             f"{folder} was made on other data or another order of it (plan {saved['plan'][:12]}, "
             f"now {data.plan.digest[:12]}); put the data back, or train under another name"
         )

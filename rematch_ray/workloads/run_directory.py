@@ -17,8 +17,8 @@ from rematch_ray.workloads.journal import Journal, Tail, replace
 
 # What a run may change when it goes on: where and how it runs, never what it computes. That the
 # data behind another path is the same is for the plan's digest to say.
-FREE_SECTIONS = ("train.", "storage", "track.", "validation")
-FIXED_KEYS = ("train.steps",)
+FREE_SECTIONS = ("train.", "strategy.", "storage", "track.", "validation")
+FIXED_KEYS = ("train.steps", "strategy.precision")
 
 
 class CheckpointError(RuntimeError):

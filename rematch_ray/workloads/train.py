@@ -20,6 +20,7 @@ from rematch_ray.config import RunConfig
 from rematch_ray.data.demo import write_demo
 from rematch_ray.data.order import Plan
 from rematch_ray.errors import UserError
+from rematch_ray.training.strategies import check_installed, check_strategy
 from rematch_ray.workloads import validation
 from rematch_ray.workloads.run_directory import CheckpointError, RunDirectory
 from rematch_ray.workloads.runtime import Background, Bundle, connect
@@ -49,6 +50,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         demo = run.data.demo
         write_demo(demo.out.absolute(), sources=demo.corpora, quick=demo.quick)
     refuse_missing(run.track)
+    _check_strategy(run)
     data = open_data(run.data, run.seed)
     if run.validation is not None:
         validation.check_sets(run.validation)
@@ -78,6 +80,19 @@ def _with_absolute_paths(run: RunConfig) -> RunConfig:
         found = validation.with_absolute_paths(run.validation)
         run = run.model_copy(update={"validation": found})
     return run.model_copy(update={"storage": run.storage.expanduser().absolute()})
+
+
+def _check_strategy(run: RunConfig) -> None:
+    """Refuse what the strategy cannot do, or does not find installed, before anything starts."""
+    settings = run.train
+    check_strategy(
+        run.strategy,
+        run.model,
+        run.optimisation,
+        elastic=settings.min_workers < settings.max_workers,
+        in_background=settings.async_checkpoints,
+    )
+    check_installed(run.strategy)
 
 
 def _bundles(run: RunConfig) -> list[Bundle]:

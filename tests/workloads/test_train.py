@@ -12,6 +12,7 @@ import ray.train
 
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
+from rematch_ray.training.strategies import StrategySettings
 from rematch_ray.workloads.loop import BadRows, Wish
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stream import RankStep, open_data
@@ -107,6 +108,12 @@ def test_a_run_goes_on_only_with_the_settings_it_began_with(
         directory.result(run_config(tiny_base, samples, tmp_path, steps=20))
     moved = run_config(tiny_base, {n: Path("elsewhere") / n for n in samples}, tmp_path)
     assert directory.result(moved) is None
+    # ddp and fsdp2 read each other's checkpoints; another precision is another run
+    sharded = run.model_copy(update={"strategy": StrategySettings(name="fsdp2")})
+    assert directory.result(sharded) is None
+    half = StrategySettings(precision="bfloat16")
+    with pytest.raises(UserError, match=r"strategy.precision=None, now strategy.precision=bfloat"):
+        directory.result(run.model_copy(update={"strategy": half}))
     with pytest.raises(UserError, match=r"seed=0, now seed=3"):
         directory.result(run.model_copy(update={"seed": 3}))
 
@@ -131,6 +138,20 @@ def test_workers_that_do_not_divide_a_step_are_told_what_it_costs(
     plan = open_data(run_config(tiny_base, samples, tmp_path).data, 0).plan
     assert idle_line(1, plan) == idle_line(2, plan) == ""
     assert "3 workers share 4 sub-batches a step: 33% of their places" in idle_line(3, plan)
+
+
+def test_what_a_strategy_cannot_do_is_refused_before_anything_starts(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    strategy = {"strategy": StrategySettings(name="deepspeed")}
+    for settings, message in (
+        ({"num_workers": (1, 2)}, "strategy deepspeed resumes at the number of processes"),
+        ({"async_checkpoints": True}, "strategy deepspeed writes its own files"),
+    ):
+        run = run_config(tiny_base, samples, tmp_path, **settings)
+        with pytest.raises(UserError, match=message):
+            train(run.model_copy(update=strategy))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_source_is_refused_by_path(tiny_base: Path, tmp_path: Path) -> None:
