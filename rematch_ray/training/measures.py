@@ -81,7 +81,7 @@ class Meter:
     Args:
         counter: of the model.
         device: of this rank.
-        dtype: of the backbone, for the device's peak.
+        dtype: precision of the backbone's arithmetic, for the device's peak.
     """
 
     def __init__(self, counter: WorkCounter, device: torch.device, dtype: str) -> None:

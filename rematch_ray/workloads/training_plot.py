@@ -13,6 +13,7 @@ from rematch_ray.workloads.run_directory import RunDirectory
 
 FILE = "training.png"
 COLUMNS = 3
+POINTS = 2000  # of a line; more cannot be told apart
 Records = Sequence[Mapping[str, Any]]
 TERMS = ("loss", "loss/fused", "loss/groups", "loss/orthogonality", "loss/matching")
 SIMILARITIES = ("positive", "hardest_negative", "negative")
@@ -78,10 +79,21 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
     )
 
 
+def thin(values: np.ndarray, points: int) -> np.ndarray:
+    """At most so many values: medians of neighbours.
+
+    >>> thin(np.array([1.0, 2.0, 3.0, 5.0, 9.0]), 3).tolist()
+    [1.5, 4.0, 9.0]
+    """
+    size = -(-len(values) // points)
+    return np.array([np.median(values[i : i + size]) for i in range(0, len(values), max(size, 1))])
+
+
 def _draw(axes: Any, x: np.ndarray, y: np.ndarray, label: str, **style: Any) -> None:
     """A line of medians over the single values, faint."""
     if not len(x):
         return
+    x, y = thin(x, POINTS), thin(y, POINTS)
     width = max(1, len(y) // 40) | 1
     (line,) = axes.plot(x, smooth(y, width), label=label, linewidth=1.4, **style)
     if width > 1:

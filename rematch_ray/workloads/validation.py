@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,11 @@ def validate(checkpoint: ray.train.Checkpoint, *, run: dict[str, Any]) -> dict[s
     return {f"validation/{name}": value for name, value in record["metrics"].items()}
 
 
-def results(directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a run's validations, in order of steps."""
+def results(directory: Path, *, known: Container[int] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the records of a run's validations, in order of steps, but for the known ones."""
     for file in sorted((directory / FOLDER).glob("[0-9]*.json")):
-        yield json.loads(file.read_text())
+        if int(file.stem) not in known:
+            yield json.loads(file.read_text())
 
 
 def settle_best(run: RunConfig) -> None:

@@ -45,7 +45,8 @@ class Watch:
         self._tell()
         if not self._has_validation:
             return
-        for record in results(self._directory.path):
+        known = {at for at, has_result in self._logged if has_result}
+        for record in results(self._directory.path, known=known):
             if _mark(record) not in self._logged:
                 self._directory.log(record)
                 self._say(validation_line(record))
