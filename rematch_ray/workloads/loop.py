@@ -26,6 +26,7 @@ from rematch_ray.data.samples import TrainBatch
 from rematch_ray.errors import UserError
 from rematch_ray.training.measures import Meter, Work, WorkCounter
 from rematch_ray.training.step import Training
+from rematch_ray.training.strategies import precision_of
 from rematch_ray.workloads.checkpoints import STATE, TRAINER, Checkpoints
 from rematch_ray.workloads.preemption import Preemption
 from rematch_ray.workloads.run_directory import RunDirectory
@@ -97,7 +98,8 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
 def _meter(training: Training, run: RunConfig) -> Meter:
     """Return what measures the speed of this run's steps."""
     config = training.joint.embedder.backbone.model.config
-    return Meter(WorkCounter(config, run.model), training.device, run.model.dtype)
+    precision = precision_of(run.strategy, run.model)
+    return Meter(WorkCounter(config, run.model), training.device, precision)
 
 
 def _leave(checkpoints: Checkpoints, result: dict[str, Any]) -> dict[str, Any]:
