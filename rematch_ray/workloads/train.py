@@ -4,6 +4,7 @@ The driver opens the run directory, starts the processes and shows their progres
 runs `train_rank`, which feeds the plan's batches to `Training` and knows no maths. Top floor.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -30,6 +31,7 @@ from rematch_ray.workloads.watch import Watch
 
 POLL_SECONDS = 0.5
 STEPS_SHOWN = 20
+ELASTIC_WAIT_S = "30"
 
 
 def train(run: RunConfig) -> dict[str, Any]:
@@ -59,6 +61,9 @@ def train(run: RunConfig) -> dict[str, Any]:
     if finished is not None:
         _say(f"run {run.name} is finished ({finished['steps']} steps): {run.directory}")
         return {**finished, "skipped": True}
+    if run.train.min_workers < run.train.max_workers:
+        # just after a node is gone Ray still counts on it, and waits so long before it counts anew
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_WAIT_S)
     with connect(_bundles(run)):
         if idle := idle_line(run.train.max_workers, data.plan):
             _say(idle)

@@ -1,19 +1,23 @@
 """Slow proofs that a run loses no row and repeats none: whatever ends it, however it goes on."""
 
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray.data
+import yaml
+from ray.job_submission import JobSubmissionClient
 
 from rematch_ray.config import RunConfig
 from rematch_ray.workloads.run_directory import CheckpointError, RunDirectory
 from rematch_ray.workloads.stream import open_data
 from rematch_ray.workloads.train import train
-from tests.conftest import REPOSITORY
+from tests.conftest import ENVIRONMENT, REPOSITORY
 from tests.workloads.runs import STEPS, planned_rows, records, run_config, when
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -79,6 +83,58 @@ def test_a_disk_that_stays_full_ends_the_run_which_goes_on_when_there_is_room(
     assert [record["at"] for record in records(run, "checkpoint")] == [4]
     assert train(run)["steps"] == STEPS
     assert records(run, "start")[-1]["from_step"] == 4
+    assert_every_step_has_its_rows(run)
+
+
+def write_config(run: RunConfig, folder: Path) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(run.model_dump(mode="json")))
+    return file
+
+
+def test_sigterm_saves_and_says_what_stands(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_config(tiny_base, samples, tmp_path, steps=100_000, checkpoint_every=1000)
+    command = [sys.executable, "-m", "rematch_ray", "train"]
+    program = subprocess.Popen(
+        [*command, "--config", str(write_config(run, tmp_path))],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    sent = when(lambda: len(records(run, "step")) > 5, lambda: program.send_signal(signal.SIGTERM))
+    _, said = program.communicate(timeout=600)
+    sent.join()
+    assert program.returncode == 130
+    assert "stopping: saving after this step; nothing is saved until then" in said
+    [checkpoint] = records(run, "checkpoint")
+    assert checkpoint["at"] == records(run, "step")[-1]["step"] + 1
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster", "_restored_data_context")
+def test_a_stopped_job_leaves_a_checkpoint_to_go_on_from(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_config(tiny_base, samples, tmp_path)
+    context = ray.get_runtime_context()
+    client = JobSubmissionClient(context.gcs_address)
+    program = f"{sys.executable} {REPOSITORY / 'jobs' / 'train.py'}"
+    job = client.submit_job(
+        entrypoint=f"{program} --config {write_config(run, tmp_path)}",
+        runtime_env={"env_vars": {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}},
+    )
+    when(lambda: len(records(run, "step")) > 9, lambda: client.stop_job(job)).join()
+    deadline = time.monotonic() + 60
+    while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    said = client.get_job_logs(job)
+    assert "stopping: saving after this step; until then checkpoint_" in said
+    # the save may not have come through in the job's three seconds: what the log said stands
+    stands = int(said.partition("until then checkpoint_")[2][:7])
+    assert train(run)["steps"] == STEPS
+    assert records(run, "start")[-1]["from_step"] >= stands
     assert_every_step_has_its_rows(run)
 
 

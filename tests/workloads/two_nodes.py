@@ -1,5 +1,6 @@
 """A program: trains on a cluster of two nodes on this machine and takes one away on the way."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def main(base: str, photos: str, notes: str, storage: str) -> None:
         cpus_per_worker=2,
         cpus_per_encoder=0.5,
     )
+    # the tests' environment waits longer than an elastic run does
+    del os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
     node = cluster.add_node(num_cpus=2)
     environment = {"env_vars": {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}}
