@@ -18,7 +18,7 @@ from rematch_ray.index.mining import MiningRules
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.scoring.budget import Ladder
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
-from rematch_ray.training.strategies import StrategySettings
+from rematch_ray.training.strategies import StrategySettings, check_strategy
 
 RECALLS = ("recall@1", "recall@10")
 
@@ -251,6 +251,18 @@ class RunConfig(Settings):
                 f"parts that {self.train.num_workers} workers cannot share evenly: change it, "
                 "train.num_workers, data.order.global_batch or data.order.sub_batch"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> "RunConfig":
+        """The strategy can do what the model, the optimiser and the workers ask for."""
+        check_strategy(
+            self.strategy,
+            self.model,
+            self.optimisation,
+            elastic=self.train.min_workers < self.train.max_workers,
+            in_background=self.train.async_checkpoints,
+        )
         return self
 
     @model_validator(mode="after")

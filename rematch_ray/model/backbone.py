@@ -207,9 +207,6 @@ class Backbone(nn.Module):
         Adapters are float32 whatever the precision of what they stand beside.
         """
         opened = [re.compile(_PARTS[part]) for part in settings.train]
-        for name, parameter in self.model.named_parameters():
-            wanted = parameter.requires_grad and any(p.search(name) for p in opened)
-            parameter.requires_grad_(wanted)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
@@ -220,6 +217,8 @@ class Backbone(nn.Module):
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.float()
+            elif any(pattern.search(name) for pattern in opened):
+                parameter.requires_grad_(True)  # adding adapters has frozen it
 
     def save(self, path: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Writes config and safetensors; adapters are merged into what is written.

@@ -31,6 +31,18 @@ from rematch_ray.training.strategy_torch import compile_layers
 _TAG, _ABOUT = "state", "about.json"
 
 
+def _prepare(device: torch.device) -> None:
+    """What DeepSpeed looks for when it starts in a process group that is already there."""
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    if device.type != "cpu":
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    # it would compile C++ for shared memory at the first start; gloo does as well
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 class DeepSpeedStrategy:
     """A DeepSpeed engine around the model, with torch's AdamW inside.
 
@@ -56,10 +68,7 @@ class DeepSpeedStrategy:
                 "strategy deepspeed works in a process group, and there is none: start it through "
                 "`rematch-ray train` or torchrun, or set strategy.name to ddp"
             )
-        if model.embedder.device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # DeepSpeed asks for it even where the process group is already there
-        os.environ.setdefault("LOCAL_RANK", "0" if torch.cuda.is_available() else str(rank()))
+        _prepare(model.embedder.device)
         import deepspeed
 
         if settings.compile:
