@@ -79,7 +79,8 @@ def mine(
         return {**_summary(target, finished), "seconds": 0.0, "skipped": True}
     with hold_workspace(target, job) as workspace:
         task = Bundle("mining task", inputs.settings.cpus_per_task, key="cpus_per_task")
-        with connect([*embed_bundles(inputs.settings.embed), task]):
+        # one after the other, so each must fit alone
+        with connect(embed_bundles(inputs.settings.embed)), connect([task]):
             _scan(inputs, workspace)
             galleries = make_galleries(inputs, workspace)
             _embed_queries(inputs, workspace)

@@ -89,7 +89,13 @@ def hold_workspace(out: Path, job: Job) -> Iterator[Workspace]:
         for name in FOLDERS:
             (root / name).mkdir(exist_ok=True)
         write_whole(root / JOB, json.dumps(job.to_json(), indent=1) + "\n")
-        yield Workspace(root)
+        try:
+            yield Workspace(root)
+        finally:
+            scans = root / "scan"
+            if scans.is_dir() and not any(scans.iterdir()):
+                # nothing was begun: the cluster refused, for example
+                shutil.rmtree(root)
 
 
 def publish(

@@ -1,7 +1,6 @@
 """Mining keeps every row, adds what is wrong but near, and goes on after an interruption."""
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -341,7 +340,17 @@ def test_a_mistake_is_one_line_before_anything_starts(
         "budget '3x3' does not exist here; allowed: fused, 1x1",
         settings=SETTINGS.model_copy(update={"budget": "3x3"}),
     )
-    shutil.rmtree(tmp_path / "full")
+    refused(
+        r"1 x mining task .* lower cpus_per_task",
+        settings=SETTINGS.model_copy(update={"cpus_per_task": 999.0}),
+    )
+    greedy = SETTINGS.embed.model_copy(update={"num_actors": 999})
+    refused("999 x embedding process", settings=SETTINGS.model_copy(update={"embed": greedy}))
+
+
+def test_candidates_below_the_last_rank_are_refused() -> None:
+    with pytest.raises(ValueError, match="candidates 20 is below the last of ranks, 30"):
+        MineSettings(ranks=(1, 30), candidates=20)
 
 
 def test_an_index_of_another_model_is_refused(
