@@ -192,9 +192,7 @@ class SampleEncoder:
         self._seed = seed
         self._instructions = instructions or {}
 
-    def __call__(
-        self, tables: Sequence[pa.Table], step: int, *, masked_rows: int = 0
-    ) -> pa.Table:
+    def __call__(self, tables: Sequence[pa.Table], step: int, *, masked_rows: int = 0) -> pa.Table:
         """Encodes the sub-batches of a rank-step.
 
         Args:
