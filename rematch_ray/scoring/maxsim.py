@@ -89,6 +89,8 @@ def maxsim_groups(
     if block_rows is None:
         block_rows = max(1, block_documents // max(1, document.shape[0]))
     recompute = torch.is_grad_enabled() and (query.requires_grad or document.requires_grad)
+    # one small block is cheaper kept than made again
+    recompute = recompute and (len(query) > block_rows or len(document) > block_documents)
 
     def scored(query_bRD: Tensor, document_cRD: Tensor) -> Tensor:
         if recompute:
@@ -129,7 +131,7 @@ def maxsim_candidates(
     query, document = query_BRD[:, :r_q], document_BNRD[:, :, :r_d]
     rows = max(1, BLOCK_CELLS // max(1, document.shape[1] * r_q * r_d))
     recompute = torch.is_grad_enabled() and (query.requires_grad or document.requires_grad)
-    recompute = recompute and len(query) > rows  # one small block is cheaper kept than made again
+    recompute = recompute and len(query) > rows
     blocks = []
     for some in zip(query.split(rows), document.split(rows), strict=True):
         if recompute:

@@ -14,12 +14,12 @@ from rematch_ray.data.samples import TrainBatch
 class Chunk:
     """Rows that are encoded in one forward pass.
 
-    Every query and every document of a batch is in exactly one chunk; a document is in that of the
-    first query that reads it. Where there is nothing to encode, row 0 keeps the shape.
+    Every query and every document of a batch is in exactly one chunk. Chunks of both sides hold a
+    document beside the first query that reads it; where one has none, row 0 keeps the shape.
 
     Attributes:
-        queries: query rows.
-        documents: document rows.
+        queries: query rows; none in a chunk of documents.
+        documents: document rows; none in a chunk of queries.
         counts_queries: False = the query only keeps the shape.
         counts_documents: False = the document only keeps the shape.
     """
@@ -31,6 +31,7 @@ class Chunk:
 
 
 MASKED = Chunk((0,), (0,), counts_queries=False, counts_documents=False)
+MASKED_SIDE = Chunk((0,), (), counts_queries=False)
 
 
 @dataclass
@@ -99,6 +100,33 @@ def plan_chunks(batch: TrainBatch, chunk_tokens: int) -> list[Chunk]:
         Chunk(tuple(c.queries), tuple(c.documents) or (0,), counts_documents=bool(c.documents))
         for c in chunks
     ]
+
+
+def plan_sides(batch: TrainBatch, chunk_tokens: int) -> list[Chunk]:
+    """Cuts a batch into chunks of one side each, for objectives whose terms never need both.
+
+    Arguments as in `plan_chunks`. A chunk then holds the activations of one side only.
+    """
+    layout = batch.layout
+    queries = [len(row.input_ids) + layout.num_query_meta for row in batch.query_rows]
+    documents = [len(row.input_ids) + layout.num_document_meta for row in batch.document_rows]
+    return [
+        *(Chunk(rows, ()) for rows in _filled(queries, chunk_tokens)),
+        *(Chunk((), rows) for rows in _filled(documents, chunk_tokens)),
+    ]
+
+
+def _filled(widths: Sequence[int], chunk_tokens: int) -> Iterator[tuple[int, ...]]:
+    """Neighbouring rows, as many as fit; at least one."""
+    rows: list[int] = []
+    widest = 0
+    for row, width in enumerate(widths):
+        if rows and (len(rows) + 1) * max(widest, width) > chunk_tokens:
+            yield tuple(rows)
+            rows, widest = [], 0
+        rows.append(row)
+        widest = max(widest, width)
+    yield tuple(rows)
 
 
 def _rows(batch: TrainBatch) -> list[_Row]:

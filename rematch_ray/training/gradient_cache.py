@@ -26,7 +26,7 @@ from rematch_ray.data.samples import TrainBatch
 from rematch_ray.losses.joint import Counts, JointLoss
 from rematch_ray.model.embeddings import Embeddings
 from rematch_ray.training.candidates import build_contrast, equal_documents
-from rematch_ray.training.chunks import MASKED, Chunk, plan_chunks
+from rematch_ray.training.chunks import MASKED, MASKED_SIDE, Chunk, plan_chunks, plan_sides
 from rematch_ray.training.measures import broken_rows
 from rematch_ray.training.objective import (
     EncodeChunk,
@@ -137,12 +137,14 @@ def _cached(
     announce: Announce,
 ) -> JointLoss:
     batch = equal_documents(batch)
-    chunks = plan_chunks(batch, chunk_tokens)
+    # the matching stage reads queries beside documents; nothing else needs both sides in a chunk
+    matches = model.settings.w_match > 0
+    chunks = (plan_chunks if matches else plan_sides)(batch, chunk_tokens)
     missing = largest_over_ranks(len(chunks), device=batch.valid.device) - len(chunks)
-    chunks += [MASKED] * missing
+    chunks += [MASKED if matches else MASKED_SIDE] * missing
     first = _first_pass(wrapped, batch, chunks)
     pairs = None
-    if model.settings.w_match:
+    if matches:
         assert first.queries.fused is not None and first.documents.fused is not None
         cosine = first.queries.fused.detach() @ first.documents.fused.detach().T
         pairs = draw_pairs(batch, cosine, model.settings)
@@ -208,31 +210,34 @@ def _first_pass(wrapped: nn.Module, batch: TrainBatch, chunks: Sequence[Chunk]) 
             work = EncodeChunk(batch, chunk.queries, chunk.documents)
             encoded.append(cast(EncodedChunk, wrapped(work)))
     queries = _in_place(
-        [e.queries for e in encoded],
-        [c.queries if c.counts_queries else () for c in chunks],
+        [(e.queries, c.queries) for e, c in zip(encoded, chunks, strict=True) if c.counts_queries],
         batch.num_queries,
     )
     documents = _in_place(
-        [e.documents for e in encoded],
-        [c.documents if c.counts_documents else () for c in chunks],
+        [
+            (e.documents, c.documents)
+            for e, c in zip(encoded, chunks, strict=True)
+            if c.counts_documents
+        ],
         batch.num_documents,
     )
     temperatures = encoded[0].temperatures.detach().clone().requires_grad_()
     return _FirstPass(queries, documents, temperatures, random)
 
 
-def _in_place(parts: Sequence[Embeddings], rows: Sequence[Sequence[int]], count: int) -> Embeddings:
+def _in_place(parts: Sequence[tuple[Embeddings | None, Sequence[int]]], count: int) -> Embeddings:
     """The chunks' vectors at the places of their rows, as leaves that take a gradient."""
+    given = [(part, list(rows)) for part, rows in parts if part is not None]
 
     def placed(tensors: Sequence[Tensor]) -> Tensor:
         whole = tensors[0].new_zeros((count, *tensors[0].shape[1:]))
-        for tensor, places in zip(tensors, rows, strict=True):
-            if places:
-                whole[list(places)] = tensor
+        for tensor, (_, rows) in zip(tensors, given, strict=True):
+            whole[rows] = tensor
         return whole.requires_grad_()
 
-    fused = [part.fused for part in parts if part.fused is not None]
-    return Embeddings(placed([part.vectors for part in parts]), placed(fused) if fused else None)
+    fused = [part.fused for part, _ in given if part.fused is not None]
+    vectors = placed([part.vectors for part, _ in given])
+    return Embeddings(vectors, placed(fused) if fused else None)
 
 
 def _second_pass(

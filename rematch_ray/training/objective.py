@@ -46,8 +46,8 @@ class EncodeChunk:
 
     Attributes:
         batch: the rank's rows.
-        queries: which query rows.
-        documents: which document rows.
+        queries: which query rows; none = only documents.
+        documents: which document rows; none = only queries.
     """
 
     batch: TrainBatch
@@ -57,10 +57,10 @@ class EncodeChunk:
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """What `EncodeChunk` returns: vectors of both sides, and (2,) temperatures."""
+    """What `EncodeChunk` returns: vectors of each side it names, and (2,) temperatures."""
 
-    queries: Embeddings
-    documents: Embeddings
+    queries: Embeddings | None
+    documents: Embeddings | None
     temperatures: Tensor
 
 
@@ -222,34 +222,44 @@ class JointModel(nn.Module):
 
     def _encode(self, work: EncodeChunk) -> EncodedChunk:
         queries, documents = self._encoded(work, record=False)
-        return EncodedChunk(queries.embeddings, documents.embeddings, self.temperatures())
+        return EncodedChunk(
+            None if queries is None else queries.embeddings,
+            None if documents is None else documents.embeddings,
+            self.temperatures(),
+        )
 
-    def _encoded(self, work: EncodeChunk, *, record: bool) -> tuple[Encoded, Encoded]:
+    def _encoded(self, work: EncodeChunk, *, record: bool) -> tuple[Encoded | None, Encoded | None]:
         batch, encode = work.batch, self.embedder.encode_rows
-        queries = encode(batch.batch("query", work.queries), "query", record=record)
-        return queries, encode(batch.batch("document", work.documents), "document", record=record)
+        queries = documents = None
+        if work.queries:
+            queries = encode(batch.batch("query", work.queries), "query", record=record)
+        if work.documents:
+            documents = encode(batch.batch("document", work.documents), "document", record=record)
+        return queries, documents
 
     def _replay(self, work: ReplayChunk) -> ReplayedChunk:
         """Encodes first and matches after, so that encoding draws the same random numbers."""
         queries, documents = self._encoded(work.encode, record=self.records)
         total = (self.temperatures() * work.temperature_gradients).sum()
-        for encoded, wanted in (
-            (queries, work.query_gradients),
-            (documents, work.document_gradients),
+        states: list[tuple[Tensor, Tensor]] = []
+        for side, encoded, wanted, uses in (
+            ("query", queries, work.query_gradients, work.query_uses),
+            ("document", documents, work.document_gradients, work.document_uses),
         ):
+            if encoded is None:  # every rank uses every weight in every pass
+                total = total + 0.0 * self.embedder.banks[side].sum()
+                continue
             total = total + (encoded.vectors * wanted.vectors).sum()
             if encoded.fused is not None and wanted.fused is not None:
                 total = total + (encoded.fused * wanted.fused).sum()
+            states.append((self._orthogonal_states(encoded), uses))
         parts: dict[str, Tensor] = {}
         accuracy: dict[str, Tensor] = {}
         weights = self.settings.weights
         if weights["orthogonality"]:
-            states = [
-                (self._orthogonal_states(queries), work.query_uses),
-                (self._orthogonal_states(documents), work.document_uses),
-            ]
             parts["orthogonality"] = orthogonality_term(states, work.counts)
         if work.pairs is not None:
+            assert queries is not None and documents is not None
             raw = documents.raw_rows()
             if work.extra:
                 batch = work.encode.batch.batch("document", work.extra)

@@ -82,25 +82,31 @@ class DeepSpeedStrategy:
             config=deepspeed_config(settings, optimisation),
             dist_init_required=False,
         )
-        self._share_what_is_read_outside()
+        self._held = self._read_outside() if self._stage == 3 else []
+        model.embedder.backbone.sharded = self._stage == 3
 
-    def _share_what_is_read_outside(self) -> None:
-        """Weights that another module reads than the one that owns them, gathered with the root."""
-        if self._stage < 3:
-            return
-        import deepspeed
+    def _read_outside(self) -> list[Any]:
+        """Weights that another module reads than the one that owns them, if any does.
 
+        DeepSpeed gathers a module's weights when the module is called. These few stay gathered from
+        the start of a step to its update.
+        """
         embedder = self._model.embedder
-        outside = [*embedder.banks.values()]
+        found: list[Any] = [self._model.log_temperatures, *embedder.banks.values()]
         if embedder.matcher is not None:
-            outside.append(embedder.matcher.roles)
-        for parameter in outside:
-            deepspeed.zero.register_external_parameter(self._model, parameter)
-        embedder.backbone.sharded = True
+            found.append(embedder.matcher.roles)
+        for parameter in found:
+            parameter.ds_persist = True
+        return found
 
     def zero_grad(self) -> None:
-        """Forgets gradients."""
+        """Forgets gradients, and gathers what stays gathered through a step."""
         self.optimizer.zero_grad()
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        for parameter in self._held:
+            if parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE:
+                parameter.all_gather()
 
     def announce(self, last: bool) -> None:
         """Says before a forward pass whether its backward pass is the step's last one."""

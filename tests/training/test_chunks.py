@@ -4,7 +4,7 @@ import pytest
 
 from rematch_ray.data.samples import TrainBatch
 from rematch_ray.model.embedder import Embedder
-from rematch_ray.training.chunks import plan_chunks
+from rematch_ray.training.chunks import plan_chunks, plan_sides
 from tests.tiny import text_sample, train_batch
 
 
@@ -62,3 +62,25 @@ def test_a_document_is_in_the_chunk_of_the_first_query_that_reads_it(embedder: E
     batch = train_batch(embedder, shared)
     chunks = plan_chunks(batch, 1)
     assert [chunk.counts_documents for chunk in chunks] == [True, True, False]
+
+
+@pytest.mark.parametrize("limit", [1, 60, 150, 10**6])
+def test_chunks_of_one_side_hold_every_row_once(batch: TrainBatch, limit: int) -> None:
+    chunks = plan_sides(batch, limit)
+    assert all(bool(chunk.queries) != bool(chunk.documents) for chunk in chunks)
+    queries = [row for chunk in chunks for row in chunk.queries]
+    documents = [row for chunk in chunks for row in chunk.documents]
+    assert queries == list(range(batch.num_queries))
+    assert documents == list(range(batch.num_documents))
+    for chunk in chunks:
+        rows = len(chunk.queries) + len(chunk.documents)
+        assert rows == 1 or one_side(batch, chunk.queries, chunk.documents) <= limit
+    if limit == 10**6:
+        assert len(chunks) == 2
+
+
+def one_side(batch: TrainBatch, queries: tuple[int, ...], documents: tuple[int, ...]) -> int:
+    if queries:
+        return tokens(batch, queries, ())
+    longest = max(len(batch.document_rows[row].input_ids) for row in documents)
+    return len(documents) * (longest + batch.layout.num_document_meta)

@@ -17,7 +17,7 @@ from rematch_ray.model.embeddings import Embeddings, Encoded
 from rematch_ray.model.settings import LoraSettings
 from rematch_ray.training import gradient_cache
 from rematch_ray.training.candidates import build_contrast
-from rematch_ray.training.chunks import plan_chunks
+from rematch_ray.training.chunks import plan_chunks, plan_sides
 from rematch_ray.training.gradient_cache import accumulate
 from rematch_ray.training.objective import EncodeChunk, JointModel, ReplayChunk
 from rematch_ray.training.pairs import document_uses
@@ -38,6 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "orthogonal vectors": ({"orth_space": "vector", "orth_tokens": "all"}, {}),
     "half the rows match": ({"match_share": 0.5}, {}),
     "rematch": ({"preset": "rematch"}, {}),
+    "no matching": ({"w_match": 0}, {}),
     "metaembed": ({"preset": "metaembed", "w_match": 0, "temperature_maxsim": 1.0}, {}),
     "adapters": ({}, {"lora": LoraSettings(rank=2)}),
     "recomputed": ({}, {"gradient_checkpointing": True}),
@@ -122,34 +123,25 @@ def test_matching_alone_flows_through_the_cache(tiny_base: Path) -> None:
 def uncached_by_chunks(model: JointModel, batch: TrainBatch) -> dict[str, Tensor]:
     """The reference with dropout: chunks encoded once, with gradients, all of them held."""
     model.zero_grad(set_to_none=True)
-    chunks = plan_chunks(batch, CHUNK)
+    chunks = plan_sides(batch, CHUNK)
     encode = model.embedder.encode_rows
-    held = []
+    held: list[tuple[Encoded, list[int], str]] = []
     for chunk in chunks:
-        queries = encode(batch.batch("query", chunk.queries), "query", record=model.records)
-        documents = encode(
-            batch.batch("document", chunk.documents), "document", record=model.records
-        )
-        held.append((chunk, queries, documents))
+        side, rows = ("query", chunk.queries) if chunk.queries else ("document", chunk.documents)
+        held.append((encode(batch.batch(side, rows), side), list(rows), side))
 
-    def together(parts: list[Encoded], places: list[int]) -> Embeddings:
-        order = torch.tensor(places).argsort()
-        fused = torch.cat([part.fused for part in parts if part.fused is not None])
-        return Embeddings(torch.cat([p.vectors for p in parts])[order], fused[order])
+    def together(side: str) -> Embeddings:
+        parts = [entry for entry in held if entry[2] == side]
+        order = torch.tensor([row for _, rows, _ in parts for row in rows]).argsort()
+        fused = torch.cat([part.fused for part, *_ in parts if part.fused is not None])
+        return Embeddings(torch.cat([p.vectors for p, *_ in parts])[order], fused[order])
 
-    all_queries = together([q for _, q, _ in held], [row for c, *_ in held for row in c.queries])
-    all_documents = together([d for *_, d in held], [row for c, *_ in held for row in c.documents])
-    contrast = build_contrast(batch, all_queries, all_documents, model.settings)
+    contrast = build_contrast(batch, together("query"), together("document"), model.settings)
     counts = model.counts(batch, 0)
     total = model.contrast_loss(contrast, counts, model.temperatures()).total
-    uses = document_uses(batch).sum(dim=0)
-    for chunk, chunk_queries, chunk_documents in held:
-        states = [
-            (model._orthogonal_states(chunk_queries), batch.valid[list(chunk.queries)].float()),
-            (model._orthogonal_states(chunk_documents), uses[list(chunk.documents)]),
-        ]
-        term = orthogonality_term(states, counts)
-        total = total + model.settings.weights["orthogonality"] * term
+    uses = {"query": batch.valid.float(), "document": document_uses(batch).sum(dim=0)}
+    states = [(model._orthogonal_states(part), uses[side][rows]) for part, rows, side in held]
+    total = total + model.settings.weights["orthogonality"] * orthogonality_term(states, counts)
     total.backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
