@@ -17,7 +17,7 @@ from rematch_ray.config import RunConfig
 from rematch_ray.workloads.run_directory import CheckpointError, RunDirectory
 from rematch_ray.workloads.stream import open_data
 from rematch_ray.workloads.train import train
-from tests.conftest import ENVIRONMENT, REPOSITORY
+from tests.conftest import REPOSITORY
 from tests.workloads.runs import STEPS, planned_rows, records, run_config, when
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -121,10 +121,7 @@ def test_a_stopped_job_leaves_a_checkpoint_to_go_on_from(
     context = ray.get_runtime_context()
     client = JobSubmissionClient(context.gcs_address)
     program = f"{sys.executable} {REPOSITORY / 'jobs' / 'train.py'}"
-    job = client.submit_job(
-        entrypoint=f"{program} --config {write_config(run, tmp_path)}",
-        runtime_env={"env_vars": {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}},
-    )
+    job = client.submit_job(entrypoint=f"{program} --config {write_config(run, tmp_path)}")
     when(lambda: len(records(run, "step")) > 9, lambda: client.stop_job(job)).join()
     deadline = time.monotonic() + 60
     while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
