@@ -13,7 +13,6 @@ passes per pair, in turn in one process, CPU time on CPU.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import os
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 from shapes.random_rows import random_batch, write_base
+from shapes.resident import RETURN_AT_ONCE, peak, start_peak
 
 from rematch_ray.data.samples import TrainBatch
 from rematch_ray.evaluation.report import plain_table
@@ -155,24 +155,16 @@ def _peak_bytes(base: Path, pairs: int, options: argparse.Namespace) -> int:
         idle = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - idle
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    idle = _resident("VmRSS")
+    idle = start_peak()
     work()
-    return _resident("VmHWM") - idle
-
-
-def _resident(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {name} in /proc/self/status: peak memory on CPU needs Linux")
+    return peak() - idle
 
 
 def _in_own_process(base: Path, pairs: int, options: argparse.Namespace) -> int:
     command = [sys.executable, __file__, "--measure", str(pairs), "--base", str(base)]
     command += ["--device", options.device, "--threads", str(options.threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, **RETURN_AT_ONCE}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"measuring {pairs} pairs failed:\n{done.stderr}")
     return int(json.loads(done.stdout.splitlines()[-1])["peak"])

@@ -21,7 +21,6 @@ allocated by torch; CPU: resident set).
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import io
 import json
@@ -52,6 +51,7 @@ from peers.st_training import (
 from PIL import Image
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.data_collator import MultiVectorEncoderDataCollator
+from shapes.resident import RETURN_AT_ONCE, peak, start_peak
 
 from rematch_ray.data.demo import write_demo
 from rematch_ray.data.demo_corpus import DemoSizes
@@ -61,7 +61,7 @@ from rematch_ray.data.samples import SampleEncoder, TrainBatch
 from rematch_ray.data.schema import samples_from_table
 from rematch_ray.evaluation.report import plain_table
 from rematch_ray.model.settings import ModelSettings
-from rematch_ray.training.chunks import plan_chunks
+from rematch_ray.training.chunks import plan_chunks, plan_sides
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
 from rematch_ray.training.step import Training
 
@@ -192,10 +192,20 @@ def _chunk_tokens(batch: TrainBatch, options: argparse.Namespace) -> int:
     return tokens
 
 
+def _side_tokens(batch: TrainBatch, options: argparse.Namespace) -> int:
+    """Tokens of a mini-batch's documents: without matching, our chunks hold one side, as theirs."""
+    document = max(len(row.input_ids) for row in batch.document_rows)
+    tokens = options.mini_batch * (document + batch.layout.num_document_meta)
+    of_documents = [chunk for chunk in plan_sides(batch, tokens) if chunk.documents]
+    assert len(of_documents) <= math.ceil(batch.num_documents / options.mini_batch)
+    assert all(len(chunk.documents) >= options.mini_batch for chunk in of_documents[:-1])
+    return tokens
+
+
 def _ours(folder: Path, pairs: int, options: argparse.Namespace) -> Step:
     plain = _equal_training(None, "cpu")
     batch = _encode(plain, options, _samples(options, pairs), 0)
-    training = _equal_training(_chunk_tokens(batch, options), options.device)
+    training = _equal_training(_side_tokens(batch, options), options.device)
     return lambda: training.step(batch)["loss"]
 
 
@@ -278,25 +288,17 @@ def _peak_bytes(name: str, folder: Path, options: argparse.Namespace) -> int:
         idle = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - idle
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    idle = _resident("VmRSS")
+    idle = start_peak()
     step()
-    return _resident("VmHWM") - idle
-
-
-def _resident(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {name} in /proc/self/status: peak memory on CPU needs Linux")
+    return peak() - idle
 
 
 def _in_own_process(name: str, options: argparse.Namespace) -> float:
     command = [sys.executable, __file__, "--measure", name, "--data", str(options.data)]
     for key in ("device", "threads", "pairs", "mini_batch"):
         command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, **RETURN_AT_ONCE}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"measuring {name!r} failed:\n{done.stderr}")
     return float(json.loads(done.stdout.splitlines()[-1])["peak"])
