@@ -30,7 +30,7 @@ import torch
 from shapes.random_rows import random_batch, write_base
 from shapes.resident import RETURN_AT_ONCE, peak, start_peak
 
-from rematch_ray.data.samples import TrainBatch
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.evaluation.report import plain_table
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.model.tiny import TinySettings

@@ -57,8 +57,9 @@ from rematch_ray.data.demo import write_demo
 from rematch_ray.data.demo_corpus import DemoSizes
 from rematch_ray.data.item import Item
 from rematch_ray.data.readers.parquet import read_table
-from rematch_ray.data.samples import SampleEncoder, TrainBatch
+from rematch_ray.data.samples import SampleEncoder
 from rematch_ray.data.schema import samples_from_table
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.evaluation.report import plain_table
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.training.chunks import plan_chunks, plan_sides

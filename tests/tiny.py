@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from rematch_ray.data.rows import RowEncoder
-from rematch_ray.data.samples import SampleEncoder, TrainBatch, collate_train
+from rematch_ray.data.samples import SampleEncoder
 from rematch_ray.data.schema import Item, Negative, Positive, Sample, samples_to_table
+from rematch_ray.data.train_batch import TrainBatch, collate_train
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.model.tiny import (

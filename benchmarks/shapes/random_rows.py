@@ -14,7 +14,7 @@ import torch
 from rematch_ray.data.pixels import PackedPixels, pack
 from rematch_ray.data.prompts import PromptTokens
 from rematch_ray.data.rows import EncodedRow
-from rematch_ray.data.samples import Layout, TrainBatch
+from rematch_ray.data.train_batch import Layout, TrainBatch
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.tiny import (
     TinySettings,

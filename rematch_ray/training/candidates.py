@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rematch_ray.collectives import gather, gather_with_gradient, largest_over_ranks, rank
-from rematch_ray.data.samples import TrainBatch
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.losses.contrastive import Candidates, candidate_mask, margin_mask, occurs_in
 from rematch_ray.losses.joint import Contrast, fused_candidate_scores
 from rematch_ray.model.embeddings import Embeddings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rematch_ray.data.samples import TrainBatch
+from rematch_ray.data.train_batch import TrainBatch
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ one process or many are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rematch_ray.collectives import largest_over_ranks, largest_over_ranks_each, mean_over_ranks
-from rematch_ray.data.samples import TrainBatch
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.losses.joint import Counts, JointLoss
 from rematch_ray.model.embeddings import Embeddings
 from rematch_ray.training.candidates import build_contrast, equal_documents
@@ -35,7 +34,8 @@ from rematch_ray.training.objective import (
     ReplayChunk,
     ReplayedChunk,
 )
-from rematch_ray.training.pairs import Pairs, document_uses, draw_pairs
+from rematch_ray.training.pairs import ChunkPairs, Pairs, document_uses, draw_pairs
+from rematch_ray.training.random_state import RandomState
 
 Backward = Callable[[Tensor, bool], None]
 Announce = Callable[[bool], None]
@@ -182,7 +182,7 @@ class _FirstPass:
     queries: Embeddings
     documents: Embeddings
     temperatures: Tensor
-    random: Sequence[_RandomState]
+    random: Sequence[RandomState]
 
     def gradients_of(self, loss: Tensor) -> _Wanted:
         """What the loss wants of every vector and of the temperatures."""
@@ -206,7 +206,7 @@ def _first_pass(wrapped: nn.Module, batch: TrainBatch, chunks: Sequence[Chunk]) 
     encoded, random = [], []
     with torch.no_grad():
         for chunk in chunks:
-            random.append(_RandomState.now(batch.valid.device))
+            random.append(RandomState.now(batch.valid.device))
             work = EncodeChunk(batch, chunk.queries, chunk.documents)
             encoded.append(cast(EncodedChunk, wrapped(work)))
     queries = _in_place(
@@ -253,7 +253,7 @@ def _second_pass(
 ) -> ReplayedChunk:
     """Replays every chunk; returns the sum of what they count, detached."""
     uses = document_uses(batch).sum(dim=0)
-    matches = [_ChunkPairs.of(pairs, chunk) for chunk in chunks] if pairs is not None else []
+    matches = [ChunkPairs.of(pairs, chunk) for chunk in chunks] if pairs is not None else []
     has_extra = torch.tensor([bool(m.extra) for m in matches], device=batch.valid.device)
     somewhere = largest_over_ranks_each(has_extra.long()).tolist() if matches else []
     parts: dict[str, Tensor] = {}
@@ -292,52 +292,3 @@ def _rows(wanted: Embeddings, rows: Sequence[int], counts: bool) -> Embeddings:
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-
-
-@dataclass(frozen=True)
-class _ChunkPairs:
-    """The triplets of a chunk's queries: rows count inside the chunk, documents then the extra."""
-
-    pairs: Pairs
-    extra: tuple[int, ...]
-
-    @classmethod
-    def of(cls, pairs: Pairs, chunk: Chunk) -> _ChunkPairs:
-        place = {row: number for number, row in enumerate(chunk.queries)}
-        home = {row: number for number, row in enumerate(chunk.documents)}
-        device = pairs.query_rows.device
-        columns = (pairs.query_rows, pairs.first_rows, pairs.second_rows, pairs.positive_slot)
-        triplets = zip(*(column.tolist() for column in columns), strict=True)
-        mine = [t for t in triplets if chunk.counts_queries and t[0] in place]
-        extra: dict[int, int] = {}
-        for _, first, second, _ in mine:
-            for document in (first, second):
-                if document not in home:
-                    extra.setdefault(document, len(home) + len(extra))
-        where = home | extra
-        rows = [(place[q], where[a], where[b], slot) for q, a, b, slot in mine]
-        found = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 4)
-        return cls(Pairs(*found.unbind(dim=1)), tuple(extra))
-
-
-@dataclass(frozen=True)
-class _RandomState:
-    """The generators that dropout draws from, on the CPU and on the rows' device."""
-
-    cpu: Tensor
-    cuda: Tensor | None
-    device: torch.device
-
-    @classmethod
-    def now(cls, device: torch.device) -> _RandomState:
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(torch.get_rng_state(), cuda, device)
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Random numbers are drawn as they were then; afterwards as if they had not been."""
-        with torch.random.fork_rng(devices=[self.device] if self.cuda is not None else []):
-            torch.set_rng_state(self.cpu)
-            if self.cuda is not None:
-                torch.cuda.set_rng_state(self.cuda, self.device)
-            yield

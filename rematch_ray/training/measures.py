@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rematch_ray.collectives import largest_over_ranks, world_size
 from rematch_ray.data.rows import EncodedRow
-from rematch_ray.data.samples import TrainBatch
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.losses.joint import JointLoss
 from rematch_ray.model.embeddings import Embeddings
 from rematch_ray.model.settings import ModelSettings

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rematch_ray.collectives import mean_over_ranks
-from rematch_ray.data.samples import TrainBatch
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.losses.joint import (
     Answers,
     Contrast,

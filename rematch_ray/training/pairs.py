@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from rematch_ray.collectives import gather
-from rematch_ray.data.samples import TrainBatch
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.losses.contrastive import occurs_in
 from rematch_ray.losses.matching import draw_negatives
+from rematch_ray.training.chunks import Chunk
 from rematch_ray.training.draws import row_uniforms
 from rematch_ray.training.settings import ObjectiveSettings
 
@@ -38,6 +39,38 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.query_rows)
+
+
+@dataclass(frozen=True)
+class ChunkPairs:
+    """The triplets of a chunk's queries.
+
+    Attributes:
+        pairs: rows count inside the chunk: its documents, then the extra ones.
+        extra: rows of further documents that only these triplets read.
+    """
+
+    pairs: Pairs
+    extra: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pairs: Pairs, chunk: Chunk) -> ChunkPairs:
+        """Those of a rank's triplets whose query is in the chunk."""
+        place = {row: number for number, row in enumerate(chunk.queries)}
+        home = {row: number for number, row in enumerate(chunk.documents)}
+        device = pairs.query_rows.device
+        columns = (pairs.query_rows, pairs.first_rows, pairs.second_rows, pairs.positive_slot)
+        triplets = zip(*(column.tolist() for column in columns), strict=True)
+        mine = [t for t in triplets if chunk.counts_queries and t[0] in place]
+        extra: dict[int, int] = {}
+        for _, first, second, _ in mine:
+            for document in (first, second):
+                if document not in home:
+                    extra.setdefault(document, len(home) + len(extra))
+        where = home | extra
+        rows = [(place[q], where[a], where[b], slot) for q, a, b, slot in mine]
+        found = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 4)
+        return cls(Pairs(*found.unbind(dim=1)), tuple(extra))
 
 
 def draw_pairs(batch: TrainBatch, cosine_bn: Tensor, settings: ObjectiveSettings) -> Pairs:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rematch_ray.collectives import mean_over_ranks, rank, world_size
-from rematch_ray.data.samples import TrainBatch, collate_train
+from rematch_ray.data.train_batch import TrainBatch, collate_train
 from rematch_ray.losses.joint import JointLoss
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import ModelIdentity, ModelSettings

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from rematch_ray.collectives import rank, world_size
 from rematch_ray.config import RunConfig
-from rematch_ray.data.samples import TrainBatch
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.errors import UserError
 from rematch_ray.training.measures import Meter, Work, WorkCounter
 from rematch_ray.training.step import Training

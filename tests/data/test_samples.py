@@ -10,14 +10,9 @@ import pytest
 import torch
 
 from rematch_ray.data.rows import RowEncoder, rows_from_table
-from rematch_ray.data.samples import (
-    MASKED_ID,
-    STEP_SCHEMA,
-    SampleEncoder,
-    TrainBatch,
-    collate_train,
-)
+from rematch_ray.data.samples import MASKED_ID, STEP_SCHEMA, SampleEncoder
 from rematch_ray.data.schema import Item, Negative, Part, Positive, Sample, samples_to_table
+from rematch_ray.data.train_batch import TrainBatch, collate_train
 from rematch_ray.errors import UserError
 from tests.tiny import picture, step_table, text_sample
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rematch_ray.data.samples import TrainBatch
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.training.chunks import plan_chunks, plan_sides
 from tests.tiny import text_sample, train_batch

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rematch_ray.data.samples import TrainBatch
 from rematch_ray.data.schema import Positive
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.losses.joint import JointLoss, orthogonality_term
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.embeddings import Embeddings, Encoded
@@ -163,7 +163,7 @@ def test_dropout_is_drawn_alike_in_both_passes(
     _, got = gradients(model, batch, chunk_tokens=CHUNK)
     assert_equal(got, want)
     # without the replay the same comparison fails
-    monkeypatch.setattr(gradient_cache._RandomState, "restored", lambda self: _nothing())
+    monkeypatch.setattr(gradient_cache.RandomState, "restored", lambda self: _nothing())
     torch.manual_seed(5)
     _, other = gradients(model, batch, chunk_tokens=CHUNK)
     with pytest.raises(AssertionError):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from rematch_ray.collectives import rank, world_size
-from rematch_ray.data.samples import SampleEncoder, TrainBatch
+from rematch_ray.data.samples import SampleEncoder
 from rematch_ray.data.schema import Sample, samples_to_table
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.training.settings import OptimisationSettings
 from rematch_ray.training.step import Training
 from tests.ranks import run_ranks

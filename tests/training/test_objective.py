@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rematch_ray.data.samples import TrainBatch
 from rematch_ray.data.schema import Item, Part, Positive, Sample
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.losses.joint import Contrast
 from rematch_ray.losses.matching import matching_loss, view_labels
 from rematch_ray.losses.orthogonality import orthogonality

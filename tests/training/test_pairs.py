@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rematch_ray.data.rows import stable_id
-from rematch_ray.data.samples import TrainBatch
 from rematch_ray.data.schema import Item, Part, Positive, Sample
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.training.pairs import document_uses, draw_pairs
 from rematch_ray.training.settings import ObjectiveSettings

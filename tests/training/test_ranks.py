@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rematch_ray.collectives import rank, world_size
-from rematch_ray.data.samples import TrainBatch
 from rematch_ray.data.schema import Item, Part, Positive, Sample
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.model.settings import LoraSettings
 from rematch_ray.training.gradient_cache import accumulate
 from rematch_ray.training.settings import OptimisationSettings

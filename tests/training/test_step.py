@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rematch_ray.data.samples import TrainBatch
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import LoraSettings
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from rematch_ray.collectives import rank, world_size
-from rematch_ray.data.samples import TrainBatch
 from rematch_ray.data.schema import Sample
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import LoraSettings
