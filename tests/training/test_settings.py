@@ -47,7 +47,7 @@ def test_settings_read_back_from_json() -> None:
         ({"preset": "metaembed", "margin": 0.1}, "margin is judged"),
         ({"w_fused": -1}, "w_fused"),
         ({"preset": "colbert"}, "preset"),
-        ({"match_form": "shared_kv"}, "match_form"),
+        ({"match_form": "unpacked"}, "match_form"),
         ({"z_tokens": 4}, "z_tokens"),
         ({"match_share": 0}, "match_share"),
         ({"train_reduce": "topk_mean"}, "train_reduce"),
