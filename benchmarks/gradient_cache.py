@@ -40,10 +40,10 @@ from rematch_ray.training.settings import ObjectiveSettings, OptimisationSetting
 from rematch_ray.training.step import Training
 
 SMALL, LARGE = 32, 1024
-QUERY_TOKENS, DOCUMENT_TOKENS = 24, 96
+QUERY_TOKENS, DOCUMENT_TOKENS = 24, 64
 SIZES = TinySettings(
     hidden_dim=256,
-    num_layers=6,
+    num_layers=4,
     num_heads=8,
     num_key_value_heads=2,
     mlp_dim=704,
@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="256 pairs, once")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--base", help=argparse.SUPPRESS)
     return parser
