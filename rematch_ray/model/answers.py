@@ -12,8 +12,6 @@ and the shared keys and values are ours (the paper gives none of them).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -23,8 +21,6 @@ from rematch_ray.model.keys_values import KeysValues, KeyValueReader
 from rematch_ray.model.matcher import Matcher
 from rematch_ray.model.matching_tail import build_tail, raw_segments, reads, segment_mask
 from rematch_ray.model.raw_rows import RawRows
-
-MatchForm = Literal["shared_kv", "packed"]
 
 
 def packed_answers(
