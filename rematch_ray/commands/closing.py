@@ -1,12 +1,14 @@
 """Ends what an interrupted verb started: no process outlives it.
 
-Ray ends its own daemons once it is up; interrupted while it starts, some would live on. Reads
-/proc and sends signals to descendants of this process only; knows nothing of Ray.
+Ray ends its own daemons once it is up; interrupted while it starts, some would live on, and a daemon
+that is being ended may just have started another. Reads /proc and sends signals to descendants of
+this process only; knows nothing of Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 
 Process = tuple[int, int]  # pid and start time: a pid alone may be another process by now
 PATIENCE_S = 3.0
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def end_descendants(close: Callable[[], None]) -> None:
@@ -23,16 +26,27 @@ def end_descendants(close: Callable[[], None]) -> None:
     Args:
         close: the orderly way; what it ends is not signalled here.
     """
+    _adopt_orphans()
     known = descendants()
     close()
-    # those whose parent is gone by now belong to init, and only the first look can name them
+    # where orphans are not adopted only the first look can name those whose parent is gone by now
     left = alive(known | descendants())
     _signal(left, signal.SIGTERM)
     deadline = time.monotonic() + PATIENCE_S
     while left and time.monotonic() < deadline:
         time.sleep(0.1)
-        left = alive(left)
-    _signal(left, signal.SIGKILL)
+        left = alive(left | descendants())
+    deadline = time.monotonic() + PATIENCE_S
+    while left and time.monotonic() < deadline:  # again, for those being started meanwhile
+        _signal(left, signal.SIGKILL)
+        time.sleep(0.02)
+        left = alive(left | descendants())
+
+
+def _adopt_orphans() -> None:
+    """Let descendants whose parent ends become children of this process, not of init."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux alone can
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def descendants() -> set[Process]:

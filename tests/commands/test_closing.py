@@ -47,5 +47,29 @@ def test_an_orphan_and_one_that_ignores_sigterm_end_too(monkeypatch: pytest.Monk
     assert closing._read(child) is None
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux adopts orphans")
+def test_one_that_was_started_while_its_parent_was_being_ended_ends_too() -> None:
+    """As Ray's agents are: the first look does not see them, and then they are orphans."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"input()\n{PARENT}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdin is not None and parent.stdout is not None
+    late = []
+
+    def close() -> None:
+        assert parent.stdin is not None and parent.stdout is not None
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        late.append(int(parent.stdout.readline()))
+        parent.kill()
+        parent.wait()
+
+    closing.end_descendants(close)
+    assert closing._read(late[0]) is None
+
+
 def test_a_pid_that_is_another_process_by_now_is_left_alone() -> None:
     assert closing.alive({(os.getpid(), 1)}) == set()
