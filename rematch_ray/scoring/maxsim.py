@@ -2,22 +2,20 @@
 
 Takes tensors and budgets; knows nothing of models, losses, masks of candidates or indexes. The full
 (B, C, R_q, R_d) similarity is never held: query rows are taken in blocks (and documents too, where
-those of one row are too many), each block is reduced to scores at once and computed again in the
-backward pass. Ground floor.
+those of one row are too many), and each block is reduced at once to scores and the places of their
+maxima. Ground floor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rematch_ray.scoring.budget import Budget
-
-Reduce = Literal["mean", "sum"]
+from rematch_ray.scoring.nested_maxima import Reduce, nested_maxima
 
 # Cells of one block's similarity (b * C * R_q * R_d): 2**24 float32 cells are 64 MiB.
 BLOCK_CELLS = 1 << 24
@@ -70,7 +68,7 @@ def maxsim_groups(
     """Scores every query against every document at several nested budgets.
 
     Each block of similarities is computed once, at the largest budget, and every group is a slice
-    of it. With gradients on, blocks are recomputed in the backward pass.
+    of it; gradients go to the vectors of the maxima alone.
 
     Args:
         query_BRD: (B, R_q, D).
@@ -88,19 +86,11 @@ def maxsim_groups(
     block_documents = max(1, BLOCK_CELLS // (r_q * r_d))
     if block_rows is None:
         block_rows = max(1, block_documents // max(1, document.shape[0]))
-    recompute = torch.is_grad_enabled() and (query.requires_grad or document.requires_grad)
-    # one small block is cheaper kept than made again
-    recompute = recompute and (len(query) > block_rows or len(document) > block_documents)
-
-    def scored(query_bRD: Tensor, document_cRD: Tensor) -> Tensor:
-        if recompute:
-            return checkpoint(
-                _score_block, query_bRD, document_cRD, groups, reduce, use_reentrant=False
-            )
-        return _score_block(query_bRD, document_cRD, groups, reduce)
-
     blocks = [
-        torch.cat([scored(rows, some) for some in document.split(block_documents)], dim=2)
+        torch.cat(
+            [nested_maxima(rows, some, groups, reduce) for some in document.split(block_documents)],
+            dim=2,
+        )
         for rows in query.split(block_rows)
     ]
     if not blocks:
@@ -145,16 +135,6 @@ def maxsim_candidates(
 def fused_scores(query_BF: Tensor, document_CF: Tensor) -> Tensor:
     """Cosine of unit fused vectors, (B, F) x (C, F) -> (B, C) float32."""
     return query_BF.float() @ document_CF.float().T
-
-
-def _score_block(
-    query_bRD: Tensor, document_CRD: Tensor, groups: Sequence[Budget], reduce: Reduce
-) -> Tensor:
-    b, r_q, dim = query_bRD.shape
-    num_documents, r_d, _ = document_CRD.shape
-    similarity = query_bRD.reshape(b * r_q, dim) @ document_CRD.reshape(num_documents * r_d, dim).T
-    similarity_bCRR = similarity.view(b, r_q, num_documents, r_d).transpose(1, 2)
-    return _reduce_groups(similarity_bCRR, groups, reduce)
 
 
 def _candidate_block(

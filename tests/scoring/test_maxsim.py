@@ -88,13 +88,13 @@ def test_gradients_agree_with_finite_differences() -> None:
 def test_every_block_stays_below_the_cell_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_CELLS", 2 * 7 * 4 * 8)
     seen = []
-    score_block = module._score_block
+    score_block = module.nested_maxima
 
     def recorded(block: Tensor, *rest: object) -> Tensor:
         seen.append(len(block))
         return score_block(block, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_score_block", recorded)
+    monkeypatch.setattr(module, "nested_maxima", recorded)
     maxsim_groups(unit((5, 4, 6), 1), unit((7, 8, 6), 2), GROUPS)
     assert seen == [2, 2, 1]
 
@@ -163,13 +163,13 @@ def test_documents_are_cut_where_those_of_one_query_are_too_many(
     largest = max(group.r_q for group in GROUPS) * max(group.r_d for group in GROUPS)
     monkeypatch.setattr(module, "BLOCK_CELLS", 7 * largest)
     seen: list[int] = []
-    score_block = module._score_block
+    score_block = module.nested_maxima
 
     def recorded(block: Tensor, some: Tensor, *rest: object) -> Tensor:
         seen.append(len(block) * len(some))
         return score_block(block, some, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_score_block", recorded)
+    monkeypatch.setattr(module, "nested_maxima", recorded)
     for ours, theirs in zip(run(), whole, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert max(seen) <= 7
