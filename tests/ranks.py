@@ -1,5 +1,6 @@
 """Runs a function in two processes that share a gloo group, without a port."""
 
+import faulthandler
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ def _one(
     folder: Path,
     arguments: tuple[Any, ...],
 ) -> None:
+    faulthandler.enable()  # a rank that a native library aborts says where it was
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
@@ -31,5 +33,6 @@ def _one(
     )
     try:
         function(folder, *arguments)
+        dist.barrier()  # a rank that leaves first would close connections still in use
     finally:
         dist.destroy_process_group()

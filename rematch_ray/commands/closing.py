@@ -1,8 +1,8 @@
 """Ends what an interrupted verb started: no process outlives it.
 
-Ray ends its own daemons once it is up; interrupted while it starts, some would live on, and one that
-is being ended may just have started another. Reads /proc and sends signals to descendants of this
-process only; knows nothing of Ray.
+Ray ends its own daemons once it is up; interrupted while it starts, some would live on, and one
+that is being ended may just have started another. Reads /proc and sends signals to descendants of
+this process only; knows nothing of Ray.
 """
 
 from __future__ import annotations
