@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,15 @@ from rematch_ray.data.rows import (
     rows_to_columns,
     stable_id,
 )
-from rematch_ray.data.schema import Item, Positive, Sample, samples_from_table
+from rematch_ray.data.schema import (
+    Item,
+    Positive,
+    Sample,
+    SchemaError,
+    check_schema,
+    sample_from_row,
+    sample_schema,
+)
 from rematch_ray.errors import UserError
 
 STEP_SCHEMA = pa.schema(
@@ -93,19 +101,20 @@ class SampleEncoder:
         Raises:
             UserError: a table does not hold Samples.
         """
-        samples = [
-            (place, sample)
-            for place, table in enumerate(tables)
-            for sample in samples_from_table(table)
-        ]
         queries: list[EncodedRow] = []
         documents: dict[str, _Document] = {}
         links: list[dict[str, Any]] = []
-        for _, sample in samples:
-            query, link = self._encode(sample, step, documents)
-            queries.append(query)
-            links.append(link)
-        samples += [(len(tables), _NO_SAMPLE)] * masked_rows
+        sub_batches: list[int] = []
+        for place, table in enumerate(tables):
+            for sample, error in _read(table):
+                if error:
+                    query, link = self._refused(sample, error, documents)
+                else:
+                    query, link = self._encode(sample, step, documents)
+                queries.append(query)
+                links.append(link)
+                sub_batches.append(place)
+        sub_batches += [len(tables)] * masked_rows
         for _ in range(masked_rows):
             queries.append(self._encoder.encode(_PLACEHOLDER, "query"))
             links.append(self._masked(documents))
@@ -125,7 +134,7 @@ class SampleEncoder:
         ] * count
         columns["mined"] = [link["mined"] for link in links] + [None] * count
         columns["listed"] = [link["listed"] for link in links] + [None] * count
-        columns["sub_batch"] = [place for place, _ in samples] + [None] * count
+        columns["sub_batch"] = sub_batches + [None] * count
         columns["error"] = [link["error"] for link in links] + [None] * count
         return pa.Table.from_pydict(columns, schema=STEP_SCHEMA)
 
@@ -145,22 +154,23 @@ class SampleEncoder:
                 for item in (positive, *negatives)
                 if _key(sample, item) not in documents
             }
-            error = ""
         except UserError as refused:
-            error, positive, negatives, drawn = str(refused), _PLACEHOLDER, [], []
-            query = replace(self._encoder.encode(_PLACEHOLDER, "query"), id=sample.query.id)
-            new = {_key(sample, positive): self._document(positive, "")}
+            return self._refused(sample, str(refused), documents)
         for key, entry in new.items():
             documents.setdefault(key, entry)
-        listed = sorted({stable_id(_key(sample, entry.item)) for entry in sample.positives})
-        return query, {
-            "id": stable_id(_key(sample, sample.query)),
-            "positive": _key(sample, positive),
-            "negatives": [_key(sample, item) for item in negatives],
-            "mined": [negative.kind.startswith("mined") for negative in drawn],
-            "listed": listed,
-            "error": error,
-        }
+        negative_keys = [_key(sample, item) for item in negatives]
+        mined = [negative.kind.startswith("mined") for negative in drawn]
+        return query, _link(sample, _key(sample, positive), negative_keys, mined)
+
+    def _refused(
+        self, sample: Sample, error: str, documents: dict[str, _Document]
+    ) -> tuple[EncodedRow, dict[str, Any]]:
+        """A placeholder in the place of a sample that cannot be used, and why it cannot."""
+        query = replace(self._encoder.encode(_PLACEHOLDER, "query"), id=sample.query.id)
+        key = _key(sample, _PLACEHOLDER)
+        if key not in documents:
+            documents[key] = self._document(_PLACEHOLDER, "")
+        return query, _link(sample, key, [], [], error)
 
     def _masked(self, documents: dict[str, _Document]) -> dict[str, Any]:
         """Links of a row that stands for no sample; its document is added where it is new."""
@@ -188,6 +198,47 @@ class SampleEncoder:
         if side == "query" and sample.instruction is not None:
             return sample.instruction
         return self._instructions.get(sample.source, {}).get(side, "")
+
+
+def _link(
+    sample: Sample,
+    positive: str,
+    negatives: Sequence[str],
+    mined: Sequence[bool],
+    error: str = "",
+) -> dict[str, Any]:
+    """Who goes with whom, by key, for one query."""
+    return {
+        "id": stable_id(_key(sample, sample.query)),
+        "positive": positive,
+        "negatives": negatives,
+        "mined": mined,
+        "listed": sorted({stable_id(_key(sample, entry.item)) for entry in sample.positives}),
+        "error": error,
+    }
+
+
+def _read(table: pa.Table) -> Iterator[tuple[Sample, str]]:
+    """The samples of a table, each with why it cannot be used, or "".
+
+    Raises:
+        SchemaError: a column is missing or has the wrong type.
+    """
+    check_schema(table.schema, sample_schema(), required=("query", "positives"), where="samples")
+    for row in table.to_pylist():
+        error = row.get("error") or ""
+        try:
+            yield (_unreadable(row, error) if error else sample_from_row(row)), error
+        except SchemaError as refused:
+            yield _unreadable(row, str(refused)), str(refused)
+
+
+def _unreadable(row: Mapping[str, Any], error: str) -> Sample:
+    """What stands for a row that a reader could not read; known by its id, else by its error."""
+    known = (row.get("query") or {}).get("id") or error
+    return replace(
+        _NO_SAMPLE, query=replace(_PLACEHOLDER, id=known, source=row.get("source") or "")
+    )
 
 
 def _key(sample: Sample, item: Item) -> str:

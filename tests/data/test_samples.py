@@ -125,6 +125,22 @@ def test_a_sample_that_cannot_be_encoded_keeps_its_place_and_says_why(
     assert "h1.0" not in names
 
 
+def test_a_row_that_a_reader_could_not_read_keeps_its_place_and_its_reason(
+    tiny_encoder: RowEncoder,
+) -> None:
+    table = samples_to_table([text_sample(0), text_sample(1), text_sample(2)])
+    rows = table.to_pylist()
+    rows[0] |= {"query": None, "positives": None, "error": "images/a.png: no such file"}
+    rows[2]["positives"] = []
+    read = pa.Table.from_pylist(rows, schema=table.schema.append(pa.field("error", pa.string())))
+    batch = batch_of(SampleEncoder(tiny_encoder, max_negatives=1, seed=0)([read], 0))
+    assert batch.valid.tolist() == [False, True, False]
+    assert batch.errors[0] == "images/a.png: no such file"
+    assert "at least one positive" in batch.errors[1]
+    assert batch.queries.ids == ("images/a.png: no such file", "q1", "q2")
+    assert len(set(batch.query_ids.tolist())) == 3
+
+
 def test_masked_rows_keep_the_shape_and_are_no_errors(tiny_encoder: RowEncoder) -> None:
     encode = SampleEncoder(tiny_encoder, max_negatives=1, seed=0)
     tables = [samples_to_table([text_sample(n, negatives=1) for n in (0, 1)])]
