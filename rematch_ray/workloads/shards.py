@@ -25,7 +25,7 @@ from rematch_ray.data.rows import stable_id
 from rematch_ray.data.schema import write_parquet
 from rematch_ray.errors import UserError
 from rematch_ray.model.settings import ModelIdentity
-from rematch_ray.workloads.stages import OK
+from rematch_ray.workloads.staging import OK
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -1,0 +1,136 @@
+"""Where an embedding job keeps its unfinished rows, and what they look like.
+
+The seam between the stream (workloads/embed.py), which fills the directory, and the finishing step
+(workloads/shards.py), which reads it. `OUT/.progress` outlives a finished run, so that a later one
+embeds only what is new:
+
+    job.json   what is embedded here: another model, side or setting is refused
+    rows/      every embedded or refused row of all runs, versions that have changed since included
+    done/      Ray's checkpoint: the row keys of what lies in rows/
+    input/     the row keys that this run's data holds, and where each came from; a file per unit
+    actors/    how far each model process of this run is
+
+A row counts when its key is in input/. Two runs never stage the same key. Within a run rows that
+are copies of each other (same source, id and content) share a key and may be staged once or twice:
+a run that was killed between them finds the second one done. So rows/ is read as a set of keys, and
+copies are told from input/, which has every row of the data once. Top floor.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rematch_ray.errors import UserError
+
+ROW_KEY = "row_key"
+OK = "ok"
+STATUS_FIELD = pa.field("status", pa.string())
+# staged rows: these, then payload (where the data has one), vectors and fused (where the model has)
+STAGED_FIELDS = (
+    pa.field(ROW_KEY, pa.int64()),
+    pa.field("id", pa.string()),
+    pa.field("source", pa.string()),
+    STATUS_FIELD,
+)
+INPUT_SCHEMA = pa.schema(
+    [
+        (ROW_KEY, pa.int64()),
+        ("path", pa.dictionary(pa.int32(), pa.string())),
+        ("row", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Staging:
+    """The directory of unfinished rows below an output directory.
+
+    Attributes:
+        root: `OUT/.progress`.
+    """
+
+    root: Path
+
+    @classmethod
+    def of(cls, target: Path) -> "Staging":
+        """The staging directory of an output directory; nothing is made."""
+        return cls(target / ".progress")
+
+    @property
+    def job(self) -> Path:
+        """What is embedded here, as JSON."""
+        return self.root / "job.json"
+
+    @property
+    def rows(self) -> Path:
+        """Parquet files of staged rows."""
+        return self.root / "rows"
+
+    @property
+    def done(self) -> Path:
+        """Ray's checkpoint files."""
+        return self.root / "done"
+
+    @property
+    def input(self) -> Path:
+        """Parquet files of `INPUT_SCHEMA`, one for each unit that this run read to its end."""
+        return self.root / "input"
+
+    @property
+    def actors(self) -> Path:
+        """Counters of this run's model processes."""
+        return self.root / "actors"
+
+    def begin_run(self) -> None:
+        """Make the directories, without what an earlier run said of itself.
+
+        Raises:
+            UserError: the output directory cannot be written.
+        """
+        try:
+            for of_this_run in (self.input, self.actors):
+                shutil.rmtree(of_this_run, ignore_errors=True)
+            for folder in (self.rows, self.done, self.input, self.actors):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.root.parent}: {error.strerror}; choose another --out"
+            ) from error
+
+    def write_input(self, number: int, keys: pa.Array, path: str, first_row: int) -> None:
+        """Note which rows a unit holds; done again by a read task that was retried.
+
+        Args:
+            number: of the unit in this run.
+            keys: the row keys, in row order.
+            path: the unit's file.
+            first_row: number of the unit's first row in that file.
+        """
+        places = pa.array(range(first_row, first_row + len(keys)), pa.int64())
+        paths = pa.DictionaryArray.from_arrays(
+            pa.array([0] * len(keys), pa.int32()), pa.array([path], pa.string())
+        )
+        table = pa.Table.from_arrays([keys, paths, places], schema=INPUT_SCHEMA)
+        file = self.input / f"unit-{number:07d}.parquet"
+        partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+        pq.write_table(table, partial)
+        os.replace(partial, file)
+
+    def input_files(self) -> Iterator[Path]:
+        """The files of input/, in the order of the units."""
+        yield from sorted(self.input.glob("unit-*.parquet"))
+
+    def count_input(self) -> int:
+        """Rows of the units that were read to their end."""
+        return sum(pq.read_metadata(file).num_rows for file in self.input_files())
+
+    def count_done(self) -> int:
+        """Rows that lie in rows/ for good; copies that were staged twice count twice."""
+        files = (f for f in self.done.glob("*.parquet") if not f.name.endswith(".pending.parquet"))
+        return sum(pq.read_metadata(file).num_rows for file in files)
