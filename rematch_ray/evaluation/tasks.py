@@ -61,6 +61,7 @@ class RetrievalTask:
         family: (C,) family of each document, below 0 = none; None when the corpus has none.
         swaps: labelled swaps, or None.
         slices: named subsets of the queries, (B,) True where a query belongs.
+        candidates: (B, C) True where a document takes part in a query's ranking; None = all do.
     """
 
     name: str
@@ -68,6 +69,7 @@ class RetrievalTask:
     family: NDArray[np.int64] | None = None
     swaps: Swaps | None = None
     slices: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    candidates: NDArray[np.bool_] | None = None
 
     @property
     def num_queries(self) -> int:
@@ -90,6 +92,7 @@ class RetrievalTask:
         families: pa.Table | None = None,
         swaps: pa.Table | None = None,
         slices: Mapping[str, Sequence[str]] | None = None,
+        listed_only: bool = False,
     ) -> RetrievalTask:
         """Reads a task from the tables that a corpus ships.
 
@@ -101,6 +104,8 @@ class RetrievalTask:
             families: document_id, family.
             swaps: query_id, document_id (of the swap), kind.
             slices: name -> ids of the queries that belong.
+            listed_only: a query's ranking holds only the documents that the qrels list for it,
+                whatever their score (MMEB's local candidates).
 
         Raises:
             UserError: a column is missing, an id is not in the index or among the queries, or a
@@ -118,6 +123,7 @@ class RetrievalTask:
                 part: np.isin(np.array(query_ids), np.array(list(members)))
                 for part, members in (slices or {}).items()
             },
+            candidates=_read_candidates(name, rows, columns, qrels) if listed_only else None,
         )
 
     def blind_scores(self) -> Float64:
@@ -147,6 +153,8 @@ def measure_queries(
         Metric -> (B,): `recall@k`, `hit@k`, `ndcg@k`, `reciprocal_rank`, and where the task has
         them `family_accuracy` and `swap` (mean over the query's swaps); NaN = does not count.
     """
+    if task.candidates is not None:
+        scores_BC = np.where(task.candidates, scores_BC, -np.inf)
     ranking = rank_relevant(scores_BC, task.relevance)
     measured: dict[str, Float64] = {}
     for k in ks:
@@ -224,6 +232,24 @@ def _read_relevance(
     lonely = [query_id for query_id, row in rows.items() if not relevant[row]]
     _refuse(name, "queries", lonely, "have no relevant document in the qrels")
     return Relevance.of(relevant, len(columns))
+
+
+def _read_candidates(
+    name: str, rows: Mapping[str, int], columns: Mapping[str, int], qrels: pa.Table
+) -> NDArray[np.bool_]:
+    candidates = np.zeros((len(rows), len(columns)), np.bool_)
+    lines = [
+        (query_id, document_id)
+        for query_id, document_id in zip(
+            qrels["query_id"].to_pylist(), qrels["document_id"].to_pylist()
+        )
+        if query_id in rows
+    ]
+    unknown = [document_id for _, document_id in lines if document_id not in columns]
+    _refuse(name, "candidates", unknown, "are not in the index; embed the whole corpus")
+    for query_id, document_id in lines:
+        candidates[rows[query_id], columns[document_id]] = True
+    return candidates
 
 
 def _read_families(name: str, columns: Mapping[str, int], families: pa.Table) -> NDArray[np.int64]:

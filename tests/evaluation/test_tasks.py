@@ -40,6 +40,25 @@ def test_the_worst_kind_of_swap_is_told_apart() -> None:
     assert measure_queries(make_task(), scores)["swap"].tolist() == [0.5] * 6 + [1.0] * 6
 
 
+def test_only_listed_candidates_are_ranked_where_that_is_asked() -> None:
+    qrels = pa.table(
+        {
+            "query_id": ["q", "q", "p"],
+            "document_id": ["right", "listed", "listed"],
+            "score": [1.0, 0.0, 1.0],
+        }
+    )
+    ids = ["right", "listed", "far better"]
+    scores = np.array([[0.5, 0.4, 0.9], [0.1, 0.2, 0.9]])
+    everything = RetrievalTask.from_tables("t", ["q", "p"], ids, qrels)
+    local = RetrievalTask.from_tables("t", ["q", "p"], ids, qrels, listed_only=True)
+    assert measure_queries(everything, scores)["hit@1"].tolist() == [0.0, 0.0]
+    assert measure_queries(local, scores)["hit@1"].tolist() == [1.0, 1.0]
+    assert measure_chance(local)["hit@1"] == pytest.approx((1 / 2 + 1) / 2)
+    with pytest.raises(UserError, match=r"1 candidates are not in the index.*'listed'"):
+        RetrievalTask.from_tables("t", ["q"], ["right"], qrels, listed_only=True)
+
+
 def test_chance_is_what_a_constant_embedding_scores() -> None:
     chance = measure_chance(make_task())
     assert chance["recall@1"] == pytest.approx(1 / 40)

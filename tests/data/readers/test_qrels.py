@@ -51,7 +51,7 @@ def test_of_several_splits_the_test_split_or_the_named_one_is_read(tmp_path: Pat
         (tmp_path / "qrels" / f"{split}.tsv").write_text(text)
     assert rows(tmp_path) == [("test", "d", 1.0)]
     assert rows(tmp_path, split="dev") == [("dev", "d", 1.0)]
-    with pytest.raises(UserError, match="no qrels of split 'validation'; found: dev.tsv"):
+    with pytest.raises(UserError, match=r"no qrels of split 'validation'; found: dev\.tsv"):
         read_qrels(tmp_path, split="validation")
 
 
