@@ -116,11 +116,11 @@ def _bytes(patches: np.ndarray, scale: PixelScale) -> np.ndarray:
 
 
 def _unscaled(picture: np.ndarray, scale: PixelScale) -> np.ndarray:
-    values = np.stack([scale.table[c][picture[:, c]] for c in range(_CHANNELS)], axis=1)
-    frames = np.broadcast_to(
-        values[:, :, None], (len(values), _CHANNELS, scale.frames, values.shape[2])
-    )
-    return frames.reshape(len(values), -1)
+    num_patches, _, size = picture.shape
+    patches = np.empty((num_patches, _CHANNELS, scale.frames, size), dtype=np.float32)
+    for channel, table in enumerate(scale.table):
+        patches[:, channel] = table.take(picture[:, channel])[:, None]
+    return patches.reshape(num_patches, -1)
 
 
 @lru_cache(maxsize=8)

@@ -83,7 +83,7 @@ class _NestedMaxima(torch.autograd.Function):
         return torch.stack(scores)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_GbC: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         query_bRD, document_CRD, place_bSC = ctx.saved_tensors
         counts = [group.r_q for group in ctx.groups]
