@@ -263,7 +263,7 @@ def _items(unit: Unit, where: pc.Expression | None = None) -> Iterable[Item]:
 
 def _drawn_samples(path: Path, draw: Draw) -> list[Sample]:
     units = list_units(path, rows="samples")
-    rows = [f"{u}:{row}" for u, unit in enumerate(units) for row in range(unit.num_rows)]
+    rows = [f"{u}:{row}" for u, unit in enumerate(units) for row in range(unit.counted_rows)]
     chosen: dict[int, list[int]] = {}
     for address in draw.take("queries", rows, draw.max_queries):
         u, row = address.split(":")

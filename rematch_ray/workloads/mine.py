@@ -145,7 +145,7 @@ def _mine(inputs: Inputs, workspace: Workspace, galleries: Galleries) -> None:
         rows = inputs.settings.search_rows
         task = MineUnit(unit, number, first_row, galleries, vectors, rows)
         tasks.append((task, workspace.counts(number)))
-        first_row += unit.num_rows
+        first_row += unit.counted_rows
     run_tasks("mined", tasks, inputs.settings.cpus_per_task)
 
 

@@ -52,7 +52,7 @@ class Inputs:
     @property
     def rows(self) -> int:
         """Training rows."""
-        return sum(unit.num_rows for unit in self.units)
+        return sum(unit.counted_rows for unit in self.units)
 
     @property
     def miner(self) -> MinerSettings:

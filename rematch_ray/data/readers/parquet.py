@@ -1,4 +1,4 @@
-"""Our own Parquet files of Items or Samples, unit by unit.
+"""Our own Parquet files of Items or Samples, unit by unit: format `rematch`.
 
 A unit is one row group of one file: the smallest piece that is read on its own, retried, and
 shuffled. Reading needs no Ray; `workloads/stages.py` runs it as Ray tasks. Middle floor.
@@ -6,42 +6,28 @@ shuffled. Reading needs no Ray; `workloads/stages.py` runs it as Ray tasks. Midd
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rematch_ray.data.columns import check_schema
 from rematch_ray.data.item import SchemaError
+from rematch_ray.data.readers.batches import conform
+from rematch_ray.data.readers.files import FAILURES, FileEntry, Place, filesystem, look, open_file
+from rematch_ray.data.readers.formats import Format
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.units import Rows, Unit
 from rematch_ray.data.schema import item_schema, sample_schema
 from rematch_ray.errors import UserError
 
-Rows = Literal["items", "samples"]
+NAME = "rematch"
+SUFFIX = ".parquet"
 _REQUIRED: dict[Rows, tuple[str, ...]] = {"items": ("parts",), "samples": ("query", "positives")}
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One row group.
-
-    Attributes:
-        path: the file.
-        row_group: its number in the file.
-        num_rows: rows in it.
-        num_bytes: bytes on disk.
-        first_row: number of its first row in the file.
-        rows: what the rows are.
-    """
-
-    path: str
-    row_group: int
-    num_rows: int
-    num_bytes: int
-    first_row: int
-    rows: Rows
 
 
 def list_units(paths: str | Path | Sequence[str | Path], *, rows: Rows | None = None) -> list[Unit]:
@@ -60,8 +46,8 @@ def list_units(paths: str | Path | Sequence[str | Path], *, rows: Rows | None = 
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     units: list[Unit] = []
-    for file in (file for path in given for file in _files(Path(path))):
-        found = _file_units(file, rows)
+    for entry in (entry for path in given for entry in _files(look(path))):
+        found = _file_units(entry, ReaderSettings(), rows)
         if found and rows is None:
             rows = found[0].rows
         units.extend(found)
@@ -73,10 +59,10 @@ def list_units(paths: str | Path | Sequence[str | Path], *, rows: Rows | None = 
 def read_unit(
     unit: Unit, *, columns: Sequence[str] | None = None, batch_rows: int | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Read one row group.
+    """Read one row group as it stands in the file.
 
     Args:
-        unit: from `list_units`.
+        unit: a row group of any Parquet file.
         columns: columns to read; None reads all.
         batch_rows: largest batch; None gives the whole row group in as few batches as it has.
 
@@ -87,19 +73,18 @@ def read_unit(
         UserError: the file went away or changed since it was listed, or its data is damaged.
     """
     try:
-        with pq.ParquetFile(unit.path) as file:
-            if unit.row_group >= file.metadata.num_row_groups or (
-                file.metadata.row_group(unit.row_group).num_rows != unit.num_rows
+        with parquet_file(unit.path) as file:
+            groups = file.metadata.num_row_groups
+            if unit.begin >= groups or (
+                file.metadata.row_group(unit.begin).num_rows != unit.num_rows
             ):
                 raise UserError(
-                    f"{unit.path}: row group {unit.row_group} is no longer what it was when the "
+                    f"{unit.path}: row group {unit.begin} is no longer what it was when the "
                     "data was listed; do not write to a data set while it is being read"
                 )
-            table = file.read_row_group(unit.row_group, columns=columns, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{unit.path}: row group {unit.row_group} cannot be read: {error}"
-        ) from error
+            table = file.read_row_group(unit.begin, columns=columns, use_threads=False)
+    except FAILURES as error:
+        raise UserError(f"{unit.path}: row group {unit.begin} cannot be read: {error}") from error
     yield from table.to_batches(max_chunksize=batch_rows)
 
 
@@ -109,38 +94,82 @@ def read_table(paths: str | Path | Sequence[str | Path], *, rows: Rows | None = 
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted(path.glob("*.parquet"))
-        if not files:
-            raise UserError(f"{path}: the folder holds no *.parquet file")
-        return files
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    return [path]
+@contextmanager
+def parquet_file(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file anywhere; what goes wrong is the file system's or pyarrow's own error."""
+    system, inner = filesystem(path)
+    with system.open_input_file(inner) as source, pq.ParquetFile(source) as file:
+        yield file
 
 
-def _file_units(path: Path, rows: Rows | None) -> list[Unit]:
+def row_groups(path: str) -> tuple[pa.Schema, list[tuple[int, int, int]], str]:
+    """What a Parquet file's footer says.
+
+    Returns:
+        The schema; (number, rows, bytes) of every row group that has rows; a stamp of the footer,
+        which holds the sizes and value ranges of every column, so that other content shows.
+
+    Raises:
+        UserError: not Parquet, or its footer is damaged.
+    """
     try:
-        metadata = pq.read_metadata(path)
-        schema = metadata.schema.to_arrow_schema()
-    except (OSError, pa.ArrowException) as error:
+        with open_file(path) as source:
+            with pq.ParquetFile(source) as file:
+                metadata = file.metadata
+                schema = file.schema_arrow
+            size = source.size()
+            source.seek(size - 8)
+            length = int.from_bytes(source.read(4), "little")
+            source.seek(size - 8 - length)
+            stamp = hashlib.sha256(source.read(length)).hexdigest()
+    except FAILURES as error:
         raise UserError(f"{path}: not a readable Parquet file: {error}") from error
-    kind = rows or _kind_of(schema, path)
-    expected = item_schema() if kind == "items" else sample_schema()
-    check_schema(schema, expected, required=_REQUIRED[kind], where=str(path))
-    units = []
-    first_row = 0
+    found = []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        if group.num_rows:
-            size = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
-            units.append(Unit(str(path), number, group.num_rows, size, first_row, kind))
-        first_row += group.num_rows
-    return units
+        size = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+        found.append((number, group.num_rows, size))
+    return schema, found, stamp
 
 
-def _kind_of(schema: pa.Schema, path: Path) -> Rows:
+def _files(place: Place) -> tuple[FileEntry, ...]:
+    if not place.is_folder:
+        return place.files
+    files = tuple(entry for entry in place.top if entry.suffix == SUFFIX)
+    if not files:
+        raise UserError(f"{place.path}: the folder holds no *.parquet file")
+    return files
+
+
+def _file_units(entry: FileEntry, settings: ReaderSettings, rows: Rows | None) -> list[Unit]:
+    schema, groups, stamp = row_groups(entry.path)
+    kind = rows or _kind_of(schema, entry.path)
+    expected = item_schema() if kind == "items" else sample_schema()
+    check_schema(schema, expected, required=_REQUIRED[kind], where=entry.path)
+    payload = None
+    if kind == "items" and "payload" in schema.names:
+        payload = schema.field("payload").type
+    first_rows = accumulate((num_rows for _, num_rows, _ in groups), initial=0)
+    return [
+        Unit(
+            format=NAME,
+            path=entry.path,
+            rows=kind,
+            num_rows=num_rows,
+            num_bytes=size,
+            first_row=first_row,
+            begin=number,
+            end=number + 1,
+            stamp=stamp,
+            payload=payload,
+            settings=settings,
+        )
+        for (number, num_rows, size), first_row in zip(groups, first_rows)
+        if num_rows
+    ]
+
+
+def _kind_of(schema: pa.Schema, path: str) -> Rows:
     for kind, required in _REQUIRED.items():
         if required[0] in schema.names:
             return kind
@@ -148,3 +177,40 @@ def _kind_of(schema: pa.Schema, path: Path) -> Rows:
         f"{path}: neither Items (column 'parts') nor Samples (columns 'query', 'positives'); "
         f"columns: {', '.join(schema.names) or 'none'}"
     )
+
+
+def _detect(place: Place) -> str | None:
+    for entry in place.top:
+        if entry.suffix == SUFFIX:
+            schema, _, _ = row_groups(entry.path)
+            kinds = [f"columns {', '.join(n)}" for n in _REQUIRED.values() if _has(schema, n)]
+            return kinds[0] if kinds else None
+    return None
+
+
+def _has(schema: pa.Schema, names: Sequence[str]) -> bool:
+    """Whether the columns are there as structs or lists: `query` of other formats is a text."""
+    return all(n in schema.names and pa.types.is_nested(schema.field(n).type) for n in names)
+
+
+def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
+    for entry in _files(place):
+        yield from _file_units(entry, settings, rows)
+
+
+def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
+    schema = item_schema(unit.payload) if unit.rows == "items" else None
+    for batch in read_unit(unit):
+        yield batch if schema is None else conform(batch, schema)
+
+
+FORMATS = (
+    Format(
+        name=NAME,
+        claim="our own Parquet files (columns parts, or query and positives)",
+        rows=("items", "samples"),
+        detect=_detect,
+        list_units=_list,
+        read_unit=_read,
+    ),
+)

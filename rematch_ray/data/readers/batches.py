@@ -1,0 +1,99 @@
+"""Rows as dicts -> Arrow batches of bounded size, whatever the rows hold.
+
+A value that Arrow cannot hold (half a surrogate pair, a number beyond 64 bits) makes its row an
+error row; it never fails the batch. It does not know where rows come from. Middle floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+ERROR_FIELD = pa.field("error", pa.string())
+BATCH_ROWS = 256
+BATCH_BYTES = 16 * 2**20
+
+# what pyarrow raises for a value that does not fit its column
+MISFITS = (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError)
+
+
+def error_row(reason: str, *, id: str | None = None, source: str | None = None) -> dict[str, Any]:
+    """A row that could not be read: what is known of it, and why."""
+    return {"id": id, "source": source, "error": " ".join(reason.split())}
+
+
+def to_batches(
+    rows: Iterable[Mapping[str, Any]], schema: pa.Schema, *, max_rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Rows as record batches, in order.
+
+    Args:
+        rows: one dict each, keys as in the schema; what is missing becomes null. A key `error`
+            says why the row could not be read.
+        schema: of the batches; a column `error` is added at its end.
+        max_rows: rows of a batch; a batch also ends after about 16 MiB.
+
+    Yields:
+        Batches of `schema` and `error: string`.
+    """
+    whole = schema.append(ERROR_FIELD)
+    held: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        held.append(row)
+        size += _size(row)
+        if len(held) >= max_rows or size >= BATCH_BYTES:
+            yield _batch(held, whole)
+            held, size = [], 0
+    if held:
+        yield _batch(held, whole)
+
+
+def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch with exactly the columns of a schema: cast, in its order, null where missing.
+
+    Raises:
+        pa.ArrowInvalid: a value does not fit.
+    """
+    if batch.schema.equals(schema, check_metadata=True):
+        return batch
+    columns = [
+        batch.column(field.name).cast(field.type)
+        if field.name in batch.schema.names
+        else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
+    try:
+        return pa.RecordBatch.from_pylist(list(rows), schema=schema)
+    except MISFITS:
+        return pa.RecordBatch.from_pylist([_fitting(row, schema) for row in rows], schema=schema)
+
+
+def _fitting(row: Mapping[str, Any], schema: pa.Schema) -> Mapping[str, Any]:
+    try:
+        pa.RecordBatch.from_pylist([row], schema=schema)
+    except MISFITS as error:
+        known = {key: _plain(row.get(key)) for key in ("id", "source")}
+        where = row.get("error") or f"a value does not fit its column: {error}"
+        return error_row(str(_plain(where)), **known)
+    return row
+
+
+def _plain(value: Any) -> str | None:
+    return None if value is None else str(value).encode(errors="backslashreplace").decode()
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_size, value))
+    return 8

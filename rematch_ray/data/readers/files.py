@@ -1,0 +1,205 @@
+"""Files of a corpus, wherever they lie: local paths, object stores, Hugging Face data sets.
+
+pyarrow's own file systems serve local paths, s3:// and gs://; every other scheme goes through
+fsspec (hf://, memory://, abfs://, ...). It does not know what is in a file. Middle floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from rematch_ray.errors import UserError
+
+NATIVE = ("s3", "gs", "gcs")
+# what a file system raises for what is not there, may not be read or cannot be reached
+FAILURES = (OSError, pa.ArrowException)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file: path or URI, its name below the place it was found in, bytes, and a stamp."""
+
+    path: str
+    name: str
+    size: int
+    stamp: str
+
+    @property
+    def suffix(self) -> str:
+        """The name's last suffix in lower case, with its dot; empty without one."""
+        return Path(self.name).suffix.lower()
+
+
+@dataclass(frozen=True)
+class Place:
+    """What stands at a path that a user named: a file, or a folder with files at any depth."""
+
+    path: str
+    is_folder: bool
+
+    @cached_property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file, ordered by name; hidden files and folders are left out."""
+        return tuple(sorted(_entries(self), key=lambda entry: entry.name))
+
+    @cached_property
+    def top(self) -> tuple[FileEntry, ...]:
+        """The files that lie directly in the folder, or the file itself."""
+        return tuple(entry for entry in self.files if "/" not in entry.name)
+
+    def ending(self, *suffixes: str) -> tuple[FileEntry, ...]:
+        """The files whose names end so, at any depth, in the order of names."""
+        return tuple(entry for entry in self.files if entry.name.lower().endswith(suffixes))
+
+    def find(self, name: str) -> FileEntry | None:
+        """The file of this name below the folder, or None."""
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, FileEntry]:
+        return {entry.name: entry for entry in self.files}
+
+
+def look(path: str | Path) -> Place:
+    """What stands at a path or URI.
+
+    Raises:
+        UserError: nothing, or the storage cannot be reached.
+    """
+    absolute = absolute_path(path)
+    try:
+        system, inner = filesystem(absolute)
+        kind = system.get_file_info(inner).type
+    except FAILURES as error:
+        raise UserError(f"{absolute}: cannot be looked at: {error}") from error
+    if kind == pafs.FileType.NotFound:
+        raise UserError(f"{absolute}: no such file or folder")
+    return Place(absolute, kind == pafs.FileType.Directory)
+
+
+def absolute_path(path: str | Path) -> str:
+    """A local path made absolute; a URI as it is, `file://` as the path it means.
+
+    >>> absolute_path("file:///data/rows.parquet"), absolute_path("s3://bucket/rows/")
+    ('/data/rows.parquet', 's3://bucket/rows')
+    """
+    text = str(path)
+    if is_uri(text):
+        if not text.startswith("file://"):
+            return text.rstrip("/")
+        text = unquote(urlsplit(text).path)
+    return str(Path(text).expanduser().absolute())
+
+
+def is_uri(path: str) -> bool:
+    """Whether a path names its scheme, as in s3://bucket/key."""
+    scheme, separator, _ = path.partition("://")
+    return bool(separator) and scheme.replace("+", "").isalnum()
+
+
+def join(folder: str, name: str) -> str:
+    """The path of what lies at `name` below a folder."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def parent(path: str) -> str:
+    """The folder that a file lies in."""
+    return path.rstrip("/").rpartition("/")[0] or "/"
+
+
+def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or URI, and the path inside it."""
+    if not is_uri(path):
+        return _local(), path
+    scheme, _, rest = path.partition("://")
+    if scheme in NATIVE:
+        system, _ = _native(scheme, rest.partition("/")[0])
+        return system, rest
+    return _through_fsspec(scheme), rest if scheme != "memory" else f"/{rest.lstrip('/')}"
+
+
+def open_file(path: str) -> pa.NativeFile:
+    """Open a file for reading at any place.
+
+    Raises:
+        UserError: it cannot be opened; names it.
+    """
+    try:
+        system, inner = filesystem(path)
+        return system.open_input_file(inner)
+    except FAILURES as error:
+        raise UserError(f"{path}: cannot be opened: {error}") from error
+
+
+def read_bytes(path: str, *, limit: int | None = None) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: path or URI.
+        limit: largest size accepted, in bytes.
+
+    Raises:
+        UserError: it cannot be read, or is larger than the limit.
+    """
+    with open_file(path) as file:
+        try:
+            if limit is not None and (size := file.size()) > limit:
+                raise UserError(f"{path}: {size} bytes; at most {limit} are read")
+            return file.read()
+        except FAILURES as error:
+            raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def _entries(place: Place) -> Iterator[FileEntry]:
+    scheme = place.path.partition("://")[0] if is_uri(place.path) else None
+    try:
+        system, inner = filesystem(place.path)
+        if not place.is_folder:
+            found = [system.get_file_info(inner)]
+        else:
+            found = system.get_file_info(pafs.FileSelector(inner, recursive=True))
+    except FAILURES as error:
+        raise UserError(f"{place.path}: cannot be listed: {error}") from error
+    base = inner.rstrip("/") if place.is_folder else inner.rpartition("/")[0]
+    for info in found:
+        name = info.path[len(base) :].lstrip("/")
+        if info.type == pafs.FileType.File and not _hidden(name):
+            path = info.path if scheme is None else f"{scheme}://{info.path.lstrip('/')}"
+            # some stores know no time
+            stamp = f"{info.size}:{info.mtime_ns or 0}"
+            yield FileEntry(path, name, info.size or 0, stamp)
+
+
+def _hidden(name: str) -> bool:
+    return any(piece.startswith(".") or piece == "__MACOSX" for piece in name.split("/"))
+
+
+@lru_cache(maxsize=1)
+def _local() -> pafs.FileSystem:
+    return pafs.LocalFileSystem()
+
+
+# a new connection asks the store for the bucket's region, so one is kept per bucket
+@lru_cache(maxsize=16)
+def _native(scheme: str, bucket: str) -> tuple[pafs.FileSystem, str]:
+    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}")
+
+
+@lru_cache(maxsize=16)
+def _through_fsspec(scheme: str) -> pafs.FileSystem:
+    import fsspec
+
+    try:
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"{scheme}://: {error}; local paths, s3://, gs:// and hf:// are read, and what an "
+            "installed fsspec file system serves"
+        ) from error

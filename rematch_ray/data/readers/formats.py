@@ -1,0 +1,170 @@
+"""The formats that can be read: which there are, which one a path holds, and reading it.
+
+`list_data` names the pieces of a data set, `read_data` reads one. A reader is a module of this
+folder with a tuple `FORMATS`; this file knows their names and their order, nothing of their files.
+Middle floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+
+import pyarrow as pa
+
+from rematch_ray.data.readers.files import Place, look
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.units import Rows, Unit, with_one_payload
+from rematch_ray.errors import UserError, did_you_mean
+
+# modules of this folder, in the order in which detection asks them: those that know exact names of
+# columns or files first, those that read anything of a kind last
+READERS = ("parquet",)
+
+# settings that every format takes
+COMMON = frozenset({"format", "source", "unit_bytes", "unit_files"})
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that users have.
+
+    Attributes:
+        name: what `--format` takes.
+        claim: how to recognise it, in a few words, for people.
+        rows: what it can be read as.
+        detect: why a place holds this format, in a few words ("columns query, image"), or None.
+        list_units: the pieces of a place, in reading order.
+        read_unit: the rows of a piece, as batches of `item_schema` or `sample_schema`; what cannot
+            be read is a row too, with the reason in a column `error`.
+        uses: names of the reader settings it heeds, beside those that all do; others are refused.
+    """
+
+    name: str
+    claim: str
+    rows: tuple[Rows, ...]
+    detect: Callable[[Place], str | None]
+    list_units: Callable[[Place, ReaderSettings, Rows], Iterable[Unit]]
+    read_unit: Callable[[Unit], Iterator[pa.RecordBatch]]
+    uses: frozenset[str] = frozenset()
+
+
+@lru_cache(maxsize=1)
+def formats() -> dict[str, Format]:
+    """Every format by name, in the order of detection."""
+    modules = [import_module(f"rematch_ray.data.readers.{name}") for name in READERS]
+    return {found.name: found for module in modules for found in module.FORMATS}
+
+
+def list_data(
+    paths: str | Path | Sequence[str | Path],
+    settings: ReaderSettings | None = None,
+    *,
+    rows: Rows | None = None,
+) -> list[Unit]:
+    """Name the pieces of files and folders, in reading order; nothing but their frame is read.
+
+    Args:
+        paths: files, folders or URIs; each may hold another format.
+        settings: format and columns; None detects both.
+        rows: what the rows are needed as; None takes what the first place is.
+
+    Returns:
+        The units; those of items all have the same payload type.
+
+    Raises:
+        UserError: a path is not there, its format is not known or was named wrongly, a setting
+            does not apply to it, a column is missing, or there are no rows.
+    """
+    settings = settings or ReaderSettings()
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    units: list[Unit] = []
+    for place in map(look, given):
+        found = _format_of(place, settings, rows)
+        _refuse_unused(found, place, settings)
+        rows = rows or found.rows[0]
+        units.extend(found.list_units(place, settings, rows))
+    if not any(unit.num_rows != 0 for unit in units):
+        raise UserError(f"no rows in {', '.join(map(str, given)) or 'an empty list of paths'}")
+    return with_one_payload(units)
+
+
+def read_data(unit: Unit) -> Iterator[pa.RecordBatch]:
+    """Read one unit.
+
+    Args:
+        unit: from `list_data`.
+
+    Yields:
+        Batches of Items (`item_schema` with the unit's payload) or Samples (`sample_schema`), rows
+        in the unit's order. Where a row could not be read there is a further column
+        `error: string`; null = fine, otherwise the reason, `parts` is null, and id and source are
+        there as far as they are known.
+
+    Raises:
+        UserError: the file is gone, changed since it was listed, or is damaged as a whole.
+    """
+    yield from formats()[unit.format].read_unit(unit)
+
+
+def detect(place: Place, rows: Rows | None = None) -> tuple[Format, str]:
+    """The format of a place, and why it is that one.
+
+    Raises:
+        UserError: none fits; lists all and says how to name one.
+    """
+    other: list[str] = []
+    for known in formats().values():
+        if (reason := known.detect(place)) is None:
+            continue
+        if rows is None or rows in known.rows:
+            return known, reason
+        other.append(f"{known.name} ({reason}), which is read as {' or '.join(known.rows)}")
+    what = f"holds {' and '.join(other)}, not as {rows}" if other else "format not recognised"
+    raise UserError(f"{place.path}: {what}. Found: {_shown(place)}. {_choices(rows)}")
+
+
+def _format_of(place: Place, settings: ReaderSettings, rows: Rows | None) -> Format:
+    if settings.format is None:
+        return detect(place, rows)[0]
+    known = formats()
+    if settings.format not in known:
+        raise UserError(
+            f"unknown format {settings.format!r}; {did_you_mean(settings.format, known)}"
+        )
+    found = known[settings.format]
+    if rows is not None and rows not in found.rows:
+        raise UserError(
+            f"{place.path}: format {found.name} is read as {' or '.join(found.rows)}, here {rows} "
+            f"are needed. {_choices(rows)}"
+        )
+    return found
+
+
+def _refuse_unused(found: Format, place: Place, settings: ReaderSettings) -> None:
+    changed = {
+        name
+        for name, field in ReaderSettings.model_fields.items()
+        if getattr(settings, name) != field.get_default()
+    }
+    if unused := sorted(changed - COMMON - found.uses):
+        used = ", ".join(sorted(found.uses)) or "none"
+        raise UserError(
+            f"{place.path}: format {found.name} does not use {', '.join(unused)} (it uses: {used});"
+            " leave that out, or name another format with --format"
+        )
+
+
+def _shown(place: Place) -> str:
+    names = [entry.name for entry in place.files[:4]]
+    more = len(place.files) - len(names)
+    return (", ".join(names) or "no files") + (f" and {more} more files" if more > 0 else "")
+
+
+def _choices(rows: Rows | None) -> str:
+    fitting = [f for f in formats().values() if rows is None or rows in f.rows]
+    listed = "; ".join(f"{known.name}: {known.claim}" for known in fitting)
+    return f"Name the format with --format NAME: {listed}"
