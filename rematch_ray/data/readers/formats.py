@@ -16,13 +16,22 @@ from pathlib import Path
 import pyarrow as pa
 
 from rematch_ray.data.readers.files import Place, look
+from rematch_ray.data.readers.linked_images import load_images
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit, with_one_payload
 from rematch_ray.errors import UserError, did_you_mean
 
 # modules of this folder, in the order in which detection asks them: those that know exact names of
 # columns or files first, those that read anything of a kind last
-READERS = ("parquet",)
+READERS = (
+    "parquet",
+    "mmeb",
+    "mmeb_eval_files",
+    "ms_swift",
+    "sentence_transformers",
+    "pages",
+    "beir",
+)
 
 # settings that every format takes
 COMMON = frozenset({"format", "source", "unit_bytes", "unit_files"})
@@ -41,6 +50,8 @@ class Format:
         read_unit: the rows of a piece, as batches of `item_schema` or `sample_schema`; what cannot
             be read is a row too, with the reason in a column `error`.
         uses: names of the reader settings it heeds, beside those that all do; others are refused.
+        is_linked: `read_unit` leaves images where they lie, as absolute references; `read_data`
+            opens them.
     """
 
     name: str
@@ -50,6 +61,7 @@ class Format:
     list_units: Callable[[Place, ReaderSettings, Rows], Iterable[Unit]]
     read_unit: Callable[[Unit], Iterator[pa.RecordBatch]]
     uses: frozenset[str] = frozenset()
+    is_linked: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -106,6 +118,19 @@ def read_data(unit: Unit) -> Iterator[pa.RecordBatch]:
 
     Raises:
         UserError: the file is gone, changed since it was listed, or is damaged as a whole.
+    """
+    known = formats()[unit.format]
+    for batch in known.read_unit(unit):
+        if known.is_linked:
+            yield from load_images(batch, unit.settings)
+        else:
+            yield batch
+
+
+def read_links(unit: Unit) -> Iterator[pa.RecordBatch]:
+    """As `read_data`, but a linked format's images stay where they lie: see linked_images.py.
+
+    For whoever takes few rows of a unit: a training step.
     """
     yield from formats()[unit.format].read_unit(unit)
 

@@ -11,13 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
-from rematch_ray.data.schema import item_schema, sample_schema
 from rematch_ray.errors import UserError
 
 Row = dict[str, Any]
-ERROR_FIELD = pa.field("error", pa.string())
 
 
 def text_part(text: str) -> Row:
@@ -124,21 +120,6 @@ def sample(
         "instruction": instruction,
         "source": source,
     }
-
-
-def samples_batch(rows: Sequence[Row | UserError]) -> pa.RecordBatch:
-    """Samples as a record batch; a row that is an error is empty and says why in `error`."""
-    return _batch(rows, sample_schema(), {})
-
-
-def items_batch(rows: Sequence[Row | UserError], *, source: str | None = None) -> pa.RecordBatch:
-    """Items as a record batch; a row that is an error has no parts and says why in `error`."""
-    return _batch(rows, item_schema(), {"source": source})
-
-
-def _batch(rows: Sequence[Row | UserError], schema: pa.Schema, empty: Row) -> pa.RecordBatch:
-    plain = [empty | {"error": str(row)} if isinstance(row, UserError) else row for row in rows]
-    return pa.RecordBatch.from_pylist(plain, schema=schema.append(ERROR_FIELD))
 
 
 def _spelled(value: Any) -> str:

@@ -7,7 +7,7 @@ does not know files or Arrow. Middle floor.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -27,6 +27,12 @@ class ReaderSettings(Settings):
     """Which column is what: `text=caption,image=img,id=key`, `+` between several, or a mapping."""
     image_root: str | None = None
     """Folder or URI that relative image paths start from; null = the folder of the data file."""
+    corpus: str | None = None
+    """File, folder or URI of the documents that training rows name by their ids."""
+    split: str | None = None
+    """Split that is read of a data set; null = `train` (MMEB-train: `original`) or the only one."""
+    part: Literal["corpus", "queries"] = "corpus"
+    """What is read of a data set that holds both."""
     source: str | None = None
     """Name recorded as the source of rows that do not carry one."""
     url_hosts: tuple[str, ...] = ()

@@ -8,11 +8,9 @@ from rematch_ray.data.readers.sample_rows import (
     content,
     image_part,
     item,
-    items_batch,
     sample,
-    samples_batch,
 )
-from rematch_ray.data.schema import items_from_table, samples_from_table
+from rematch_ray.data.schema import sample_from_row
 from rematch_ray.errors import UserError
 
 TAG = re.compile("<image>")
@@ -53,20 +51,13 @@ def test_what_does_not_fit_is_named(text: object, images: list, reason: str) -> 
         content(text, images, tag=TAG)
 
 
-def test_rows_and_errors_make_one_batch() -> None:
+def test_a_row_is_in_the_shape_of_the_schema() -> None:
     query = item(content("which"), id=7)
-    good = sample(query, [item([image_part(b"x")])], [item(content("no"))], scores=[0.5])
-    batch = samples_batch([good, UserError("a.png: no such file")])
-    assert batch["error"].to_pylist() == [None, "a.png: no such file"]
-    [read] = samples_from_table(batch.slice(0, 1))
+    row = sample(query, [item([image_part(b"x")])], [item(content("no"))], scores=[0.5])
+    read = sample_from_row(row)
     assert read.query.id == "7"
     assert len(read.positives[0].item.id) == 64  # known by its content
     assert read.negatives[0].teacher_score == 0.5
-    assert batch.slice(1)["query"].to_pylist() == [None]
-
-    batch = items_batch([query, UserError("bad")], source="s")
-    assert batch["source"].to_pylist() == [None, "s"]
-    assert items_from_table(batch.slice(0, 1))[0].text == "which"
 
 
 def test_a_sample_needs_a_positive() -> None:

@@ -1,0 +1,223 @@
+"""Files whose rows become Samples or Items one by one: Parquet and JSONL in the layout of others.
+
+A `Layout` says how one row is converted; this module cuts the files into pieces of counted rows,
+reads them, and turns what a conversion refuses into a row with a reason. It knows no layout.
+Middle floor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from rematch_ray.data.item import SchemaError
+from rematch_ray.data.readers.batches import error_row, to_batches
+from rematch_ray.data.readers.files import FAILURES, FileEntry, Place
+from rematch_ray.data.readers.formats import Format
+from rematch_ray.data.readers.line_files import first_line, list_lines, read_lines
+from rematch_ray.data.readers.linked_images import make_absolute
+from rematch_ray.data.readers.parquet_rows import list_groups, parquet_columns, read_group
+from rematch_ray.data.readers.sample_rows import Row
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.units import Rows, Unit
+from rematch_ray.data.schema import item_schema, sample_schema
+from rematch_ray.errors import UserError, did_you_mean
+
+PARQUET, JSONL = (".parquet",), (".jsonl", ".ndjson")
+# rows read at a time: with their images they have to fit into a reader's memory several times over
+UNIT_ROWS = 1000
+MEDIA = ("image_root", "url_hosts", "url_bytes", "url_seconds")
+_SHARD = re.compile(r"(?P<split>.+?)[-_]\d+(-of-\d+)?$")
+AnyRow = TypeVar("AnyRow")
+_SPLITS = {"train", "test", "validation", "valid", "val", "dev"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of rows in files.
+
+    Attributes:
+        name: of the format.
+        claim: how to recognise it, for people.
+        rows: what its rows become.
+        columns: those without which it is not this layout.
+        convert: a row -> a Sample or Item; what it refuses is a bad row.
+        detected: whether columns are this layout's; None = it has all of `columns`.
+        split: the one that is read where a folder holds several and none is named.
+        within: where in a place the rows lie, for data sets that hold more than one table.
+        uses: reader settings it heeds beside `split`.
+    """
+
+    name: str
+    claim: str
+    rows: Rows
+    columns: tuple[str, ...]
+    convert: Callable[[Row], Row]
+    detected: Callable[[Sequence[str]], bool] | None = None
+    split: str | None = "train"
+    within: Callable[[Place, ReaderSettings], Place] = lambda place, settings: place
+    uses: tuple[str, ...] = MEDIA
+
+    def to_format(self) -> Format:
+        """The layout as a format of the registry."""
+        return Format(
+            name=self.name,
+            claim=self.claim,
+            rows=(self.rows,),
+            detect=self._detect,
+            list_units=self._list_units,
+            read_unit=self._read_unit,
+            is_linked=True,
+            uses=frozenset({"split", *self.uses}),
+        )
+
+    def _detect(self, place: Place) -> str | None:
+        inside = self.within(place, ReaderSettings())
+        return detect_columns(inside, needed=self.columns, fits=self.detected)
+
+    def _list_units(self, place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
+        inside = self.within(place, settings)
+        for entry in split_files(inside, settings.split, otherwise=self.split):
+            check_columns(entry, self.columns, self.name)
+            yield from list_rows(entry, self.name, rows, settings)
+
+    def _read_unit(self, unit: Unit) -> Iterator[pa.RecordBatch]:
+        yield from converted(read_rows(unit), self.convert, unit)
+
+
+def converted(
+    rows: Iterable[AnyRow | UserError], convert: Callable[[AnyRow], Row], unit: Unit
+) -> Iterator[pa.RecordBatch]:
+    """Rows of a piece as batches of Samples or Items; what is refused says why in `error`."""
+    schema = sample_schema() if unit.rows == "samples" else item_schema()
+    yield from to_batches((_converted(row, convert, unit) for row in rows), schema)
+
+
+def _converted(row: AnyRow | UserError, convert: Callable[[AnyRow], Row], unit: Unit) -> Row:
+    source = unit.settings.source
+    try:
+        if isinstance(row, UserError):
+            raise row
+        made = convert(row)
+        return make_absolute(made | {"source": made.get("source") or source}, unit)
+    except UserError as refused:
+        return error_row(str(refused), source=source)
+    # cells of another type than the layout's; which ones, only the conversion could say
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        told = f"the row is not one of {unit.format}: {type(error).__name__}: {error}"
+        return error_row(told, source=source)
+
+
+def detect_columns(
+    place: Place,
+    *,
+    needed: Sequence[str],
+    fits: Callable[[Sequence[str]], bool] | None = None,
+) -> str | None:
+    """The columns of a place's first file in words, where they are a layout's; otherwise None."""
+    entry = next(iter(place.ending(*PARQUET, *JSONL)), None)
+    columns = columns_of(entry) if entry is not None else ()
+    fitting = fits(columns) if fits is not None else set(needed) <= set(columns)
+    return f"columns {', '.join(columns)}" if columns and fitting else None
+
+
+def columns_of(entry: FileEntry) -> tuple[str, ...]:
+    """Names of a file's columns; empty where it cannot be read, which reading it will say."""
+    try:
+        return _columns(entry.path, entry.stamp)
+    except UserError:
+        return ()
+
+
+def check_columns(entry: FileEntry, needed: Sequence[str], name: str) -> None:
+    """Refuse a file that lacks a column.
+
+    Raises:
+        SchemaError: names the file, the column and what resembles it.
+    """
+    columns = _columns(entry.path, entry.stamp)
+    if missing := [column for column in needed if column not in columns]:
+        raise SchemaError(
+            f"{entry.path}: no column {missing[0]!r}, which format {name} needs "
+            f"({', '.join(needed)}); {did_you_mean(missing[0], columns)}"
+        )
+
+
+def split_files(place: Place, split: str | None, *, otherwise: str | None) -> list[FileEntry]:
+    """The data files of a place that belong to one split.
+
+    Splits are told by file names (`train-00000-of-00002.parquet`, `test.jsonl`) or by the folder
+    a file lies in. Names that say nothing of a split belong to every one.
+
+    Raises:
+        UserError: no data file, none of the split, or several splits and none named.
+    """
+    entries = place.ending(*PARQUET, *JSONL)
+    if not entries:
+        raise UserError(f"{place.path}: no {', '.join((*PARQUET, *JSONL))} file")
+    splits = {entry: split_of(entry) for entry in entries}
+    known = sorted({found for found in splits.values() if found is not None})
+    if split is None and len(known) > 1:
+        if otherwise not in known:
+            raise UserError(f"{place.path} holds the splits {', '.join(known)}; name one (split)")
+        split = otherwise
+    if split is not None and known and split not in known:
+        raise UserError(f"{place.path} has no split {split!r}; {did_you_mean(split, known)}")
+    return [entry for entry, found in splits.items() if split is None or found in (None, split)]
+
+
+def split_of(entry: FileEntry) -> str | None:
+    """The split that a file's name or folder tells, or None."""
+    *folders, file = entry.name.split("/")
+    stem = file.rpartition(".")[0]
+    if shard := _SHARD.fullmatch(stem):
+        return shard["split"]
+    return next((name for name in (stem, *reversed(folders)) if name in _SPLITS), None)
+
+
+def list_rows(entry: FileEntry, name: str, rows: Rows, settings: ReaderSettings) -> Iterable[Unit]:
+    """The pieces of a file, of at most `UNIT_ROWS` rows each, all counted."""
+    if entry.suffix in PARQUET:
+        return list_groups(entry, name, rows, settings, unit_rows=UNIT_ROWS)
+    return list_lines(entry, name, rows, settings, unit_rows=UNIT_ROWS)
+
+
+def read_rows(unit: Unit) -> list[Row | UserError]:
+    """The rows of a piece; a line that is not JSON is an error.
+
+    Raises:
+        UserError: the file is gone, or not what it was when it was listed.
+    """
+    if unit.path.lower().endswith(PARQUET):
+        return list(read_group(unit).to_pylist())
+    return [_parsed(line, unit, number) for number, line in enumerate(read_lines(unit))]
+
+
+def _parsed(line: bytes, unit: Unit, number: int) -> Row | UserError:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        return UserError(f"line {unit.first_row + number} is not JSON: {error}")
+    if not isinstance(row, dict):
+        return UserError(f"line {unit.first_row + number} is a {type(row).__name__}, not an object")
+    return row
+
+
+# detection asks every layout about the same file
+@lru_cache(maxsize=32)
+def _columns(path: str, stamp: str) -> tuple[str, ...]:
+    if path.lower().endswith(PARQUET):
+        return parquet_columns(path)
+    try:
+        row: Any = json.loads(first_line(path))
+    except FAILURES as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: its first line is not JSON: {error}") from error
+    return tuple(row) if isinstance(row, dict) else ()
