@@ -21,16 +21,11 @@ import pyarrow as pa
 import ray.data
 
 from rematch_ray.data.order import Plan, SourceRows, Step, SubBatch
-from rematch_ray.data.readers.parquet import Unit, list_units, read_unit
+from rematch_ray.data.readers.parquet import list_units, read_unit
+from rematch_ray.data.readers.units import Unit, fingerprint
 from rematch_ray.errors import UserError
 from rematch_ray.workloads.ahead import stay_within
-from rematch_ray.workloads.stages import (
-    ReadCall,
-    fingerprint,
-    plain_context,
-    read_calls,
-    reason_of,
-)
+from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls, reason_of
 
 if TYPE_CHECKING:
     from rematch_ray.config import DataSettings
