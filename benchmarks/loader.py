@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from rematch_ray.evaluation.report import plain_table
 STEP_S = 0.6
 RANKS = 2
 SAMPLE_S = 0.5
-LARGEST = 8  # processes listed
+LARGEST = 12  # processes listed
+IDLE = "ray::IDLE"  # what Ray calls a process between two tasks
 CONFIG = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
 
 
@@ -199,31 +201,35 @@ def _ours(options: argparse.Namespace, window: tuple[int, int], name: str) -> fl
     run = _settings(options).model_copy(update={"name": name})
     directory = RunDirectory(run.directory)
     found: dict[int, float] = {}
+    meter = CpuMeter()
 
     def watch() -> None:
-        meter, tail = CpuMeter(), directory.tail()
+        tail = directory.tail()
         while len(found) < len(window):
             used = meter.read()
             done = [r["step"] + 1 for r in tail.read().records if r["event"] == "step"]
             for mark in window:
                 if mark not in found and done and done[-1] >= mark:
                     found[mark], steps[mark] = used, done[-1]
-                    named[mark] = meter.by_name()
+                    spent[mark] = meter.by_process()
             time.sleep(SAMPLE_S)
         directory.ask_to_stop()
 
     steps: dict[int, int] = {}
-    named: dict[int, dict[str, float]] = {}
+    spent: dict[int, dict[Process, float]] = {}
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     train(run)
     watcher.join()
     begin, end = window
     pairs = (steps[end] - steps[begin]) * run.data.order.global_batch
-    spent = {n: s - named[begin].get(n, 0.0) for n, s in named[end].items()}
-    shown = [[name, f"{seconds / pairs:.5f}"] for name, seconds in spent.items()]
+    between = {p: s - spent[begin].get(p, 0.0) for p, s in spent[end].items()}
+    shown = [[name, f"{s / pairs:.5f}"] for name, s in meter.by_name(between).items()]
     print(plain_table([["process", "CPU-s per pair"], *shown[:LARGEST]]))
     return (found[end] - found[begin]) / pairs
+
+
+Process = tuple[int, int]  # pid and start time
 
 
 class CpuMeter:
@@ -233,8 +239,8 @@ class CpuMeter:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[int, int], float] = {}
-        self._names: dict[tuple[int, int], str] = {}
+        self._seen: dict[Process, float] = {}
+        self._names: dict[Process, str] = {}
         self._ticks = os.sysconf("SC_CLK_TCK")
 
     def read(self) -> float:
@@ -254,15 +260,20 @@ class CpuMeter:
         for pid in _below(parents):
             start, seconds = used[pid]
             self._seen[(pid, start)] = seconds
-            self._names[(pid, start)] = names[pid]
+            if names[pid] != IDLE or (pid, start) not in self._names:
+                self._names[(pid, start)] = names[pid]  # a data task's, when it was seen at work
         return sum(self._seen.values())
 
-    def by_name(self) -> dict[str, float]:
-        """Returns the sums of the last read by the processes' names, largest first."""
+    def by_process(self) -> dict[Process, float]:
+        """Returns what each process had used at the last read."""
+        return dict(self._seen)
+
+    def by_name(self, seconds: Mapping[Process, float]) -> dict[str, float]:
+        """Returns sums by the names of processes, largest first."""
         sums: dict[str, float] = {}
-        for process, seconds in self._seen.items():
+        for process, value in seconds.items():
             name = self._names[process]
-            sums[name] = sums.get(name, 0.0) + seconds
+            sums[name] = sums.get(name, 0.0) + value
         return dict(sorted(sums.items(), key=lambda entry: -entry[1]))
 
 
