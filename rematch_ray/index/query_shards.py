@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
+
+from rematch_ray.index.shard_columns import DTYPES, read_fused, read_vectors
+from rematch_ray.index.shards import EmbeddingShards
 
 
 @dataclass(frozen=True)
@@ -39,24 +41,22 @@ def read_queries(shards: Sequence[Path], low: str, high: str) -> tuple[list[str]
     own = [("id", ">=", low), ("id", "<", high)]
     tables = [pq.read_table(shard, filters=own) for shard in shards]
     ids = [name for table in tables for name in table["id"].to_pylist()]
-    metadata = pq.read_schema(shards[0]).metadata
-    shape = (len(ids), int(metadata[b"R"]), int(metadata[b"D"]))
-    vectors = np.concatenate([_matrix(table, "vectors") for table in tables]).reshape(shape)
-    if "fused" not in tables[0].column_names:
+    known = pq.read_schema(shards[0]).metadata
+    shape = (int(known[b"R"]), int(known[b"D"]))
+    dtype = known.get(b"dtype", DTYPES[0].encode()).decode()
+    pairs = list(zip(tables, shards, strict=True))
+    vectors = np.concatenate([read_vectors(table, shape, dtype, file) for table, file in pairs])
+    if b"F" not in known:
         return ids, QueryRows(vectors, None)
-    return ids, QueryRows(vectors, np.concatenate([_matrix(table, "fused") for table in tables]))
+    fused_dim = int(known[b"F"])
+    fused = np.concatenate([read_fused(table, fused_dim, file) for table, file in pairs])
+    return ids, QueryRows(vectors, fused)
 
 
 def id_ranges(folder: Path) -> list[tuple[Path, str, str]]:
     """Each shard of an embedding directory with its least and greatest id."""
     ranges = []
-    for path in sorted(folder.glob("part-*.parquet")):
+    for path in EmbeddingShards.open(folder).files:
         ids = pq.read_table(path, columns=["id"])["id"].to_pylist()
         ranges.append((path, min(ids), max(ids)))
     return ranges
-
-
-def _matrix(table: pa.Table, column: str) -> np.ndarray:
-    width = table.schema.field(column).type.list_size
-    flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(table.num_rows, width)

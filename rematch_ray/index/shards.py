@@ -1,7 +1,8 @@
 """Reads an embedding directory: Parquet shards of ids, vectors and payloads, and their manifest.
 
-Streams record batches, so a corpus never has to fit in memory. Knows nothing of indexes or models:
-identity and instruction are passed on as the manifest gives them. Middle floor.
+Streams record batches, so a corpus never has to fit in memory. Whatever the shards store, float16
+or int8 with scales, vectors come as float16. Knows nothing of indexes or models: identity and
+instruction are passed on as the manifest gives them. Middle floor.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import hash_file
+from rematch_ray.index.shard_columns import (
+    DTYPES,
+    check_unit_vectors,
+    read_column,
+    read_fused,
+    read_vectors,
+)
 
 MANIFEST_FILE = "manifest.json"
 EMBEDDING_FORMAT_VERSION = 1
 _REQUIRED = ("identity", "side", "R", "D", "embedded", "shards")
-# float16 rounding of a unit vector moves its norm by less than 1e-3
-_NORM_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class EmbeddingShards:
 
         Raises:
             UserError: no manifest (the directory is not a finished embedding directory), a key
-                missing from it, another format version, a shard missing or cut short.
+                missing from it, another format version or an unknown dtype, a shard missing or cut
+                short.
         """
         path = Path(path)
         manifest = _read_manifest(path)
@@ -80,6 +87,11 @@ class EmbeddingShards:
         return cls(path, manifest)
 
     @property
+    def files(self) -> list[Path]:
+        """The shards, in the order of the manifest."""
+        return [self.path / shard["file"] for shard in self.manifest["shards"]]
+
+    @property
     def num_rows(self) -> int:
         """Embedded rows."""
         return int(self.manifest["embedded"])
@@ -93,6 +105,11 @@ class EmbeddingShards:
     def dim(self) -> int:
         """D, size of a vector."""
         return int(self.manifest["D"])
+
+    @property
+    def dtype(self) -> str:
+        """What the shards store vectors as, one of `DTYPES`."""
+        return str(self.manifest.get("dtype", DTYPES[0]))
 
     @property
     def fused_dim(self) -> int | None:
@@ -162,13 +179,12 @@ class EmbeddingShards:
         )
 
     def _read_batch(self, batch: pa.RecordBatch, file: Path) -> EmbeddingBatch:
-        ids = _column(batch, "id", file).to_pylist()
-        vectors = _read_vectors(batch, "vectors", self.num_vectors * self.dim, file)
-        vectors = vectors.reshape(len(ids), self.num_vectors, self.dim)
+        ids = read_column(batch, "id", file).to_pylist()
+        vectors = read_vectors(batch, (self.num_vectors, self.dim), self.dtype, file)
         check_unit_vectors(vectors, ids, file)
         fused = None
         if self.fused_dim is not None:
-            fused = _read_vectors(batch, "fused", self.fused_dim, file)
+            fused = read_fused(batch, self.fused_dim, file)
             check_unit_vectors(fused[:, None], ids, file)
         names = batch.schema.names
         sources = batch.column("source").to_pylist() if "source" in names else [""] * len(ids)
@@ -179,23 +195,6 @@ class EmbeddingShards:
             fused=fused,
             sources=[source or "" for source in sources],
             payloads=[payload or {} for payload in payloads],
-        )
-
-
-def check_unit_vectors(vectors_NRD: NDArray[np.floating], ids: list[str], where: object) -> None:
-    """Refuses vectors that are not finite or not of unit norm.
-
-    Raises:
-        UserError: names the first such row.
-    """
-    wide = vectors_NRD.astype(np.float32)
-    norms = np.sqrt(np.einsum("nrd,nrd->nr", wide, wide))
-    wrong = ~(np.abs(norms - 1.0) <= _NORM_TOLERANCE)
-    if wrong.any():
-        row, vector = np.argwhere(wrong)[0]
-        raise UserError(
-            f"vector {vector} of '{ids[row]}' in {where} has norm {norms[row, vector]:.4g}: stored "
-            "vectors must be finite and of unit norm; embed the row again"
         )
 
 
@@ -219,6 +218,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{file} has format version {version}, this software reads "
             f"{EMBEDDING_FORMAT_VERSION}: run 'rematch-ray embed' again"
         )
+    if (dtype := manifest.get("dtype", DTYPES[0])) not in DTYPES:
+        raise UserError(
+            f"{file} says that vectors are stored as {dtype!r}, this software reads "
+            f"{' and '.join(DTYPES)}: embed again with store_dtype one of them"
+        )
     return manifest
 
 
@@ -227,29 +231,6 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
         return pq.ParquetFile(file, memory_map=True)
     except (OSError, pa.ArrowInvalid) as broken:
         raise UserError(f"embedding shard {file} is not Parquet ({broken})") from broken
-
-
-def _column(batch: pa.RecordBatch, name: str, file: Path) -> pa.Array:
-    if name not in batch.schema.names:
-        raise UserError(
-            f"embedding shard {file} has no column '{name}'; it has {', '.join(batch.schema.names)}"
-        )
-    column = batch.column(name)
-    if column.null_count:
-        raise UserError(f"embedding shard {file} has {column.null_count} nulls in '{name}'")
-    return column
-
-
-def _read_vectors(batch: pa.RecordBatch, name: str, size: int, file: Path) -> NDArray[np.float16]:
-    column = _column(batch, name, file)
-    wanted = pa.list_(pa.float16(), size)
-    if column.type != wanted:
-        raise UserError(
-            f"column '{name}' of embedding shard {file} is {column.type}, "
-            f"the manifest asks for {wanted}"
-        )
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(column), size)
 
 
 def _flatten_struct(kind: pa.DataType, prefix: str = "") -> dict[str, str]:

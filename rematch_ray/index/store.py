@@ -235,9 +235,7 @@ def _choose_ladder(shards: EmbeddingShards, ladder: Ladder | Sequence[str] | Non
             "document side, run 'rematch-ray embed --side document'"
         )
     if ladder is None:
-        ladder = shards.identity.get("ladder")
-    if ladder is None:
-        raise UserError(f"{shards.path} names no ladder in its identity: give one")
+        ladder = _rungs_within(shards)
     rungs = ladder if isinstance(ladder, Ladder) else Ladder.parse(ladder)
     if rungs.num_document_vectors > shards.num_vectors:
         raise UserError(
@@ -245,6 +243,22 @@ def _choose_ladder(shards: EmbeddingShards, ladder: Ladder | Sequence[str] | Non
             "per document: give a shorter ladder or embed with a model that makes more"
         )
     return rungs
+
+
+def _rungs_within(shards: EmbeddingShards) -> Ladder:
+    """The model's ladder as far as the stored prefix of its vectors reaches."""
+    texts = shards.identity.get("ladder")
+    if texts is None:
+        raise UserError(f"{shards.path} names no ladder in its identity: give one")
+    rungs = Ladder.parse(texts).rungs
+    within = tuple(rung for rung in rungs if rung.r_d <= shards.num_vectors)
+    if not within:
+        raise UserError(
+            f"{shards.path} holds {shards.num_vectors} vectors per document, fewer than any rung "
+            f"of the model's ladder ({', '.join(map(str, rungs))}): embed again with num_vectors "
+            "one of them"
+        )
+    return Ladder(within)
 
 
 def _choose_coarse(shards: EmbeddingShards, coarse: str | None) -> str:

@@ -1,229 +1,189 @@
 """Finishing an embedding directory: staged rows -> shards, a quarantine, a manifest written last.
 
-A directory without a manifest is not an embedding directory; one with a manifest accounts for every
-row of its input. Repeatable: it only reads staged files and overwrites what it wrote. Top floor.
+Repeatable: until the new manifest stands nothing that an earlier one names is touched. A top-up
+keeps the shards of earlier runs but for the rows that have left the input; a row that is in a shard
+is not written again. The driver holds some 60 bytes per row, no vectors. Top floor.
 """
 
-import hashlib
-import json
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
+from ray.exceptions import RayTaskError
 
-from rematch_ray.data.prompts import Side
-from rematch_ray.data.rows import stable_id
-from rematch_ray.data.schema import write_parquet
 from rematch_ray.errors import UserError
-from rematch_ray.model.settings import ModelIdentity
-from rematch_ray.workloads.staging import OK
+from rematch_ray.workloads.account import REFUSED, Account
+from rematch_ray.workloads.disk import refused_write, writing
+from rematch_ray.workloads.embedding_job import (
+    MANIFEST,
+    Job,
+    manifest_in,
+    read_manifest,
+    write_manifest,
+)
+from rematch_ray.workloads.ledger import Claim, Ledger
+from rematch_ray.workloads.runtime import user_error_in
+from rematch_ray.workloads.shard_files import (
+    Piece,
+    Scan,
+    ShardForm,
+    Source,
+    pack,
+    scan,
+    write_shard,
+)
+from rematch_ray.workloads.staging import QUARANTINE, Staging
+
+__all__ = ["MANIFEST", "Job", "finish", "read_manifest"]
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-QUARANTINE = "quarantine.parquet"
-QUARANTINE_SCHEMA = pa.schema(
-    [("id", pa.string()), ("source", pa.string()), ("reason", pa.string())]
-)
 FINISH_CPUS = 0.5
-REASONS_SHOWN = 3
 
 
-@dataclass(frozen=True)
-class Job:
-    """What an embedding directory was asked to hold.
-
-    Args:
-        identity: the model's identity, as JSON.
-        side: `query` or `document`.
-        instruction: put before every item; None = the model's own default.
-        data: fingerprint of the input files.
-        rows_in: rows of the input.
-        model: the export's path, for whoever searches later (`model_path` in the manifest).
-    """
-
-    identity: dict[str, Any]
-    side: Side
-    instruction: str | None
-    data: str
-    rows_in: int
-    model: str
-
-    @property
-    def shape(self) -> dict[str, int | None]:
-        """R, D and F of what is stored."""
-        identity = ModelIdentity.from_json(self.identity)
-        sides = {"query": identity.num_query_vectors, "document": identity.num_document_vectors}
-        return {"R": sides[self.side], "D": identity.embedding_dim, "F": identity.fused_dim}
-
-
-def read_manifest(target: Path, job: Job) -> dict[str, Any] | None:
-    """Return the manifest of a finished directory that holds exactly this job, else None.
-
-    Raises:
-        UserError: the directory is finished and holds something else.
-    """
-    file = target / MANIFEST
-    if not file.exists():
-        return None
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
-        old = {
-            "model": manifest["identity"]["digest"],
-            "side": manifest["side"],
-            "instruction": manifest["instruction"],
-            "data": manifest["data"],
-        }
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{file} is not a manifest ({error}); choose another --out") from error
-    new = {
-        "model": job.identity["digest"],
-        "side": job.side,
-        "instruction": job.instruction,
-        "data": job.data,
-    }
-    for key, value in new.items():
-        if old[key] != value:
-            raise UserError(
-                f"{target} was made with {key} {_short(old[key])}, asked for is {_short(value)}; "
-                f"choose another --out, or delete {target}"
-            )
-    return manifest
-
-
-def finish(target: Path, staging: Path, job: Job, *, max_bad_share: float) -> dict[str, Any]:
-    """Write shards, quarantine and manifest from the staged rows.
+def finish(
+    target: Path, staging: Staging, job: Job, *, max_bad_share: float, rows_per_shard: int
+) -> dict[str, Any]:
+    """Write shards, quarantine and manifest from the rows of this run and of earlier ones.
 
     Args:
         target: the embedding directory.
-        staging: holds `rows/*.parquet`, every row with its status.
+        staging: its staged rows, and the row keys of the input; nothing of it is changed.
         job: what was asked for.
         max_bad_share: share of rows that may be quarantined.
+        rows_per_shard: rows that a new shard holds at least, but for the last.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: two rows have one id, or too many rows are bad; no manifest is written.
-        RuntimeError: the staged rows are not the input's rows.
+        UserError: the input has no rows, two rows have one id, too many rows are bad, rows of the
+            input are nowhere to be found, or the disk is full; an earlier manifest still holds.
     """
-    for old in target.glob("part-*.parquet"):
-        old.unlink()
-    metadata = {**{k: str(v) for k, v in job.shape.items() if v is not None}, "side": job.side}
-    staged = sorted((staging / "rows").glob("*.parquet"))
-    made = ray.get(
-        [
-            _finish_shard.remote(path, target / f"part-{number:05d}.parquet", metadata)
-            for number, path in enumerate(staged)
-        ]
-    )
-    shards = [shard for shard, _, _ in made if shard is not None]
-    quarantine = pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *(bad for _, bad, _ in made)])
-    _check_count(job, shards, quarantine)
-    write_parquet(quarantine, target / QUARANTINE)
-    _refuse_too_many_bad(job, quarantine, max_bad_share, target)
-    _refuse_duplicates(target, shards, np.concatenate([keys for _, _, keys in made]))
-    manifest = {
+    with writing(target):
+        ledger = Ledger(staging.input_files())
+        if not ledger.rows_in:
+            raise UserError("the data holds no rows; give files with at least one")
+        old = manifest_in(target)
+        sources = list(_sources(target, staging, old))
+        scans: list[Scan] = _get(target, [_scan.remote(source) for source in sources])
+        account = Account.of(ledger, sources, scans)
+        account.refuse_lost(target)
+        account.refuse_too_many_bad(max_bad_share, target)
+        account.refuse_duplicates()
+        _remove_leftovers(target, old)
+        pieces = _pieces(sources, scans, account.good)
+        shards = _write_shards(target, pack(pieces, job.form, rows_per_shard), old, job.form)
+        account.write_quarantine(target / QUARANTINE)
+        manifest = _describe(job, account, shards)
+        write_manifest(target, manifest)
+        _remove_leftovers(target, manifest)
+        (target / REFUSED).unlink(missing_ok=True)
+        return manifest
+
+
+@ray.remote(num_cpus=FINISH_CPUS)
+def _scan(source: Source) -> Scan:
+    return scan(source)
+
+
+@ray.remote(num_cpus=FINISH_CPUS)
+def _write_shard(pieces: Sequence[Piece], path: Path, form: ShardForm) -> dict[str, Any]:
+    return write_shard(pieces, path, form)
+
+
+def _get(target: Path, refs: Sequence[Any]) -> list[Any]:
+    """Wait for tasks; what the user can mend is raised without the worker's stack."""
+    try:
+        made: list[Any] = ray.get(list(refs))
+    except RayTaskError as error:
+        mistake = user_error_in(error) or refused_write(error, target)
+        if mistake is None:
+            raise
+        raise UserError(str(mistake)) from error
+    return made
+
+
+def _sources(target: Path, staging: Staging, old: Mapping[str, Any] | None) -> Iterator[Source]:
+    """Yield what may hold rows, finished ones first: a row that is there is not written again."""
+    if old is not None:
+        for entry in old["shards"]:
+            path = target / entry["file"]
+            # the rows of a shard that is gone or cut short are told as lost
+            if path.is_file() and path.stat().st_size == entry["bytes"]:
+                yield Source(path, "shard", entry)
+        if (target / QUARANTINE).is_file():
+            yield Source(target / QUARANTINE, "quarantine")
+    for path in sorted(staging.rows.glob("*.parquet")):
+        yield Source(path, "staged")
+
+
+def _pieces(
+    sources: Sequence[Source], scans: Sequence[Scan], good: Sequence[Claim]
+) -> Iterator[Piece]:
+    """Yield the embedded rows that count, source by source."""
+    for source, found, claim in zip(sources, scans, good, strict=True):
+        if len(claim.rows):
+            yield Piece(source, claim.rows, found.schema, whole=len(claim.rows) == len(found.keys))
+
+
+def _write_shards(
+    target: Path,
+    packs: Iterable[Sequence[Piece]],
+    old: Mapping[str, Any] | None,
+    form: ShardForm,
+) -> list[dict[str, Any]]:
+    """Keep a shard that is to stay as it is, write the others under names that were not used."""
+    taken = [_number_of(entry["file"]) for entry in old["shards"]] if old is not None else []
+    number = max(taken, default=-1) + 1
+    kept: list[dict[str, Any]] = []
+    made = []
+    for pieces in packs:
+        if len(pieces) == 1 and pieces[0].whole and pieces[0].source.entry is not None:
+            kept.append(dict(pieces[0].source.entry))
+        else:
+            made.append(_write_shard.remote(pieces, target / f"part-{number:05d}.parquet", form))
+            number += 1
+    return [*kept, *_get(target, made)]
+
+
+def _number_of(name: str) -> int:
+    return int(name.removeprefix("part-").removesuffix(".parquet"))
+
+
+def _remove_leftovers(target: Path, manifest: Mapping[str, Any] | None) -> None:
+    """Remove shards that the manifest does not name: of runs that were cut off, or replaced."""
+    named = {shard["file"] for shard in manifest["shards"]} if manifest is not None else set()
+    for path in target.glob("part-*.parquet"):
+        if path.name not in named:
+            path.unlink()
+
+
+def _describe(job: Job, account: Account, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    embedded, rows_in = sum(shard["rows"] for shard in shards), account.ledger.rows_in
+    assert embedded + account.quarantined == rows_in, (embedded, account.quarantined, rows_in)
+    return {
         "format_version": FORMAT_VERSION,
         "identity": job.identity,
+        "limits": dict(job.limits),
         "model_path": job.model,
         "side": job.side,
         "instruction": job.instruction,
         **job.shape,
-        "dtype": "float16",
+        "dtype": job.dtype,
         "data": job.data,
-        "rows_in": job.rows_in,
-        "embedded": sum(shard["rows"] for shard in shards),
-        "quarantined": quarantine.num_rows,
+        "rows_in": rows_in,
+        "embedded": embedded,
+        "quarantined": account.quarantined,
         "shards": shards,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "software": _software(),
     }
-    partial = target / f".{MANIFEST}.unfinished"
-    partial.write_text(json.dumps(manifest, indent=1) + "\n")
-    partial.replace(target / MANIFEST)
-    return manifest
-
-
-@ray.remote(num_cpus=FINISH_CPUS)
-def _finish_shard(
-    staged: Path, shard: Path, metadata: dict[str, str]
-) -> tuple[dict[str, Any] | None, pa.Table, np.ndarray]:
-    """Write one shard from one staged file; return its entry, its bad rows and its ids' keys."""
-    table = pq.read_table(staged)
-    is_good = pc.equal(table["status"], OK)
-    bad = table.filter(pc.invert(is_good)).select(["id", "source", "status"])
-    bad = bad.rename_columns(QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)
-    good = table.filter(is_good).drop_columns(["status"])
-    keys = np.array([stable_id(name) for name in good["id"].to_pylist()], dtype=np.int64)
-    if not good.num_rows:
-        return None, bad, keys
-    write_parquet(good.replace_schema_metadata(metadata), shard)
-    with shard.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    entry = {
-        "file": shard.name,
-        "rows": good.num_rows,
-        "sha256": digest,
-        "bytes": shard.stat().st_size,
-    }
-    return entry, bad, keys
-
-
-def _check_count(job: Job, shards: Sequence[dict[str, Any]], quarantine: pa.Table) -> None:
-    embedded = sum(shard["rows"] for shard in shards)
-    if embedded + quarantine.num_rows != job.rows_in:
-        raise RuntimeError(
-            f"{job.rows_in} rows went in, {embedded} were embedded and {quarantine.num_rows} "
-            "quarantined: rows were lost or doubled; run the job again"
-        )
-
-
-def _refuse_too_many_bad(
-    job: Job, quarantine: pa.Table, max_bad_share: float, target: Path
-) -> None:
-    bad = quarantine.num_rows
-    if bad <= max_bad_share * job.rows_in and bad < job.rows_in:
-        return
-    first = quarantine.slice(0, REASONS_SHOWN).to_pylist()
-    reasons = "; ".join(f"{row['id']}: {row['reason']}" for row in first)
-    raise UserError(
-        f"{bad} of {job.rows_in} rows cannot be embedded, more than max_bad_share "
-        f"{max_bad_share:g} allows ({reasons}); all are listed in {target / QUARANTINE}"
-    )
-
-
-def _refuse_duplicates(target: Path, shards: Sequence[dict[str, Any]], keys: np.ndarray) -> None:
-    unique, counts = np.unique(keys, return_counts=True)
-    doubled = set(unique[counts > 1].tolist())
-    if not doubled:
-        return
-    places: dict[str, list[str]] = {}
-    for shard in shards:
-        ids = pq.read_table(target / shard["file"], columns=["id"])["id"].to_pylist()
-        for row, name in enumerate(ids):
-            if stable_id(name) in doubled:
-                places.setdefault(name, []).append(f"{shard['file']} row {row}")
-    name, where = next((n, w) for n, w in places.items() if len(w) > 1)
-    raise UserError(
-        f"{len(doubled)} ids occur more than once, the first is {name!r} ({', '.join(where)}); "
-        "give every item of a corpus an id of its own"
-    )
 
 
 def _software() -> dict[str, str]:
-    names = ("rematch-ray", "torch", "transformers", "ray", "pyarrow")
+    names = ("rematch-ray", "torch", "transformers", "ray", "pyarrow", "pillow", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 24 else f"{text[:20]}…'"
