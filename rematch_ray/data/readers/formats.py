@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from rematch_ray.data.readers.files import Place, look
+from rematch_ray.data.readers.files import Place, absolute_path, look
 from rematch_ray.data.readers.linked_images import load_images
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit, with_one_payload
@@ -31,6 +31,9 @@ READERS = (
     "sentence_transformers",
     "pages",
     "beir",
+    "tables",
+    "json_lines",
+    "csv_files",
 )
 
 # settings that every format takes
@@ -92,6 +95,10 @@ def list_data(
             does not apply to it, a column is missing, or there are no rows.
     """
     settings = settings or ReaderSettings()
+    if settings.image_root is not None:
+        # other processes stand in other folders
+        root = absolute_path(settings.image_root)
+        settings = settings.model_copy(update={"image_root": root})
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     units: list[Unit] = []
     for place in map(look, given):
@@ -121,22 +128,33 @@ def read_data(unit: Unit) -> Iterator[pa.RecordBatch]:
     """
     known = formats()[unit.format]
     for batch in known.read_unit(unit):
-        if known.is_linked:
-            yield from load_images(batch, unit.settings)
-        else:
-            yield batch
+        yield from load_images(batch, unit.settings) if known.is_linked else [batch]
 
 
 def read_links(unit: Unit) -> Iterator[pa.RecordBatch]:
-    """As `read_data`, but a linked format's images stay where they lie: see linked_images.py.
+    """As `read_data`, but what a linked format refers to stays closed until `open_links`.
 
-    For whoever takes few rows of a unit: a training step.
+    For whoever takes few rows of a unit at a time, as a training step does.
     """
     yield from formats()[unit.format].read_unit(unit)
 
 
-def detect(place: Place, rows: Rows | None = None) -> tuple[Format, str]:
+def open_links(table: pa.Table, unit: Unit) -> pa.Table:
+    """Rows that `read_links` gave, of this unit or one like it, with the bytes of their images."""
+    if not formats()[unit.format].is_linked:
+        return table
+    return pa.Table.from_batches(load_images(table, unit.settings))
+
+
+def detect(
+    place: Place, rows: Rows | None = None, settings: ReaderSettings | None = None
+) -> tuple[Format, str]:
     """The format of a place, and why it is that one.
+
+    Args:
+        place: where the files are.
+        rows: what they are needed as; None = anything.
+        settings: only a format that uses all of these is the one: `--columns` means a table.
 
     Raises:
         UserError: none fits; lists all and says how to name one.
@@ -145,16 +163,19 @@ def detect(place: Place, rows: Rows | None = None) -> tuple[Format, str]:
     for known in formats().values():
         if (reason := known.detect(place)) is None:
             continue
-        if rows is None or rows in known.rows:
+        if rows is not None and rows not in known.rows:
+            other.append(f"{known.name} ({reason}), which is read as {' or '.join(known.rows)}")
+        elif unused := _unused(known, settings):
+            other.append(f"{known.name} ({reason}), which does not use {', '.join(unused)}")
+        else:
             return known, reason
-        other.append(f"{known.name} ({reason}), which is read as {' or '.join(known.rows)}")
-    what = f"holds {' and '.join(other)}, not as {rows}" if other else "format not recognised"
+    what = f"holds {' and '.join(other)}" if other else "format not recognised"
     raise UserError(f"{place.path}: {what}. Found: {_shown(place)}. {_choices(rows)}")
 
 
 def _format_of(place: Place, settings: ReaderSettings, rows: Rows | None) -> Format:
     if settings.format is None:
-        return detect(place, rows)[0]
+        return detect(place, rows, settings)[0]
     known = formats()
     if settings.format not in known:
         raise UserError(
@@ -170,17 +191,19 @@ def _format_of(place: Place, settings: ReaderSettings, rows: Rows | None) -> For
 
 
 def _refuse_unused(found: Format, place: Place, settings: ReaderSettings) -> None:
-    changed = {
-        name
-        for name, field in ReaderSettings.model_fields.items()
-        if getattr(settings, name) != field.get_default()
-    }
-    if unused := sorted(changed - COMMON - found.uses):
+    if unused := _unused(found, settings):
         used = ", ".join(sorted(found.uses)) or "none"
         raise UserError(
             f"{place.path}: format {found.name} does not use {', '.join(unused)} (it uses: {used});"
             " leave that out, or name another format with --format"
         )
+
+
+def _unused(found: Format, settings: ReaderSettings | None) -> list[str]:
+    """Names of the settings that were given and mean nothing to a format."""
+    fields = ReaderSettings.model_fields.items() if settings is not None else ()
+    changed = {name for name, f in fields if getattr(settings, name) != f.get_default()}
+    return sorted(changed - COMMON - found.uses)
 
 
 def _shown(place: Place) -> str:

@@ -1,0 +1,131 @@
+"""JSONL files with a column mapping: format `jsonl`, a row per line, cut by bytes.
+
+Listing reads only the beginning of files, which shows columns and types. Middle floor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from rematch_ray.data.readers.batches import error_row, to_batches
+from rematch_ray.data.readers.files import FileEntry, Place, parent
+from rematch_ray.data.readers.formats import Format
+from rematch_ray.data.readers.lines import COMPRESSED, lines_between, ranges
+from rematch_ray.data.readers.mapping import inferred_schema, item_row, map_columns
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.units import Rows, Unit
+from rematch_ray.data.schema import item_schema
+from rematch_ray.errors import UserError
+
+NAME = "jsonl"
+SUFFIXES = tuple(f"{name}{end}" for name in (".jsonl", ".ndjson") for end in ("", *COMPRESSED))
+# columns and types are told by this much of the first file, and a little of some others
+FIRST_BYTES, OTHER_BYTES, OTHER_FILES = 2**20, 2**15, 32
+MAPPED_USES = frozenset({"columns", "image_root", "url_hosts", "url_bytes", "url_seconds"})
+
+
+def parsed(line: bytes, where: str) -> dict[str, Any]:
+    """The object on a line.
+
+    Raises:
+        UserError: no JSON, or not an object; says where.
+    """
+    try:
+        row = json.loads(line)
+    # RecursionError: thousands of brackets
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a {type(row).__name__}, not an object with fields")
+    return row
+
+
+def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
+    entries = place.ending(*SUFFIXES) or (() if place.is_folder else place.files)
+    if not entries:
+        raise UserError(f"{place.path}: no {', '.join(SUFFIXES[:2])} file")
+    schema = _schema(entries)
+    if not schema.names:
+        return
+    mapped = map_columns(schema, settings, entries[0].path, is_open=True)
+    for entry in entries:
+        for begin, end in ranges(entry, settings.unit_bytes):
+            yield Unit(
+                format=NAME,
+                path=entry.path,
+                rows=rows,
+                num_rows=None,
+                num_bytes=end - begin,
+                begin=begin,
+                end=end,
+                stamp=entry.stamp,
+                payload=mapped.payload,
+                settings=settings,
+                options={"schema": schema},
+            )
+
+
+def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
+    yield from to_batches(_rows(unit), item_schema(unit.payload))
+
+
+def _rows(unit: Unit) -> Iterator[dict[str, Any]]:
+    mapped = map_columns(unit.options["schema"], unit.settings, unit.path, is_open=True)
+    folder = parent(unit.path)
+    for begin, line in lines_between(unit.path, unit.begin, unit.end):
+        if not line.strip():
+            continue
+        where = f"{unit.path}, byte {begin}"
+        try:
+            values = parsed(line, where)
+        except UserError as error:
+            yield error_row(str(error), source=unit.settings.source)
+            continue
+        yield item_row(values, mapped, unit.settings, folder=folder, where=where)
+
+
+def _schema(entries: Sequence[FileEntry]) -> pa.Schema:
+    """Columns and types, from the beginnings of files; lines that are not JSON say nothing."""
+    found: list[dict[str, Any]] = []
+    for number, entry in enumerate(entries[: 1 + OTHER_FILES]):
+        end = OTHER_BYTES if number else FIRST_BYTES
+        limit = None if entry.suffix not in COMPRESSED else 1000
+        for begin, line in islice(lines_between(entry.path, 0, end), limit):
+            if line.strip():
+                try:
+                    found.append(parsed(line, f"{entry.path}, byte {begin}"))
+                except UserError:
+                    continue
+        if number == 0 and entry.size and not found:
+            _refuse(entry)
+    return inferred_schema(found)
+
+
+def _refuse(entry: FileEntry) -> None:
+    """Say what is wrong with a file of which no line is an object."""
+    for begin, line in lines_between(entry.path, 0, 1):
+        if line.strip():
+            parsed(line, f"{entry.path}, byte {begin} (and no other line at its beginning is)")
+
+
+def _detect(place: Place) -> str | None:
+    found = place.ending(*SUFFIXES)
+    return f"{len(found)} JSONL files" if found else None
+
+
+FORMATS = (
+    Format(
+        name=NAME,
+        claim="JSONL with any fields (--columns text=caption,image=img,id=key)",
+        rows=("items",),
+        detect=_detect,
+        list_units=_list,
+        read_unit=_read,
+        uses=MAPPED_USES,
+    ),
+)

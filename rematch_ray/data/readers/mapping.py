@@ -1,0 +1,225 @@
+"""Rows of any table -> Items: which column is the id, which are text, image and payload.
+
+Told by `--columns text=caption,image=img,id=key`; what that leaves open is taken from columns that
+have the very names `id`, `text`, `image`, ... It knows values, not files. Middle floor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rematch_ray.data.item import SchemaError
+from rematch_ray.data.readers.batches import error_row
+from rematch_ray.data.readers.references import with_images
+from rematch_ray.data.readers.sample_rows import Row, image_part, text_part
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.errors import UserError, did_you_mean
+
+PARTS = ("text", "image")
+NAMES = ("id", "parent_id", "source")
+# fields that the beginning of the files did not show, or with another type, as one JSON object
+REST = "other_fields"
+_PLAIN: dict[type, pa.DataType] = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Which columns are what.
+
+    Attributes:
+        parts: (role, column) of texts and images, in reading order.
+        names: the columns of `id`, `parent_id` and `source`, where there are such.
+        payload: type of the payload; None = no payload.
+        kept: columns that go into the payload; None = all that are nothing else.
+    """
+
+    parts: tuple[tuple[str, str], ...]
+    names: tuple[tuple[str, str], ...]
+    payload: pa.StructType | None
+    kept: frozenset[str] | None
+
+    @property
+    def used(self) -> frozenset[str]:
+        """Columns that are part of the item itself."""
+        return frozenset(column for _, column in (*self.parts, *self.names))
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that have to be read."""
+        fields = [field.name for field in self.payload or ()]
+        return [*dict.fromkeys([column for _, column in (*self.parts, *self.names)] + fields)]
+
+
+def map_columns(
+    schema: pa.Schema, settings: ReaderSettings, where: str, *, is_open: bool = False
+) -> Mapped:
+    """Settle which column is what.
+
+    Args:
+        schema: columns of the file, with the types of their values.
+        settings: `columns` says which is what.
+        where: the file, for messages.
+        is_open: rows may have more fields than the schema, or of other types.
+
+    Raises:
+        SchemaError: a named column is not there, or none is text or image.
+    """
+    told = tuple((role, column) for role, column in settings.columns if column)
+    for role, column in told:
+        if column not in schema.names:
+            raise SchemaError(
+                f"{where}: no column {column!r} for {role}; {did_you_mean(column, schema.names)}"
+            )
+    parts = tuple(pair for pair in told if pair[0] in PARTS) or _same(schema, PARTS)
+    if not parts:
+        raise SchemaError(
+            f"{where}: no column is text or image (columns: {', '.join(schema.names) or 'none'}); "
+            "say which, as in --columns text=caption,image=img,id=key"
+        )
+    taken = {column for _, column in told}
+    names = tuple(pair for pair in told if pair[0] in NAMES)
+    missing = [role for role in NAMES if role not in dict(names) and role not in taken]
+    names += _same(schema, missing)
+    kept = None
+    if any(role == "payload" for role, _ in settings.columns):
+        kept = frozenset(settings.columns_for("payload")) - {""}
+    mapped = Mapped(parts, names, None, kept)
+    return Mapped(parts, names, _payload_type(schema, mapped, is_open), kept)
+
+
+def item_row(
+    values: Mapping[str, Any], mapped: Mapped, settings: ReaderSettings, *, folder: str, where: str
+) -> Row:
+    """One Item as a row of `item_schema(mapped.payload)`.
+
+    Args:
+        values: the columns of the row.
+        mapped: which is what.
+        settings: the source, and where images may come from.
+        folder: what relative image paths start from unless `image_root` is set.
+        where: the row, for the reason why it cannot be read.
+
+    Returns:
+        The item, or an error row with what is known of it.
+    """
+    names = {role: _name(values.get(column)) for role, column in mapped.names}
+    names["source"] = names.get("source") or settings.source
+    try:
+        parts: list[Row] = []
+        for role, column in mapped.parts:
+            parts += _texts(values.get(column)) if role == "text" else _images(values.get(column))
+        if not parts:
+            raise UserError(f"neither text nor image in {', '.join(c for _, c in mapped.parts)}")
+        loaded = with_images(parts, settings, folder)
+    except UserError as error:
+        return error_row(f"{where}: {error}", id=names.get("id"), source=names["source"])
+    return {**names, "parts": loaded, "payload": payload_row(values, mapped)}
+
+
+def payload_row(values: Mapping[str, Any], mapped: Mapped) -> Row | None:
+    """The payload of a row; what does not fit its type goes into `other_fields`."""
+    if mapped.payload is None:
+        return None
+    made, rest = {}, {}
+    types = {field.name: field.type for field in mapped.payload if field.name != REST}
+    for name, value in values.items():
+        if value is None or name in mapped.used:
+            continue
+        if name in types and _fits(value, types[name]):
+            text = pa.types.is_string(types[name]) and not isinstance(value, str)
+            made[name] = _json(value) if text else value
+        elif mapped.kept is None or name in mapped.kept:
+            rest[name] = value
+    if rest and mapped.payload.get_field_index(REST) >= 0:
+        made[REST] = _json(rest)
+    return made
+
+
+def inferred_schema(rows: Iterable[Mapping[str, Any]]) -> pa.Schema:
+    """Columns and types of JSON-like rows: bool, int64, float64, string; the rest is JSON text.
+
+    >>> inferred_schema([{"a": 1, "b": "x"}, {"a": 2.5, "c": [1]}]).types
+    [DataType(double), DataType(string), DataType(string)]
+    """
+    found: dict[str, set[type]] = {}
+    for row in rows:
+        for name, value in row.items():
+            found.setdefault(name, set()).update([type(value)] if value is not None else [])
+    fields = []
+    for name, kinds in found.items():
+        kind = float if kinds == {int, float} else next(iter(kinds)) if len(kinds) == 1 else str
+        fields.append(pa.field(name, _PLAIN.get(kind, pa.string())))
+    return pa.schema(fields)
+
+
+def _same(schema: pa.Schema, roles: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Roles whose own name is a column."""
+    return tuple((role, role) for role in roles if role in schema.names)
+
+
+def _payload_type(schema: pa.Schema, mapped: Mapped, is_open: bool) -> pa.StructType | None:
+    fields = [
+        pa.field(field.name, _plain(field.type))
+        for field in schema
+        if field.name not in mapped.used
+        and field.name != REST
+        and (mapped.kept is None or field.name in mapped.kept)
+        and not _has_bytes(field.type)
+    ]
+    if is_open and mapped.kept != frozenset():
+        fields.append(pa.field(REST, pa.string()))
+    return pa.struct(fields) if fields else None
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    """Whether values hold bytes somewhere, or nothing at all: neither is a payload."""
+    kind = _plain(kind)
+    if pa.types.is_nested(kind):
+        return any(_has_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return "binary" in str(kind) or pa.types.is_null(kind)
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    if pa.types.is_boolean(kind):
+        return isinstance(value, bool)
+    if pa.types.is_integer(kind):
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if pa.types.is_floating(kind):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return True
+
+
+def _name(value: Any) -> str | None:
+    """A natural name as text; empty is none."""
+    return None if value is None or value == "" else str(value)
+
+
+def _texts(value: Any) -> list[Row]:
+    if isinstance(value, list | tuple):
+        return [part for entry in value for part in _texts(entry)]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"a text is a {type(value).__name__}; allowed: text, numbers, a list")
+    return [text_part(value)] if value and value.strip() else []
+
+
+def _images(value: Any) -> list[Row]:
+    if isinstance(value, list | tuple):
+        return [part for entry in value for part in _images(entry)]
+    return [] if value is None or value == "" else [image_part(value)]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

@@ -1,0 +1,72 @@
+"""Parquet files of any columns with a column mapping: format `parquet`.
+
+Pieces are row groups, large ones in parts; all are counted. Middle floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from rematch_ray.data.readers.batches import to_batches
+from rematch_ray.data.readers.files import Place, parent
+from rematch_ray.data.readers.formats import Format
+from rematch_ray.data.readers.json_lines import MAPPED_USES
+from rematch_ray.data.readers.mapping import item_row, map_columns
+from rematch_ray.data.readers.parquet import row_groups
+from rematch_ray.data.readers.parquet_rows import list_groups, read_group
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.units import Rows, Unit
+from rematch_ray.data.schema import item_schema
+from rematch_ray.errors import UserError
+
+NAME = "parquet"
+SUFFIX = ".parquet"
+UNIT_ROWS = 10_000
+
+
+def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
+    entries = place.ending(SUFFIX) or (() if place.is_folder else place.files)
+    if not entries:
+        raise UserError(f"{place.path}: no *{SUFFIX} file")
+    for entry in entries:
+        mapped = map_columns(row_groups(entry.path)[0], settings, entry.path)
+        for unit in list_groups(entry, NAME, rows, settings, unit_rows=UNIT_ROWS):
+            yield replace(unit, payload=mapped.payload)
+
+
+def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
+    yield from to_batches(_rows(unit), item_schema(unit.payload))
+
+
+def _rows(unit: Unit) -> Iterator[dict[str, Any]]:
+    table = read_group(unit)
+    mapped = map_columns(table.schema, unit.settings, unit.path)
+    folder = parent(unit.path)
+    number = unit.first_row
+    for batch in table.select(mapped.columns).to_batches(max_chunksize=256):
+        for values in batch.to_pylist():
+            where = f"{unit.path}, row {number}"
+            yield item_row(values, mapped, unit.settings, folder=folder, where=where)
+            number += 1
+
+
+def _detect(place: Place) -> str | None:
+    found = place.ending(SUFFIX)
+    return f"{len(found)} Parquet files" if found else None
+
+
+FORMATS = (
+    Format(
+        name=NAME,
+        claim="Parquet with any columns (--columns text=caption,image=img,id=key)",
+        rows=("items",),
+        detect=_detect,
+        list_units=_list,
+        read_unit=_read,
+        uses=MAPPED_USES,
+    ),
+)

@@ -1,0 +1,274 @@
+"""Parquet, JSONL and CSV of any columns: the mapping, the pieces, and hostile files."""
+
+import base64
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rematch_ray.data.item import SchemaError
+from rematch_ray.data.readers.formats import list_data, read_data
+from rematch_ray.data.readers.lines import lines_between
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.errors import UserError
+from tests.data.readers.corpora import errors, good, read_items, texts, write_lines
+from tests.tiny import png
+
+COLUMNS = "image=img,text=title+caption,id=key"
+
+
+def row(number: int, **changes: object) -> dict:
+    return {
+        "key": f"k{number}",
+        "title": f"title {number}",
+        "caption": f"caption {number}",
+        "img": "pictures/red.png",
+        "year": 2000 + number,
+        **changes,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "red.png").write_bytes(png("red"))
+    return tmp_path
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    elif path.suffix == ".jsonl":
+        write_lines(path, rows)
+    else:
+        with path.open("w", newline="") as file:
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.csv", "rows.tsv"])
+def test_named_columns_become_the_item_and_the_others_its_payload(folder: Path, name: str) -> None:
+    path = write(folder / name, [row(i) for i in range(5)])
+    rows = read_items(path, columns=COLUMNS, source="album")
+    assert not errors(rows)
+    assert [r["id"] for r in rows] == ["k0", "k1", "k2", "k3", "k4"]
+    assert texts(rows[1]) == [png("red"), "title 1", "caption 1"]
+    assert rows[1]["source"] == "album"
+    assert {k: v for k, v in rows[1]["payload"].items() if v is not None} == {"year": 2001}
+
+
+def test_columns_with_the_very_names_need_no_mapping(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [{"id": 7, "text": "a", "source": "s"}])
+    [found] = read_items(path)
+    assert (found["id"], texts(found), found["source"]) == ("7", ["a"], "s")
+
+
+def test_the_payload_can_be_chosen_or_left_out(folder: Path) -> None:
+    path = write(folder / "rows.parquet", [row(0, extra="x")])
+    assert read_items(path, columns=f"{COLUMNS},payload=extra")[0]["payload"] == {"extra": "x"}
+    assert "payload" not in read_items(path, columns=f"{COLUMNS},payload=")[0]
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.csv"])
+def test_a_wrong_column_is_named_with_the_one_it_resembles(folder: Path, name: str) -> None:
+    path = write(folder / name, [row(0)])
+    with pytest.raises(SchemaError, match=r"no column 'captoin' for text; did you mean caption\?"):
+        list_data(path, ReaderSettings(columns="text=captoin"))
+    with pytest.raises(SchemaError, match="no column is text or image .columns: key, title"):
+        list_data(path, ReaderSettings(format=path.suffix[1:]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("caption", "not of the form role=column"),
+        ("words=caption", "'words' is no role of a column"),
+        ("id=a+b", "id can be one column only"),
+        ("text=", "text= names no column"),
+    ],
+)
+def test_a_mapping_that_means_nothing_is_refused(given: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReaderSettings(columns=given)
+
+
+def test_images_may_be_bytes_data_uris_structs_and_lists(folder: Path) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(png("blue")).decode()
+    path = write_lines(folder / "rows.jsonl", [{"image": ["pictures/red.png", uri]}])
+    [found] = read_items(path)
+    assert texts(found) == [png("red"), png("blue")]
+    assert [part["uri"] for part in found["parts"]] == ["pictures/red.png", None]
+    image = [{"bytes": png("green"), "path": None}, {"bytes": None, "path": "pictures/red.png"}]
+    pq.write_table(pa.table({"image": image}), folder / "rows.parquet")
+    assert [texts(r) for r in read_items(folder / "rows.parquet")] == [[png("green")], [png("red")]]
+    pq.write_table(pa.table({"image": [png("red")]}), folder / "bytes.parquet")
+    assert texts(read_items(folder / "bytes.parquet")[0]) == [png("red")]
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("pictures/gone.png", "cannot be opened"),
+        ("../secret.png", "lies outside"),
+        ("/etc/hostname", "lies outside"),
+        ("pictures/../../secret.png", "lies outside"),
+        ("file:///etc/hostname", "lies outside"),
+        ("pictures/link.png", "lies outside"),
+        ("pictures/\0.png", "lies outside"),
+        ("http://example.org/a.png", "over https only"),
+        ("https://example.org/a.png", "is not allowed"),
+        ("data:image/png;base64,%%%", "is not base64"),
+        ("data:image/png;base64,", "is empty"),
+        (7, "an image is a int"),
+    ],
+)
+def test_an_image_that_cannot_be_had_is_a_row_with_a_reason(
+    folder: Path, image: object, reason: str
+) -> None:
+    (folder.parent / "secret.png").write_bytes(png("red"))
+    (folder / "pictures" / "link.png").symlink_to(folder.parent / "secret.png")
+    path = write_lines(folder / "rows.jsonl", [row(0, img=image), row(1)])
+    rows = read_items(path, columns=COLUMNS, source="album")
+    assert len(good(rows)) == 1
+    [found] = errors(rows)
+    assert reason in found
+    assert "rows.jsonl, byte 0" in found
+    assert (rows[0]["id"], rows[0]["source"]) == ("k0", "album")
+
+
+def test_images_may_lie_in_another_folder(folder: Path, tmp_path_factory) -> None:
+    path = write_lines(tmp_path_factory.mktemp("tables") / "rows.jsonl", [row(0, img="red.png")])
+    rows = read_items(path, columns=COLUMNS, image_root=str(folder / "pictures"))
+    assert texts(rows[0])[0] == png("red")
+
+
+BROKEN = [
+    "{",
+    "[1, 2]",
+    '{"id": "a", "text": "\\ud800"}',
+    '{"id": "b", "text": ' + "[" * 30_000 + "]" * 30_000 + "}",
+    '{"id": "c", "text": {"not": "text"}}',
+    '{"id": "d"}',
+    '{"id": "e", "text": "   "}',
+]
+
+
+def test_lines_that_cannot_be_read_are_rows_with_reasons_of_their_own(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [{"id": "x", "text": "fine"}, *BROKEN, "", "  "])
+    rows = read_items(path)
+    assert [r["id"] for r in good(rows)] == ["x"]
+    reasons = errors(rows)
+    assert len(reasons) == len(set(reasons)) == len(BROKEN)
+    assert "byte 28: not JSON" in reasons[0]
+    assert "a list, not an object" in reasons[1]
+    assert [r["id"] for r in rows] == ["x", None, None, "a", None, "c", "d", "e"]
+
+
+def test_a_file_of_something_else_is_refused_with_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(UserError, match=r"rows\.jsonl, byte 0 .*not JSON"):
+        list_data(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_file_without_rows_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("\n" if name == "rows.jsonl" else "id,text\n")
+    with pytest.raises(UserError, match="no rows in"):
+        list_data(tmp_path / name)
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 7, 50, 1000])
+def test_pieces_hold_every_line_once_wherever_they_are_cut(tmp_path: Path, unit_bytes: int) -> None:
+    given = [{"id": str(i), "text": "é" * (i % 9 + 1)} for i in range(40)]
+    path = write_lines(tmp_path / "rows.jsonl", given)
+    assert [r["id"] for r in read_items(path, unit_bytes=unit_bytes)] == [r["id"] for r in given]
+
+
+def test_the_last_line_needs_no_end(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"ab\n\nc")
+    assert list(lines_between(str(tmp_path / "a"), 0, 9)) == [(0, b"ab\n"), (3, b"\n"), (4, b"c")]
+    assert list(lines_between(str(tmp_path / "a"), 1, 4)) == [(3, b"\n")]
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 40, 1000])
+def test_quoted_line_ends_and_quotes_survive_any_cut(tmp_path: Path, unit_bytes: int) -> None:
+    given = [{"id": f"0{i}", "text": f'line\n"{i}", and\r\nmore\n\n', "n": i} for i in range(20)]
+    path = write(tmp_path / "rows.csv", given)
+    rows = read_items(path, unit_bytes=unit_bytes)
+    assert [texts(r)[0] for r in rows] == [r["text"] for r in given]
+    assert [(r["id"], r["payload"]["n"]) for r in rows] == [(r["id"], r["n"]) for r in given]
+    units = list_data(path, ReaderSettings(unit_bytes=unit_bytes))
+    assert len(units) == {1: 20, 40: 10, 1000: 1}[unit_bytes]
+    assert [u.first_row for u in units] == sorted({u.first_row for u in units})
+
+
+def test_csv_rows_with_other_fields_or_quoting_are_rows_with_reasons(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(
+        b'\xef\xbb\xbfid,text\na,fine\nb,too,many\nc\n"d"x,bad\n\ne,\xff\xfe\nf,last\ng,"open\nh,i\n'
+    )
+    rows = read_items(tmp_path / "rows.csv")
+    assert [r["id"] for r in good(rows)] == ["a", "f"]
+    reasons = errors(rows)
+    assert ["3 fields, the header has 2" in reasons[0], "1 fields" in reasons[1]] == [True, True]
+    assert "bad quoting" in reasons[2]
+    assert "does not fit" in reasons[3]
+    assert "unexpected end of data" in reasons[4]
+
+
+def test_csv_headers_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id,text,text\na,b,c\n")
+    with pytest.raises(SchemaError, match="column names repeat: id, text, text"):
+        list_data(tmp_path / "rows.csv")
+
+
+def test_semicolons_separate_where_there_are_more(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id;text\na;x, y\n")
+    assert texts(read_items(tmp_path / "rows.csv")[0]) == ["x, y"]
+
+
+def test_fields_that_come_later_or_change_their_type_are_kept_as_json(tmp_path: Path) -> None:
+    first = [{"id": str(i), "text": "a", "n": 1, "tags": ["x"]} for i in range(9)]
+    write_lines(tmp_path / "a.jsonl", [*first, "", *["{}"] * 10])
+    late = {"id": "late", "text": "b", "n": "many", "new": {"deep": 1}, "tags": None}
+    write_lines(tmp_path / "b.jsonl", [*[{"id": "z", "text": "c", "pad": "x" * 40_000}], late])
+    rows = read_items(tmp_path)
+    assert rows[0]["payload"]["tags"] == '["x"]'
+    assert json.loads(rows[-1]["payload"]["other_fields"]) == {"n": "many", "new": {"deep": 1}}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz"])
+def test_compressed_files_are_one_piece(tmp_path: Path, name: str) -> None:
+    given = [{"id": str(i), "text": "t" * 50} for i in range(200)]
+    plain = write(tmp_path / name.removesuffix(".gz"), given)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / name).write_bytes(gzip.compress(plain.read_bytes()))
+    rows = read_items(tmp_path / "packed", unit_bytes=100)
+    assert [r["id"] for r in rows] == [r["id"] for r in given]
+    assert len(list_data(tmp_path / "packed", ReaderSettings(unit_bytes=100))) == 1
+
+
+def test_files_whose_types_do_not_go_together_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"], "n": ["x"]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet does not go with that of .*a\.parquet"):
+        list_data(tmp_path)
+    pq.write_table(pa.table({"text": ["b"], "n": [2.5], "m": ["x"]}), tmp_path / "b.parquet")
+    assert [r["payload"] for r in read_items(tmp_path)] == [
+        {"n": 1.0, "m": None},
+        {"n": 2.5, "m": "x"},
+    ]
+
+
+def test_a_table_that_changed_since_it_was_listed_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
+    [unit] = list_data(tmp_path)
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="no longer what it was"):
+        list(read_data(unit))
