@@ -12,7 +12,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rematch_ray.config_file import Settings, describe, read_settings
+from rematch_ray.data.mix import MixSettings, read_mix
 from rematch_ray.data.order import OrderSettings
+from rematch_ray.data.sources import SourceSettings, refuse_repeated
 from rematch_ray.errors import UserError
 from rematch_ray.index.mining import MiningRules
 from rematch_ray.model.settings import ModelSettings
@@ -21,17 +23,6 @@ from rematch_ray.training.settings import ObjectiveSettings, OptimisationSetting
 from rematch_ray.training.strategies import StrategySettings, check_strategy
 
 RECALLS = ("recall@1", "recall@10")
-
-
-class SourceSettings(Settings):
-    """One source of training rows."""
-
-    name: str
-    """Name of the source; sub-batches hold one source each."""
-    path: Path
-    """A Parquet file of Samples, or a directory of them."""
-    weight: float | None = Field(default=None, gt=0)
-    """Share of the sub-batches relative to the other sources; none = by its number of rows."""
 
 
 class DemoDataSettings(Settings):
@@ -50,8 +41,10 @@ class DataSettings(Settings):
 
     demo: DemoDataSettings | None = None
     """Write the shipped demo corpora first; null = the sources are there already."""
-    sources: tuple[SourceSettings, ...] = Field(min_length=1)
+    sources: tuple[SourceSettings, ...] = ()
     """The sources of training rows."""
+    mix: MixSettings | None = None
+    """Further sources, listed in a YAML file of VLM2Vec; null = none."""
     max_negatives: int = Field(default=1, ge=0)
     """Hard negatives taken from each row, drawn anew every time it comes."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
@@ -60,11 +53,21 @@ class DataSettings(Settings):
     """Batch sizes, shuffle window and mixing."""
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "DataSettings":
-        names = [source.name for source in self.sources]
-        if len(set(names)) < len(names):
-            raise ValueError(f"source names {', '.join(names)} repeat; give each its own")
+    def _has_sources(self) -> "DataSettings":
+        if not self.sources and self.mix is None:
+            raise ValueError("no source of training rows; give sources, mix, or both")
+        refuse_repeated(self.sources)
         return self
+
+    def all_sources(self) -> tuple[SourceSettings, ...]:
+        """The sources, those of the mix included.
+
+        Raises:
+            UserError: the mix cannot be read, or a name repeats.
+        """
+        sources = self.sources + (() if self.mix is None else read_mix(self.mix))
+        refuse_repeated(sources)
+        return sources
 
 
 class TrainSettings(Settings):

@@ -129,7 +129,7 @@ def test_help_names_nested_keys_types_and_defaults() -> None:
     text = describe_keys("run")
     for expected in (
         "  train.num_workers: int | list of int = 2",
-        "  data.sources.N.path: path (required)",
+        "  data.sources.N.path: path | text (required)",
         "  model.lora: section | null = null",
         '  data.order.when_source_ends: end_epoch | leave_out = "end_epoch"',
     ):

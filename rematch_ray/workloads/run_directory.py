@@ -12,13 +12,15 @@ from typing import Any
 import yaml
 
 from rematch_ray.config import RunConfig
+from rematch_ray.data.sources import SourceSettings
 from rematch_ray.errors import UserError
 from rematch_ray.workloads.journal import Journal, Tail, replace
 
 # What a run may change when it goes on: where and how it runs, never what it computes. That the
 # data behind another path is the same is for the plan's digest to say.
-FREE_SECTIONS = ("train.", "strategy.", "storage", "track.", "validation")
+FREE_SECTIONS = ("train.", "strategy.", "storage", "track.", "validation", "data.mix.")
 FIXED_KEYS = ("train.steps", "strategy.precision")
+SOURCE_PATHS = ("path", "image_root", "corpus")
 
 
 class CheckpointError(RuntimeError):
@@ -69,8 +71,7 @@ class RunDirectory:
         old = dict(flat(yaml.safe_load(self._config.read_text())))
         new = dict(flat(run.model_dump(mode="json")))
         for values in (old, new):
-            sources = values.get("data.sources") or []
-            values["data.sources"] = [{**source, "path": None} for source in sources]
+            values["data.sources"] = [_without_paths(s) for s in values.get("data.sources") or []]
         for key in sorted(old.keys() | new.keys()):
             free = key.startswith(FREE_SECTIONS) and key not in FIXED_KEYS
             if not free and old.get(key) != new.get(key):
@@ -111,6 +112,13 @@ class RunDirectory:
     def tail(self) -> Tail:
         """Return a reader of the log that goes on where it stopped."""
         return Tail(self.metrics)
+
+
+def _without_paths(source: dict[str, Any]) -> dict[str, Any]:
+    """What is compared of a source; keys that earlier releases did not write count as not set."""
+    defaults = {name: field.default for name, field in SourceSettings.model_fields.items()}
+    set_here = {k: v for k, v in source.items() if v not in (None, [], defaults.get(k))}
+    return {key: value for key, value in set_here.items() if key not in SOURCE_PATHS}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from rematch_ray.data.order import Plan, SourceRows, Step, SubBatch
-from rematch_ray.data.readers.parquet import list_units, read_unit
-from rematch_ray.data.readers.units import Unit, fingerprint
+from rematch_ray.data.order import Plan, Step, SubBatch
+from rematch_ray.data.readers.formats import open_links, read_links
+from rematch_ray.data.readers.units import Unit
+from rematch_ray.data.sources import list_source
 from rematch_ray.errors import UserError
 from rematch_ray.workloads.ahead import stay_within
 from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls, reason_of
@@ -56,25 +57,21 @@ class StreamError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The row groups of every source, and the plan over them."""
+    """The pieces of every source (row groups, or lines of a file), and the plan over them."""
 
     units: tuple[tuple[Unit, ...], ...]
     plan: Plan
 
 
 def open_data(settings: "DataSettings", seed: int) -> TrainingData:
-    """List the sources' row groups and lay the plan.
+    """List the sources' pieces and lay the plan.
 
     Raises:
         UserError: a source that is missing, unreadable, of another schema or too small.
     """
-    units, rows = [], []
-    for source in settings.sources:
-        found = tuple(list_units(source.path.expanduser().absolute(), rows="samples"))
-        units.append(found)
-        sizes = tuple(unit.num_rows for unit in found)
-        rows.append(SourceRows(source.name, sizes, source.weight, fingerprint(found)))
-    return TrainingData(tuple(units), Plan(tuple(rows), seed, settings.order))
+    listed = [list_source(source) for source in settings.all_sources()]
+    units = tuple(tuple(found) for found, _ in listed)
+    return TrainingData(units, Plan(tuple(rows for _, rows in listed), seed, settings.order))
 
 
 def rank_steps(
@@ -222,7 +219,10 @@ class _EncodeBlock:
 
 
 class RowGroups:
-    """Row groups of every source, the last few kept: as many as two shuffle windows."""
+    """Row groups of every source, the last few kept: as many as two shuffle windows.
+
+    Images that rows only refer to are opened for the rows that are taken, never for a whole group.
+    """
 
     def __init__(self, data: TrainingData) -> None:
         self._units = data.units
@@ -238,12 +238,14 @@ class RowGroups:
             for group, rows in zip(groups, np.split(batch.rows[order], starts[1:]), strict=True)
         ]
         together = pa.concat_tables(pieces, promote_options="permissive")
-        return together.take(pa.array(np.argsort(order, kind="stable")))
+        taken = together.take(pa.array(np.argsort(order, kind="stable")))
+        # of a source all units have the same format and settings
+        return open_links(taken, self._units[batch.source][0])
 
     def _row_group(self, source: int, group: int) -> pa.Table:
         held = self._held[source]
         if group not in held:
-            held[group] = pa.Table.from_batches(read_unit(self._units[source][group]))
+            held[group] = pa.Table.from_batches(read_links(self._units[source][group]))
             while len(held) > self._keep:
                 held.popitem(last=False)
         held.move_to_end(group)

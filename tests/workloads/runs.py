@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rematch_ray.config import DataSettings, RunConfig, SourceSettings, TrainSettings
+from rematch_ray.config import DataSettings, RunConfig, TrainSettings
 from rematch_ray.data.order import OrderSettings
 from rematch_ray.data.readers.parquet import read_unit
 from rematch_ray.data.rows import stable_id
+from rematch_ray.data.sources import SourceSettings
 from rematch_ray.training.settings import OptimisationSettings
 from rematch_ray.workloads.loop import mark_of_rows
 from rematch_ray.workloads.run_directory import RunDirectory

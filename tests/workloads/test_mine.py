@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray.data
 
-from rematch_ray.config import DataSettings, EmbedSettings, MineSettings, SourceSettings
+from rematch_ray.config import DataSettings, EmbedSettings, MineSettings
 from rematch_ray.data.item import Item, Negative, Positive, Sample
 from rematch_ray.data.order import OrderSettings
 from rematch_ray.data.readers.parquet import read_table
@@ -21,6 +21,7 @@ from rematch_ray.data.schema import (
     samples_to_table,
     write_parquet,
 )
+from rematch_ray.data.sources import SourceSettings
 from rematch_ray.errors import UserError
 from rematch_ray.index.mining import REASONS
 from rematch_ray.index.references import ReferenceMaker, item_modality, parse_modality

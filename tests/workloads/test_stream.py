@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +10,10 @@ import pytest
 import ray
 import ray.data
 
+from rematch_ray.config import DataSettings
 from rematch_ray.data.order import OrderSettings, Step
 from rematch_ray.data.schema import Item, Positive, Sample, samples_to_table
+from rematch_ray.data.sources import SourceSettings
 from rematch_ray.errors import UserError
 from rematch_ray.workloads import stream
 
@@ -25,16 +26,16 @@ def sample(source: str, number: int) -> Sample:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
     folder = tmp_path_factory.mktemp("samples")
     sources = []
     for name, count in ROWS.items():
         (folder / name).mkdir()
         table = samples_to_table(sample(name, i) for i in range(count))
         pq.write_table(table, folder / name / "a.parquet", row_group_size=16)
-        sources.append(SimpleNamespace(name=name, path=folder / name, weight=None))
+        sources.append(SourceSettings(name=name, path=folder / name))
     order = OrderSettings(global_batch=16, sub_batch=4, window=2)
-    return SimpleNamespace(sources=tuple(sources), order=order)
+    return DataSettings(sources=tuple(sources), order=order)
 
 
 def ids_of(tables: list[pa.Table], index: int, masked_rows: int) -> pa.Table:
@@ -92,20 +93,20 @@ def _restored_data_context(request: pytest.FixtureRequest) -> Iterator[None]:
     ray.data.DataContext._set_current(before)
 
 
-def test_sources_become_row_groups_in_file_order(settings: SimpleNamespace) -> None:
+def test_sources_become_row_groups_in_file_order(settings: DataSettings) -> None:
     data = stream.open_data(settings, 0)
     assert [sum(unit.num_rows for unit in units) for units in data.units] == [90, 40]
     assert data.plan.sources[0].row_groups == (16, 16, 16, 16, 16, 10)
 
 
-def test_a_file_that_changes_changes_the_digest(settings: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_file_that_changes_changes_the_digest(settings: DataSettings, tmp_path: Path) -> None:
     digests = set()
     for count in (20, 20, 21):
         pq.write_table(
             samples_to_table(sample("x", i) for i in range(count)), tmp_path / "a.parquet"
         )
-        source = SimpleNamespace(name="x", path=tmp_path, weight=None)
-        opened = stream.open_data(SimpleNamespace(sources=(source,), order=settings.order), 0)
+        source = SourceSettings(name="x", path=tmp_path)
+        opened = stream.open_data(DataSettings(sources=(source,), order=settings.order), 0)
         digests.add(opened.plan.digest)
     assert len(digests) == 2
 
@@ -113,19 +114,19 @@ def test_a_file_that_changes_changes_the_digest(settings: SimpleNamespace, tmp_p
 @pytest.mark.parametrize("rule", ["end_epoch", "leave_out"])
 @pytest.mark.parametrize("window", [1, 2, 4])
 def test_an_epoch_reads_at_most_twice_the_bytes_of_the_data(
-    settings: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, rule: str, window: int
+    settings: DataSettings, monkeypatch: pytest.MonkeyPatch, rule: str, window: int
 ) -> None:
     order = settings.order.model_copy(update={"window": window, "when_source_ends": rule})
-    data = stream.open_data(SimpleNamespace(sources=settings.sources, order=order), 0)
+    data = stream.open_data(DataSettings(sources=settings.sources, order=order), 0)
     sizes = {unit: _bytes(unit) for units in data.units for unit in units}
     reads: list[stream.Unit] = []
 
     def counted(unit: stream.Unit) -> Iterator[pa.RecordBatch]:
         reads.append(unit)
-        return read_unit(unit)
+        return read_links(unit)
 
-    read_unit = stream.read_unit
-    monkeypatch.setattr(stream, "read_unit", counted)
+    read_links = stream.read_links
+    monkeypatch.setattr(stream, "read_links", counted)
     # from the middle of one epoch on, to the same place three epochs later
     begin = data.plan.steps_per_epoch // 2
     for call in stream.read_tasks(data, begin, begin + 3 * data.plan.steps_per_epoch, 3):
@@ -134,10 +135,10 @@ def test_an_epoch_reads_at_most_twice_the_bytes_of_the_data(
 
 
 def _bytes(unit: stream.Unit) -> int:
-    return sum(batch.nbytes for batch in stream.read_unit(unit))
+    return sum(batch.nbytes for batch in stream.read_links(unit))
 
 
-def test_a_block_says_where_it_belongs_and_survives_plain_arrow(settings: SimpleNamespace) -> None:
+def test_a_block_says_where_it_belongs_and_survives_plain_arrow(settings: DataSettings) -> None:
     data = stream.open_data(settings, 0)
     [first, *_] = stream.ReadStretch(data, 3, 4, 2)()
     assert first.num_rows == 1
@@ -149,7 +150,7 @@ def test_a_block_says_where_it_belongs_and_survives_plain_arrow(settings: Simple
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_every_rank_gets_its_steps_of_the_plan_in_order(
-    settings: SimpleNamespace, world_size: int
+    settings: DataSettings, world_size: int
 ) -> None:
     data = stream.open_data(settings, 3)
     steps = data.plan.steps_per_epoch + 2
@@ -165,7 +166,7 @@ def test_every_rank_gets_its_steps_of_the_plan_in_order(
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_stream_that_goes_on_in_mid_epoch_equals_the_unbroken_one(
-    settings: SimpleNamespace,
+    settings: DataSettings,
 ) -> None:
     data = stream.open_data(settings, 3)
     [unbroken] = run(data, 0, 9, 1)
@@ -178,7 +179,7 @@ def test_a_stream_that_goes_on_in_mid_epoch_equals_the_unbroken_one(
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_row_that_cannot_be_encoded_is_named_and_the_rest_goes_on(
-    settings: SimpleNamespace,
+    settings: DataSettings,
 ) -> None:
     [got] = run(stream.open_data(settings, 0), 0, 4, 1, refuses_step_2)
     assert [batch.error for batch in got] == ["", "", "item 'left-7': the image is truncated", ""]
@@ -187,7 +188,7 @@ def test_a_row_that_cannot_be_encoded_is_named_and_the_rest_goes_on(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_any_batch_but_the_next_is_refused(settings: SimpleNamespace) -> None:
+def test_any_batch_but_the_next_is_refused(settings: DataSettings) -> None:
     data = stream.open_data(settings, 0)
     dataset = stream.rank_steps(data, ids_of, start=1, stop=3, world_size=1)
     iterator = dataset.iterator()
@@ -213,7 +214,7 @@ class Marks:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_nothing_is_encoded_far_ahead_of_whoever_takes_it(
-    settings: SimpleNamespace, tmp_path: Path
+    settings: DataSettings, tmp_path: Path
 ) -> None:
     data = stream.open_data(settings, 0)
     dataset = stream.rank_steps(data, Marks(tmp_path), start=0, stop=500, world_size=1, ahead=4)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from rematch_ray.config import DataSettings, RunConfig, SourceSettings, TrackSettings, TrainSettings
+from rematch_ray.config import DataSettings, RunConfig, TrackSettings, TrainSettings
+from rematch_ray.data.sources import SourceSettings
 from rematch_ray.errors import UserError
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.workloads.tracking import FOLDER, TrackedSoFar, Tracking, refuse_missing

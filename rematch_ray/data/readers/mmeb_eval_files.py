@@ -80,7 +80,7 @@ def _documents(subset: str, pieces: Sequence[Unit]) -> Iterator[Unit]:
             begin=begin,
             end=end,
             stamp="".join(dict.fromkeys(unit.stamp for unit in pieces)),
-            options={"subset": subset, "pieces": tuple(pieces)},
+            options={"subset": subset, "pieces": tuple(pieces), "folder": ""},
         )
 
 
@@ -90,7 +90,7 @@ def _subsets(place: Place, settings: ReaderSettings) -> dict[str, list[Unit]]:
     for entry in split_files(place, settings.split, otherwise="test"):
         check_columns(entry, COLUMNS, NAME)
         pieces = found.setdefault(_subset_of(entry), [])
-        pieces.extend(list_rows(entry, NAME, "items", settings))
+        pieces.extend(list_rows(place, entry, NAME, "items", settings))
     return found
 
 

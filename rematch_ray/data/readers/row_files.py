@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -18,10 +18,10 @@ import pyarrow as pa
 
 from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.files import FAILURES, FileEntry, Place
+from rematch_ray.data.readers.files import FAILURES, FileEntry, Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.line_files import first_line, list_lines, read_lines
-from rematch_ray.data.readers.linked_images import make_absolute
+from rematch_ray.data.readers.linked_images import in_folder
 from rematch_ray.data.readers.parquet_rows import list_groups, parquet_columns, read_group
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -85,7 +85,7 @@ class Layout:
         inside = self.within(place, settings)
         for entry in split_files(inside, settings.split, otherwise=self.split):
             check_columns(entry, self.columns, self.name)
-            yield from list_rows(entry, self.name, rows, settings)
+            yield from list_rows(inside, entry, self.name, rows, settings)
 
     def _read_unit(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         yield from converted(read_rows(unit), self.convert, unit)
@@ -105,7 +105,8 @@ def _converted(row: AnyRow | UserError, convert: Callable[[AnyRow], Row], unit: 
         if isinstance(row, UserError):
             raise row
         made = convert(row)
-        return make_absolute(made | {"source": made.get("source") or source}, unit)
+        made = made | {"source": made.get("source") or source}
+        return in_folder(made, unit.options["folder"])
     except UserError as refused:
         return error_row(str(refused), source=source)
     # cells of another type than the layout's; which ones, only the conversion could say
@@ -181,11 +182,22 @@ def split_of(entry: FileEntry) -> str | None:
     return next((name for name in (stem, *reversed(folders)) if name in _SPLITS), None)
 
 
-def list_rows(entry: FileEntry, name: str, rows: Rows, settings: ReaderSettings) -> Iterable[Unit]:
-    """The pieces of a file, of at most `UNIT_ROWS` rows each, all counted."""
-    if entry.suffix in PARQUET:
-        return list_groups(entry, name, rows, settings, unit_rows=UNIT_ROWS)
-    return list_lines(entry, name, rows, settings, unit_rows=UNIT_ROWS)
+def list_rows(
+    place: Place, entry: FileEntry, name: str, rows: Rows, settings: ReaderSettings
+) -> Iterator[Unit]:
+    """The pieces of a file, of at most `UNIT_ROWS` rows each, all counted.
+
+    Images lie below the file's own folder where no `image_root` is set. The root is then the whole
+    place, so that every piece of it has the same settings.
+    """
+    folder = ""
+    if settings.image_root is None:
+        root = place.path if place.is_folder else parent(place.path)
+        settings = settings.model_copy(update={"image_root": root})
+        folder = entry.name.rpartition("/")[0]
+    cut = list_groups if entry.suffix in PARQUET else list_lines
+    for unit in cut(entry, name, rows, settings, unit_rows=UNIT_ROWS):
+        yield replace(unit, options={**unit.options, "folder": folder})
 
 
 def read_rows(unit: Unit) -> list[Row | UserError]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from rematch_ray.data.item import SchemaError
-from rematch_ray.data.readers.formats import detect, list_data
 from rematch_ray.data.readers.files import look
+from rematch_ray.data.readers.formats import detect, list_data
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.errors import UserError
 from tests.data.readers.layouts import read, read_plain, spelled, write_image, write_rows
