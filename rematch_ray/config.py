@@ -25,6 +25,14 @@ from rematch_ray.training.strategies import StrategySettings, check_strategy
 RECALLS = ("recall@1", "recall@10")
 
 
+def _checked_range(given: Any) -> Any:
+    """A number above 0 or such a [min, max], else ValueError."""
+    ends = given if isinstance(given, list | tuple) and len(given) == 2 else (given, given)
+    if any(type(end) is not int or end < 1 for end in ends) or ends[0] > ends[1]:
+        raise ValueError(f"{given!r} is neither a number above 0 nor such a [min, max]")
+    return given
+
+
 class DemoDataSettings(Settings):
     """The shipped demo corpora as training data: written where the sources expect them."""
 
@@ -111,10 +119,7 @@ class TrainSettings(Settings):
     @field_validator("num_workers", mode="before")
     @classmethod
     def _number_or_range(cls, given: Any) -> Any:
-        ends = given if isinstance(given, list | tuple) and len(given) == 2 else (given, given)
-        if any(type(end) is not int or end < 1 for end in ends) or ends[0] > ends[1]:
-            raise ValueError(f"{given!r} is neither a number above 0 nor such a [min, max]")
-        return given
+        return _checked_range(given)
 
     @property
     def min_workers(self) -> int:
@@ -299,19 +304,50 @@ class EmbedSettings(Settings):
     """How an embedding job is spread over the cluster and what it accepts."""
 
     batch_rows: int = Field(default=32, gt=0)
-    """Items per forward pass."""
-    num_actors: int = Field(default=1, gt=0)
-    """Processes that hold the model."""
+    """Most items of a forward pass."""
+    batch_tokens: int = Field(default=32768, gt=0)
+    """Most tokens of a forward pass, padding and meta tokens included."""
+    batch_pixels: int = Field(default=2**24, gt=0)
+    """Most image pixels of a forward pass, after resizing."""
+    window_rows: int = Field(default=256, gt=0)
+    """Rows among which those of like length are put together; fewer where items are large."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Precision of the backbone; null = the export's own."""
+    num_actors: int | tuple[int, int] = 1
+    """Processes that hold the model: a number, or [min, max] for as many as there is work for."""
     cpus_per_actor: float = Field(default=1.0, gt=0)
     """Logical CPUs each of them reserves."""
     gpus_per_actor: float = Field(default=0, ge=0)
     """GPUs each of them reserves; 0 embeds on CPU."""
     cpus_per_encoder: float = Field(default=1.0, gt=0)
     """Logical CPUs of each task that decodes images and runs the processor."""
+    rows_per_write: int = Field(default=2048, gt=0)
+    """Rows that are written together: what a killed run embeds again at most, per model process."""
     rows_per_shard: int = Field(default=4096, gt=0)
     """Rows that a shard holds at least (but for the last), unless the whole corpus is smaller."""
+    store_dtype: Literal["float16", "int8"] = "float16"
+    """How vectors are stored; int8 takes half the space, with a scale per vector."""
+    num_vectors: int | None = Field(default=None, gt=0)
+    """Vectors stored of each item, the first so many, a trained prefix; null = all."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may be quarantined before the job stops with an error."""
+    progress_seconds: float | None = Field(default=None, gt=0)
+    """Seconds between two lines of progress; null = 5 in a terminal, 60 in a log."""
+
+    @field_validator("num_actors", mode="before")
+    @classmethod
+    def _number_or_range(cls, given: Any) -> Any:
+        return _checked_range(given)
+
+    @property
+    def min_actors(self) -> int:
+        """Model processes without which the job does not start."""
+        return self.num_actors if isinstance(self.num_actors, int) else self.num_actors[0]
+
+    @property
+    def max_actors(self) -> int:
+        """Model processes when there is work and room for all."""
+        return self.num_actors if isinstance(self.num_actors, int) else self.num_actors[1]
 
 
 class MineSettings(MiningRules):

@@ -1,7 +1,7 @@
-"""Which rows go through the model together: like lengths, at most so many rows, tokens and patches.
+"""Which rows go through the model together: of like length, and at most so much of everything.
 
-Padding costs as much as tokens do, so rows are sorted by length inside a window and cut into batches
-by what a batch holds when it is padded. Knows numbers only. Middle floor.
+Padding costs as much as tokens do, so rows are sorted by length inside a window and cut into
+batches by what a batch holds when it is padded. Knows numbers only. Middle floor.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ class RowEncoder:
         self._processor = image_processor
         self.merge_size = int(image_processor.merge_size)
         channels = 3 * int(image_processor.temporal_patch_size)
-        self.patch_dim = channels * int(image_processor.patch_size) ** 2
+        self.patch_pixels = int(image_processor.patch_size) ** 2
+        self.patch_dim = channels * self.patch_pixels
         self._scale = _pixel_scale(image_processor)
 
     def encode(self, item: Item, side: Side, instruction: str | None = None) -> EncodedRow:

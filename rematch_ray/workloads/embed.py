@@ -1,44 +1,49 @@
-"""Embedding a corpus: Parquet of Items -> model actors -> shards, a quarantine and a manifest.
+"""Embedding a corpus: any format -> read, encode, run the model -> staged rows -> shards, manifest.
 
-Every row leaves the stream with a status; the finishing step (workloads/shards.py) splits the good
-from the bad and writes the manifest last. A finished directory is left alone; one made with
-another model or other settings is refused. Top floor.
+Ray Data streams the rows and its checkpoint remembers which are done, by row key; the finishing
+step (workloads/shards.py) splits the good from the bad and writes the manifest last. A second run
+embeds only what is new or changed; a directory made with another model or setting is refused. Top
+floor.
 """
 
-import shutil
-import sys
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.fs
 import ray.data
+from ray.data.checkpoint import CheckpointConfig
 
 from rematch_ray.config import EmbedSettings
 from rematch_ray.data.prompts import Side
-from rematch_ray.data.readers.parquet import Unit, list_units, read_unit
+from rematch_ray.data.readers.formats import list_data
+from rematch_ray.data.readers.parquet import NAME as OWN_FORMAT
+from rematch_ray.data.readers.parquet import parquet_file
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.units import Unit, fingerprint, payload_type
 from rematch_ray.errors import UserError
-from rematch_ray.model.checkpoint import load_identity, resolve_export
+from rematch_ray.model.checkpoint import read_meta, resolve_export
+from rematch_ray.model.settings import ModelSettings
+from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
+from rematch_ray.workloads.embed_progress import Done, Progress, every, say, write_summary
+from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
 from rematch_ray.workloads.runtime import Background, Bundle, connect
 from rematch_ray.workloads.shards import Job, finish, read_manifest
-from rematch_ray.workloads.stages import (
-    EmbedActor,
-    EncodeItems,
-    ReadCall,
-    fingerprint,
-    plain_context,
-    read_calls,
-)
+from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls
+from rematch_ray.workloads.staging import ROW_KEY, Staging
 
 READ_CPUS = 0.25
-# rows that pass between stages together: small enough to spread, large enough to group by length
-BLOCK_ROWS = 256
-# what an encode task's process takes; also what keeps Ray from fusing the stage into the actors',
-# where decoding would wait for the forward pass
+# an encode task's process takes about that; it also keeps Ray from fusing the stage into the
+# actors', where decoding would wait for the forward pass
 ENCODER_BYTES = 640 * 2**20
-PROGRESS_SECONDS = 5.0
+# items of a window: large pictures come in smaller windows, so that a task's memory is bounded
+WINDOW_BYTES = 32 * 2**20
+BLOCK_BYTES = 64 * 2**20
+# one call has the device, one prepares, two wait with their inputs at hand
+CALLS_AT_ONCE, CALLS_IN_FLIGHT = 2, 4
+FILTER_ACTORS, FILTER_CPUS, FILTER_BYTES = 1, 1.0, 256 * 2**20
 
 
 def embed(
@@ -49,19 +54,21 @@ def embed(
     side: Side = "document",
     instruction: str | None = None,
     settings: EmbedSettings | None = None,
+    reader: ReaderSettings | None = None,
 ) -> dict[str, Any]:
     """Embed a corpus to a directory of shards.
 
     Args:
         model: an export or a run directory.
-        data: Parquet files of Items, or directories of them; one or several.
-        out: directory to write; a finished one made from the same data in the same way is kept.
+        data: files, folders or URIs in any format that `list_data` knows; one or several.
+        out: directory to write; what it holds of the same model and settings is kept.
         side: which bank of meta tokens reads the items.
         instruction: put before every item; None = the default recorded with the model, "" = none.
-        settings: actors, batch sizes and the share of bad rows that is accepted.
+        settings: actors, batch sizes, precision and the share of bad rows that is accepted.
+        reader: format and columns of the data; None detects both.
 
     Returns:
-        Counts, paths and timing.
+        Counts, paths, timing and how busy the model was; the same is in `summary.json`.
 
     Raises:
         UserError: model, data or output do not fit, the output holds other embeddings, two rows
@@ -69,33 +76,99 @@ def embed(
     """
     settings = settings or EmbedSettings()
     export, target = resolve_export(model).absolute(), Path(out).expanduser().absolute()
-    paths = [data] if isinstance(data, str | Path) else data
-    units = list_units([Path(path).expanduser().absolute() for path in paths], rows="items")
-    job = Job(
-        identity=load_identity(export).to_json(),
-        side=side,
-        instruction=instruction,
-        data=fingerprint(units),
-        rows_in=sum(unit.num_rows for unit in units),
-        model=str(export),
-    )
-    if (manifest := read_manifest(target, job)) is not None:
-        _say(f"{target} holds these embeddings already ({manifest['embedded']} rows)")
+    units = _list(data, reader)
+    job = Job.of(export, settings, side=side, instruction=instruction, data=fingerprint(units))
+    manifest = read_manifest(target, job)
+    if manifest is not None and _is_whole(units):
+        say(f"{target} holds these embeddings already ({manifest['embedded']} rows)")
         return {**_summary(target, manifest), "skipped": True}
-    payload = _payload_type(units)
+    staging = Staging.of(target)
+    _claim(staging, _identity(job, export, settings.precision))
+    staging.begin_run()
+    if manifest is not None:
+        staging.note_finished(target, manifest)
     started = time.monotonic()
-    staging = _fresh_staging(target)
-    with connect(embed_bundles(settings)):
-        _stream(units, payload, export, job, settings, staging)
-        manifest = finish(target, staging, job, max_bad_share=settings.max_bad_share)
-    shutil.rmtree(staging)
-    seconds = time.monotonic() - started
-    return {
+    with connect(embed_bundles(settings, resumes=staging.count_done() > 0)):
+        _stream(units, export, job, settings, staging)
+        manifest = finish(
+            target,
+            staging,
+            job,
+            max_bad_share=settings.max_bad_share,
+            rows_per_shard=settings.rows_per_shard,
+        )
+        staging.settle(target, manifest)
+    done, seconds = Done.read(staging.actors), time.monotonic() - started
+    result = {
         **_summary(target, manifest),
+        "embedded_now": done.rows - done.bad,
         "seconds": round(seconds, 1),
-        "rows_per_second": round(job.rows_in / seconds, 1),
+        "rows_per_second": round(done.rows / seconds, 1),
+        **done.summary(),
         "skipped": False,
     }
+    write_summary(target, result)
+    return result
+
+
+def _list(data: str | Path | Sequence[str | Path], reader: ReaderSettings | None) -> list[Unit]:
+    """List the data's units, local paths made absolute: workers run in directories of their own."""
+    given = [data] if isinstance(data, str | Path) else list(data)
+    paths = [p if "://" in str(p) else Path(p).expanduser().absolute() for p in given]
+    return list_data(paths, reader, rows="items")
+
+
+def _is_whole(units: Sequence[Unit]) -> bool:
+    """Whether the files' stamps tell every change: ours can, unless they refer to other files."""
+    if any(unit.format != OWN_FORMAT for unit in units):
+        return False
+    return not any(_refers(path) for path in dict.fromkeys(unit.path for unit in units))
+
+
+def _refers(path: str) -> bool:
+    """Whether one of our files has parts with a uri, or does not say in its footer."""
+    with parquet_file(path) as file:
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            for column in map(group.column, range(group.num_columns)):
+                if column.path_in_schema.endswith(".uri"):
+                    stated = column.statistics
+                    if stated is None or stated.null_count != column.num_values:
+                        return True
+    return False
+
+
+def _identity(job: Job, export: Path, precision: str | None) -> dict[str, Any]:
+    """What all rows of a directory have in common, as JSON."""
+    model = ModelSettings.model_validate(read_meta(export)["settings"])
+    recorded = {name: texts.get(job.side, "") for name, texts in model.instructions.items()}
+    return {
+        "model": job.identity["digest"],
+        "template": job.identity["template_digest"],
+        "side": job.side,
+        "instruction": recorded if job.instruction is None else job.instruction,
+        "precision": precision,
+    }
+
+
+def _claim(staging: Staging, wanted: Mapping[str, Any]) -> None:
+    """Note what is embedded here, or refuse what differs from it.
+
+    Raises:
+        UserError: unfinished rows were made otherwise, or the directory cannot be written.
+    """
+    try:
+        found = json.loads(staging.job.read_text()) if staging.job.exists() else None
+    except ValueError as error:
+        raise UserError(f"{staging.job} is damaged ({error}); choose another --out") from error
+    for key, value in wanted.items():
+        if found is not None and found.get(key) != value:
+            raise UserError(
+                f"{staging.root.parent} holds rows made with {key} {found.get(key)!r}, asked for "
+                f"is {value!r}; choose another --out, or delete {staging.root.parent}"
+            )
+    if found is None:
+        staging.write_job(wanted)
 
 
 def _summary(target: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -103,122 +176,111 @@ def _summary(target: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return {"out": str(target), **counts, "shards": len(manifest["shards"])}
 
 
-def embed_bundles(settings: EmbedSettings) -> list[Bundle]:
-    """Return what an embedding job needs of the cluster."""
-    return [
+def embed_bundles(settings: EmbedSettings, *, resumes: bool = False) -> list[Bundle]:
+    """Return what an embedding job needs of the cluster; one that resumes has a filter more."""
+    bundles = [
         Bundle(
             "embedding process",
             settings.cpus_per_actor,
             settings.gpus_per_actor,
-            settings.num_actors,
+            settings.min_actors,
             "num_actors, cpus_per_actor or gpus_per_actor",
         ),
         Bundle("data task", settings.cpus_per_encoder, key="cpus_per_encoder"),
     ]
-
-
-def _fresh_staging(target: Path) -> Path:
-    """Make the directory for unfinished files, without what an interrupted run left behind."""
-    staging = target / ".unfinished"
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
-        (staging / "rows").mkdir(parents=True)
-        (staging / "progress").mkdir()
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}; choose another --out") from error
-    return staging
+    return [*bundles, Bundle("filter of rows that are done", FILTER_CPUS)] if resumes else bundles
 
 
 def _stream(
-    units: Sequence[Unit],
-    payload: pa.DataType | None,
-    export: Path,
-    job: Job,
-    settings: EmbedSettings,
-    staging: Path,
+    units: Sequence[Unit], export: Path, job: Job, settings: EmbedSettings, staging: Staging
 ) -> None:
     """Run the pipeline in a thread and show its progress; Ctrl-C stays with the main thread."""
-    dataset = _pipeline(units, payload, export, job, settings, staging / "progress")
-    rows = str(staging / "rows")
-    started = time.monotonic()
+    counts = [unit.num_rows for unit in units]
+    rows_in = None if None in counts else sum(count or 0 for count in counts)
+    progress = Progress(staging.actors, rows_in, staging.count_done())
+    dataset = _pipeline(units, export, job, settings, staging)
     write = Background(
-        lambda: dataset.write_parquet(rows, min_rows_per_file=settings.rows_per_shard), "embed"
+        lambda: dataset.write_parquet(str(staging.rows), min_rows_per_file=settings.rows_per_write),
+        "embed",
     )
-    while not write.wait(PROGRESS_SECONDS):
-        _say(progress_line(staging / "progress", job.rows_in, time.monotonic() - started))
+    while not write.wait(every(settings.progress_seconds)):
+        say(progress.line())
     write.result()
+    say(progress.line())
 
 
 def _pipeline(
-    units: Sequence[Unit],
-    payload: pa.DataType | None,
-    export: Path,
-    job: Job,
-    settings: EmbedSettings,
-    progress: Path,
+    units: Sequence[Unit], export: Path, job: Job, settings: EmbedSettings, staging: Staging
 ) -> ray.data.Dataset:
-    plain_context()
-    calls = [ReadCall(_ReadUnit(unit), unit.num_rows) for unit in units]
-    device = "cuda" if settings.gpus_per_actor else "cpu"
-    return (
-        read_calls(calls, num_cpus=READ_CPUS)
-        .repartition(target_num_rows_per_block=BLOCK_ROWS)
-        .map_batches(
-            EncodeItems(str(export), job.side, job.instruction, payload),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=settings.cpus_per_encoder,
-            memory=ENCODER_BYTES,
+    context = ray.data.DataContext.get_current().copy()
+    with ray.data.DataContext.current(context):
+        plain_context()
+        context.target_max_block_size = BLOCK_BYTES
+        context.checkpoint_config = _checkpoint(staging)
+        calls = [
+            ReadCall(ReadItems(unit, number, staging), unit.num_rows)
+            for number, unit in enumerate(units)
+        ]
+        return (
+            read_calls(calls, num_cpus=READ_CPUS)
+            .repartition(target_num_rows_per_block=window_rows(units, settings.window_rows))
+            .map_batches(
+                EncodeItems(str(export), job.side, job.instruction, payload_type(units)),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=settings.cpus_per_encoder,
+                memory=ENCODER_BYTES,
+            )
+            .map_batches(
+                EmbedActor,
+                fn_constructor_args=(_actor(export, job, settings, staging),),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=settings.min_actors,
+                    max_size=settings.max_actors,
+                    max_tasks_in_flight_per_actor=CALLS_IN_FLIGHT,
+                    max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+                    enable_true_multi_threading=True,
+                ),
+                num_cpus=settings.cpus_per_actor,
+                num_gpus=settings.gpus_per_actor or None,
+            )
         )
-        .map_batches(
-            EmbedActor,
-            fn_constructor_args=(str(export), job.side, settings.batch_rows, device, str(progress)),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=settings.num_actors),
-            num_cpus=settings.cpus_per_actor,
-            num_gpus=settings.gpus_per_actor or None,
-        )
+
+
+def _checkpoint(staging: Staging) -> CheckpointConfig:
+    """Ray's own record of the rows that are written: its filter sits directly behind the read."""
+    config = CheckpointConfig(
+        id_column=ROW_KEY,
+        checkpoint_path=str(staging.done),
+        delete_checkpoint_on_success=False,
+        override_filesystem=pyarrow.fs.LocalFileSystem(),
+    )
+    # for keys of eight bytes; its own defaults are ten actors of one GiB
+    config.checkpoint_actor_pool_max_size = FILTER_ACTORS
+    config.checkpoint_actor_memory_bytes = FILTER_BYTES
+    return config
+
+
+def _actor(export: Path, job: Job, settings: EmbedSettings, staging: Staging) -> ActorSettings:
+    return ActorSettings(
+        export=str(export),
+        side=job.side,
+        batch_rows=settings.batch_rows,
+        batch_tokens=settings.batch_tokens,
+        batch_pixels=settings.batch_pixels,
+        precision=settings.precision,
+        device="cuda" if settings.gpus_per_actor else "cpu",
+        progress=str(staging.actors),
     )
 
 
-def progress_line(folder: Path, rows_in: int, seconds: float) -> str:
-    """Return the line of progress from what the actors wrote down."""
-    done = sum(int(file.read_text() or 0) for file in folder.iterdir())
-    if not done:
-        return f"embedding {rows_in} rows: starting ({seconds:.0f} s)"
-    rate = done / seconds
-    left = max(rows_in - done, 0) / rate
-    clock = f"{int(left // 60)}:{int(left % 60):02d}"
-    return f"embedded {done}/{rows_in} rows  {rate:.0f} rows/s  {clock} left"
-
-
-class _ReadUnit:
-    """Read task: one row group of Items."""
-
-    def __init__(self, unit: Unit) -> None:
-        self._unit = unit
-
-    def __call__(self) -> list[pa.Table]:
-        return [pa.Table.from_batches(read_unit(self._unit))]
-
-
-def _payload_type(units: Sequence[Unit]) -> pa.DataType | None:
-    """Return the payload's type; files that differ in it are refused by name."""
-    found: dict[pa.DataType, str] = {}
-    for path in dict.fromkeys(unit.path for unit in units):
-        schema = pq.read_schema(path)
-        if "payload" in schema.names:
-            found.setdefault(schema.field("payload").type, path)
-    if len(found) > 1:
-        (one, first), (other, second) = list(found.items())[:2]
-        raise UserError(
-            f"{first} has a payload of type {one}, {second} of {other}; "
-            "give every file of a corpus the same payload fields"
-        )
-    return next(iter(found), None)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def window_rows(units: Sequence[Unit], most: int) -> int:
+    """Rows of a window: as many as asked for, fewer where their files say that items are large."""
+    counted = [unit for unit in units if unit.num_rows]
+    num_bytes = sum(unit.num_bytes for unit in counted)
+    num_rows = sum(unit.num_rows or 0 for unit in counted)
+    if not num_bytes:
+        return most
+    return max(1, min(most, WINDOW_BYTES * num_rows // num_bytes))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rematch_ray.config import MineSettings
-from rematch_ray.data.readers.parquet import Unit, list_units
+from rematch_ray.data.readers.parquet import list_units
+from rematch_ray.data.readers.units import Unit, fingerprint
 from rematch_ray.errors import UserError
 from rematch_ray.index.generation import generation_file, read_current
 from rematch_ray.index.manifest import hash_file
@@ -19,7 +20,6 @@ from rematch_ray.model.checkpoint import load_identity, read_meta, resolve_expor
 from rematch_ray.model.settings import ModelIdentity, ModelSettings
 from rematch_ray.scoring.budget import Ladder
 from rematch_ray.workloads.mining_job import Job
-from rematch_ray.workloads.stages import fingerprint
 
 # settings that say how a job is run, not what comes out
 ONLY_HOW = {"search_rows", "cpus_per_task", "embed"}

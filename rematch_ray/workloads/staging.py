@@ -5,8 +5,8 @@ The seam between the stream (workloads/embed.py), which fills the directory, and
 embeds only what is new:
 
     job.json   what is embedded here: another model, side or setting is refused
-    rows/      every embedded or refused row of all runs, versions that have changed since included
-    done/      Ray's checkpoint: the row keys of what lies in rows/
+    rows/      every embedded or refused row of the runs since the last one that was finished
+    done/      Ray's checkpoint: the row keys of what lies in rows/, in the shards or in quarantine
     input/     the row keys that this run's data holds, and where each came from; a file per unit
     actors/    how far each model process of this run is
 
@@ -16,12 +16,14 @@ a run that was killed between them finds the second one done. So rows/ is read a
 copies are told from input/, which has every row of the data once. Top floor.
 """
 
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +31,8 @@ import pyarrow.parquet as pq
 from rematch_ray.errors import UserError
 
 ROW_KEY = "row_key"
+QUARANTINE = "quarantine.parquet"
+FINISHED = "finished.parquet"
 OK = "ok"
 STATUS_FIELD = pa.field("status", pa.string())
 # staged rows: these, then payload (where the data has one), vectors and fused (where the model has)
@@ -102,6 +106,57 @@ class Staging:
             raise UserError(
                 f"cannot write {self.root.parent}: {error.strerror}; choose another --out"
             ) from error
+
+    def write_job(self, job: Mapping[str, Any]) -> None:
+        """Write job.json, whole or not at all.
+
+        Raises:
+            UserError: the output directory cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            partial = self.root / ".job.json"
+            partial.write_text(json.dumps(job, indent=1) + "\n")
+            partial.replace(self.job)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.root.parent}: {error.strerror}; choose another --out"
+            ) from error
+
+    def note_finished(self, target: Path, manifest: Mapping[str, Any]) -> None:
+        """Let done/ name the rows of a finished directory, and none that have left its shards.
+
+        A row that was changed and is changed back lies in no shard: it must not count as done. The
+        same goes for the rows of a shard that is gone or cut short.
+
+        Args:
+            target: the output directory.
+            manifest: of it.
+        """
+        files = [target / QUARANTINE]
+        for shard in manifest["shards"]:
+            path = target / shard["file"]
+            if path.is_file() and path.stat().st_size == shard["bytes"]:
+                files.append(path)
+        partial = self.done / f".{FINISHED}"
+        with pq.ParquetWriter(partial, pa.schema([(ROW_KEY, pa.int64())])) as writer:
+            for file in filter(Path.is_file, files):
+                writer.write_table(pq.read_table(file, columns=[ROW_KEY]).replace_schema_metadata())
+        partial.replace(self.done / FINISHED)
+
+    def settle(self, target: Path, manifest: Mapping[str, Any]) -> None:
+        """Empty rows/: the finished directory has all that counts.
+
+        Args:
+            target: the output directory.
+            manifest: of it, written already.
+        """
+        old = [file for file in self.done.glob("*.parquet") if file.name != FINISHED]
+        staged = list(self.rows.glob("*.parquet"))
+        self.note_finished(target, manifest)
+        # in this order: whatever is left when it is interrupted, every key of done/ has its row
+        for file in (*old, *staged):
+            file.unlink()
 
     def write_input(self, number: int, keys: pa.Array, path: str, first_row: int) -> None:
         """Note which rows a unit holds; done again by a read task that was retried.

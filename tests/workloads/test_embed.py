@@ -2,47 +2,167 @@
 
 import json
 import os
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
+import torch
 
 from rematch_ray.config import EmbedSettings
+from rematch_ray.data.collate import Batch
+from rematch_ray.data.readers.formats import list_data
+from rematch_ray.data.readers.keys import row_keys
 from rematch_ray.data.readers.parquet import read_table
 from rematch_ray.data.schema import Item, items_from_table, items_to_table, write_parquet
 from rematch_ray.errors import UserError
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.model.embedder import Embedder
-from rematch_ray.workloads.embed import embed
-from rematch_ray.workloads.stages import OK, EmbedActor, EncodeItems
+from rematch_ray.workloads.embed import embed, embed_bundles, window_rows
+from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
+from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
+from rematch_ray.workloads.staging import OK, Staging
 from tests.workloads.conftest import BAD_ROWS
 
 ACCEPTING = EmbedSettings(batch_rows=8, max_bad_share=0.1)
 
 
+def actor_settings(export: Path, progress: Path, **changes: Any) -> ActorSettings:
+    given: dict[str, Any] = {
+        "export": str(export),
+        "side": "document",
+        "batch_rows": 8,
+        "batch_tokens": 10**6,
+        "batch_pixels": 10**9,
+        "precision": None,
+        "device": "cpu",
+        "progress": str(progress),
+    }
+    return ActorSettings(**(given | changes))
+
+
+def encoded(export: Path, corpus: Path) -> pa.Table:
+    """The corpus as the encode stage hands it on."""
+    table = read_table(corpus, rows="items")
+    keyed = table.append_column("row_key", row_keys(table))
+    payload = table.schema.field("payload").type
+    return pa.concat_tables(EncodeItems(str(export), "document", None, payload)(keyed))
+
+
+def vectors_of(made: pa.Table) -> np.ndarray:
+    return np.stack(made["vectors"].to_numpy(zero_copy_only=False)).astype(np.float32)
+
+
 def test_a_row_that_cannot_be_encoded_keeps_its_reason_and_harms_no_other(
     tiny_export: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    table = read_table(corpus, rows="items")
-    payload = table.schema.field("payload").type
-    encoded = EncodeItems(str(tiny_export), "document", None, payload)(table)
-    made = EmbedActor(str(tiny_export), "document", 8, "cpu", str(tmp_path))(encoded)
+    made = EmbedActor(actor_settings(tiny_export, tmp_path))(encoded(tiny_export, corpus))
     bad = {row["id"]: row["status"] for row in made.to_pylist() if row["status"] != OK}
     assert bad.keys() == BAD_ROWS.keys()
     assert all(name in reason for name, reason in bad.items())
-    vectors = np.stack(made["vectors"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    vectors = vectors_of(made)
     norms = np.linalg.norm(vectors.reshape(len(vectors), 6, 16), axis=2)
     good = np.array(made["status"].to_pylist()) == OK
     assert np.allclose(norms[good], 1, atol=2e-3)
     assert not norms[~good].any()
+
+
+@pytest.mark.parametrize("limit", [{"batch_rows": 3}, {"batch_tokens": 99}, {"batch_pixels": 5000}])
+def test_every_limit_of_a_batch_holds_and_changes_no_vector(
+    tiny_export: Path,
+    corpus: Path,
+    tmp_path: Path,
+    limit: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = encoded(tiny_export, corpus)
+    whole = EmbedActor(actor_settings(tiny_export, tmp_path, batch_rows=100))(rows)
+    actor = EmbedActor(actor_settings(tiny_export, tmp_path, **{"batch_rows": 100, **limit}))
+    seen: list[Batch] = []
+    embed_batch = actor._model.embed
+    monkeypatch.setattr(
+        actor._model, "embed", lambda b, side: (seen.append(b), embed_batch(b, side))[1]
+    )
+    assert np.allclose(vectors_of(actor(rows)), vectors_of(whole), atol=2e-3)
+    held = {
+        "batch_rows": [len(batch) for batch in seen],
+        "batch_tokens": [batch.input_ids.numel() for batch in seen],
+        "batch_pixels": [_pixels(batch, actor) for batch in seen],
+    }
+    ((name, most),) = limit.items()
+    assert len(seen) > 5
+    assert max(held[name]) <= most
+
+
+def _pixels(batch: Batch, actor: EmbedActor) -> int:
+    patches = 0 if batch.pixel_values is None else len(batch.pixel_values)
+    return patches * actor._model.row_encoder.patch_pixels
+
+
+def test_a_lower_precision_stays_near_and_is_not_the_same(
+    tiny_export: Path, corpus: Path, tmp_path: Path
+) -> None:
+    rows = encoded(tiny_export, corpus).slice(0, 12)
+    full = EmbedActor(actor_settings(tiny_export, tmp_path, precision="fp32"))(rows)
+    half = EmbedActor(actor_settings(tiny_export, tmp_path, precision="bf16"))(rows)
+    distance = np.abs(vectors_of(full) - vectors_of(half)).max()
+    assert 1e-3 < distance < 0.1
+    assert half["status"].to_pylist() == full["status"].to_pylist()
+
+
+def test_vectors_that_are_not_finite_are_a_reason(
+    tiny_export: Path, corpus: Path, tmp_path: Path
+) -> None:
+    actor = EmbedActor(actor_settings(tiny_export, tmp_path))
+    torch.nn.init.constant_(actor._model.banks["document"], float("nan"))
+    made = actor(encoded(tiny_export, corpus).slice(0, 4))
+    assert set(made["status"].to_pylist()) == {"the model's vectors are not finite"}
+    assert not vectors_of(made).any()
+
+
+def test_a_read_task_gives_every_row_its_key_and_notes_where_it_lies(
+    corpus: Path, tmp_path: Path
+) -> None:
+    staging = Staging(tmp_path / "progress")
+    staging.begin_run()
+    units = list_data(corpus, rows="items")
+    keys = []
+    for number, unit in enumerate(units):
+        task = ReadItems(unit, number, staging)
+        for _ in range(2):  # a task that is retried notes the same once
+            tables = pa.concat_tables(task())
+        assert tables.column_names[0] == "row_key"
+        keys += tables["row_key"].to_pylist()
+    noted = pa.concat_tables(pq.read_table(file) for file in staging.input_files())
+    assert noted["row_key"].to_pylist() == keys
+    assert len(set(keys)) == staging.count_input() == 63
+    assert noted["row"].to_pylist() == [*range(32), *range(31)]
+    assert [Path(path).name for path in noted["path"].to_pylist()] == 32 * ["a.parquet"] + 31 * [
+        "b.parquet"
+    ]
+
+
+def test_windows_are_smaller_where_items_are_large(corpus: Path) -> None:
+    units = list_data(corpus, rows="items")
+    assert window_rows(units, 256) == 256
+    large = [replace(unit, num_bytes=2**20 * (unit.num_rows or 0)) for unit in units]
+    assert window_rows(large, 256) == 32
+    assert window_rows([replace(unit, num_rows=None) for unit in large], 256) == 256
+
+
+def test_a_range_of_actors_asks_for_its_least_and_a_resumed_job_for_a_filter() -> None:
+    bundles = embed_bundles(EmbedSettings(num_actors=(2, 8)), resumes=True)
+    assert [(bundle.what, bundle.count) for bundle in bundles] == [
+        ("embedding process", 2), ("data task", 1), ("filter of rows that are done", 1),
+    ]  # fmt: skip
 
 
 @pytest.mark.ray
@@ -88,7 +208,7 @@ class TestOnACluster:
         }  # fmt: skip
         for file in out.glob("*.parquet"):
             assert b"ray." not in pq.ParquetFile(file).schema_arrow.serialize().to_pybytes()
-        assert not (out / ".unfinished").exists()
+        assert not list((out / ".progress" / "rows").iterdir())
 
     def test_bad_rows_are_quarantined_by_name_and_reason(self, out: Path) -> None:
         rows = pq.read_table(out / "quarantine.parquet").to_pylist()
@@ -96,7 +216,7 @@ class TestOnACluster:
         assert all(row["reason"] and row["source"] for row in rows)
 
     def test_a_second_run_does_nothing_and_another_request_is_refused(
-        self, out: Path, tiny_export: Path, corpus: Path, tmp_path: Path
+        self, out: Path, tiny_export: Path, corpus: Path
     ) -> None:
         before = (out / "manifest.json").read_text()
         again = embed(model=tiny_export, data=corpus, out=out, settings=ACCEPTING)
@@ -106,11 +226,46 @@ class TestOnACluster:
             embed(model=tiny_export, data=corpus, out=out, instruction="Find it")
         with pytest.raises(UserError, match="made with side 'document', asked for is 'query'"):
             embed(model=tiny_export, data=corpus, out=out, side="query")
-        shutil.copytree(corpus, tmp_path / "more")
-        write_parquet(items_to_table([Item.of("new", id="new")]), tmp_path / "more" / "c.parquet")
-        with pytest.raises(UserError, match="made with data"):
-            embed(model=tiny_export, data=tmp_path / "more" / "a.parquet", out=out)
+        half = EmbedSettings(max_bad_share=0.1, precision="bf16")
+        (out / "manifest.json").rename(out / "kept.json")
+        with pytest.raises(UserError, match="made with precision None, asked for is 'bf16'"):
+            embed(model=tiny_export, data=corpus, out=out, settings=half)
+        (out / "kept.json").rename(out / "manifest.json")
         assert (out / "manifest.json").read_text() == before
+
+    def test_the_result_says_how_busy_the_model_was_and_is_kept(self, out: Path) -> None:
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["embedded_now"] == 60
+        assert 0 < summary["actor_utilisation"] <= 1
+        assert 0 <= summary["padding_share"] < 0.5
+        assert summary["tokens"] > 63 * 6
+
+    def test_a_top_up_embeds_only_what_is_new_or_changed(
+        self, tiny_export: Path, tmp_path: Path
+    ) -> None:
+        data, out = tmp_path / "data", tmp_path / "out"
+        settings = EmbedSettings(num_actors=(1, 2), precision="fp32")
+
+        def run(texts: dict[str, str]) -> dict[str, Any]:
+            items = [Item.of(text, id=name) for name, text in texts.items()]
+            write_parquet(items_to_table(items), data / "a.parquet")
+            return embed(model=tiny_export, data=data, out=out, settings=settings)
+
+        first = {f"d{n}": f"text {n}" for n in range(40)}
+        assert run(first)["embedded_now"] == 40
+        old = EmbeddingShards.open(out).read()
+        second = {**first, "d7": "changed", "new": "added"}
+        del second["d9"]
+        result = run(second)
+        assert (result["rows_in"], result["embedded"], result["embedded_now"]) == (40, 40, 2)
+        batch = EmbeddingShards.open(out).read()
+        assert sorted(batch.ids) == sorted(second)
+        at = {name: batch.vectors[batch.ids.index(name)] for name in ("d7", "d8")}
+        assert not np.allclose(at["d7"], old.vectors[7])
+        assert np.array_equal(at["d8"], old.vectors[8])
+        back = run(first)  # what was left out must not count as done
+        assert (back["embedded"], back["embedded_now"]) == (40, 2)
+        assert sorted(EmbeddingShards.open(out).read().ids) == sorted(first)
 
     def test_too_many_bad_rows_stop_the_job_with_their_names_and_no_manifest(
         self, tiny_export: Path, corpus: Path, tmp_path: Path
@@ -118,7 +273,7 @@ class TestOnACluster:
         with pytest.raises(UserError, match=r"3 of 63 rows cannot be embedded.*truncated"):
             embed(model=tiny_export, data=corpus, out=tmp_path / "out")
         assert not (tmp_path / "out" / "manifest.json").exists()
-        assert pq.read_table(tmp_path / "out" / "quarantine.parquet").num_rows == 3
+        assert pq.read_table(tmp_path / "out" / "refused.parquet").num_rows == 3
 
     def test_a_damaged_file_is_one_line_that_names_it(
         self, tiny_export: Path, tmp_path: Path
@@ -147,7 +302,7 @@ class TestOnACluster:
         def kill() -> None:
             deadline = time.monotonic() + 300
             while not killed and time.monotonic() < deadline:
-                for file in (out / ".unfinished" / "progress").glob("*"):
+                for file in (out / ".progress" / "actors").glob("*.json"):
                     killed.append(int(file.name.split("-")[0]))
                     os.kill(killed[0], signal.SIGKILL)
                 time.sleep(0.02)
@@ -165,7 +320,7 @@ class TestOnACluster:
     ) -> None:
         items = [Item.of(f"text {i % 4}", id=f"same-{i % 4}") for i in range(5)]
         write_parquet(items_to_table(items), tmp_path / "twice.parquet")
-        with pytest.raises(UserError, match=r"'same-0' \(part-00000.parquet row 0, part-.* row 4"):
+        with pytest.raises(UserError, match=r"'same-0' \(.*twice.parquet row 0, .*row 4"):
             embed(model=tiny_export, data=tmp_path / "twice.parquet", out=tmp_path / "out")
         assert not (tmp_path / "out" / "manifest.json").exists()
 

@@ -1,0 +1,174 @@
+"""How far an embedding job is: counters that model processes keep, and lines made of them.
+
+The counters are for people: a process that was killed had counted rows that are done again. What is
+in the manifest is counted by the finishing step. Knows files and numbers only. Top floor.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TERMINAL_SECONDS, LOG_SECONDS = 5.0, 60.0
+
+
+class ActorCounters:
+    """A file with what a model process has done since it was ready.
+
+    Args:
+        folder: of the files; each process has one, named by its pid.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
+        self._lock = threading.Lock()
+        self._began = time.time()
+        self._sums = {"rows": 0.0, "bad": 0.0, "tokens": 0.0, "padded": 0.0, "busy_s": 0.0}
+        self.write()
+
+    def count(self, **more: float) -> None:
+        """Add to the sums."""
+        with self._lock:
+            for name, value in more.items():
+                self._sums[name] += value
+
+    def write(self) -> None:
+        """Write the file anew."""
+        with self._lock:
+            record = {**self._sums, "alive_s": time.time() - self._began}
+            partial = self._path.with_suffix(".unfinished")
+            partial.write_text(json.dumps(record))
+            partial.replace(self._path)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What the model processes of a run have done together.
+
+    Attributes:
+        rows: rows that left them, bad ones included.
+        bad: rows that will be quarantined.
+        tokens: real tokens, meta tokens included.
+        padded: tokens with padding.
+        busy_s: seconds that a forward pass ran, summed over processes.
+        alive_s: seconds since each was ready, summed.
+        processes: how many there have been.
+    """
+
+    rows: int = 0
+    bad: int = 0
+    tokens: int = 0
+    padded: int = 0
+    busy_s: float = 0.0
+    alive_s: float = 0.0
+    processes: int = 0
+
+    @classmethod
+    def read(cls, folder: Path) -> "Done":
+        """Sum the files of a run."""
+        records = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+        sums = {name: sum(record[name] for record in records) for name in (*_WHOLE, *_SECONDS)}
+        whole = {name: round(sums[name]) for name in _WHOLE}
+        return cls(**whole, **{n: sums[n] for n in _SECONDS}, processes=len(records))
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the processes' time that a forward pass ran."""
+        return self.busy_s / self.alive_s if self.alive_s else 0.0
+
+    @property
+    def padding(self) -> float:
+        """Share of all tokens that were padding."""
+        return 1 - self.tokens / self.padded if self.padded else 0.0
+
+    def summary(self) -> dict[str, float]:
+        """For the job's result."""
+        return {
+            "model_processes": self.processes,
+            "actor_utilisation": round(self.utilisation, 3),
+            "tokens": self.tokens,
+            "padding_share": round(self.padding, 4),
+        }
+
+
+_WHOLE, _SECONDS = ("rows", "bad", "tokens", "padded"), ("busy_s", "alive_s")
+
+
+class Progress:
+    """The line of progress of one run.
+
+    Args:
+        folder: the model processes' files.
+        rows_in: rows of the input; None where only reading tells.
+        before: rows that earlier runs have done.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rows_in: int | None,
+        before: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._rows_in = rows_in
+        self._before = before
+        self._clock = clock
+        self._began = clock()
+        self._first: tuple[float, int] | None = None
+
+    def line(self) -> str:
+        """Rows done, rows a second, time left, rows quarantined, how busy the processes are."""
+        now, done = self._clock(), Done.read(self._folder)
+        total = "?" if self._rows_in is None else str(self._rows_in)
+        if not done.rows:
+            return f"embedding {total} rows: starting ({now - self._began:.0f} s)"
+        # the rate counts from the first rows on: loading the model is not embedding
+        began, rows = self._first or (self._began, 0)
+        self._first = self._first or (now, done.rows)
+        rate = (done.rows - rows) / max(now - began, 1e-9)
+        finished = self._before + done.rows
+        left = "?"
+        if self._rows_in is not None and rate > 0:
+            left = duration(max(self._rows_in - finished, 0) / rate)
+        return (
+            f"embedded {finished}/{total} rows  {rate:.0f} rows/s  {left} left  "
+            f"{done.bad} quarantined  actors {done.utilisation:.0%} busy"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> duration(75), duration(3 * 3600 + 62)
+    ('1:15', '3:01:02')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def every(given: float | None) -> float:
+    """Seconds between two lines: as given, else often in a terminal and rarely in a log."""
+    if given is not None:
+        return given
+    return TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
+
+
+def write_summary(target: Path, result: Mapping[str, Any]) -> None:
+    """Write the job's result beside the manifest, whole or not at all."""
+    partial = target / ".summary.json.unfinished"
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(target / "summary.json")
+
+
+def say(line: str) -> None:
+    """Tell the user, on stderr."""
+    print(line, file=sys.stderr, flush=True)
