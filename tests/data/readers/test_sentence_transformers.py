@@ -1,0 +1,79 @@
+"""sentence-transformers: roles by order, cells of many kinds, a teacher's scores."""
+
+from pathlib import Path
+
+import pytest
+
+from rematch_ray.data.readers.files import look
+from rematch_ray.data.readers.formats import detect
+from tests.data.readers.layouts import read, spelled, write_image, write_rows
+from tests.tiny import png
+
+TRIPLET = {"anchor": "a", "positive": "p", "negative_1": "x", "negative_2": "y"}
+
+
+def test_the_first_column_asks_the_second_answers_the_others_are_wrong(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "train.jsonl", [TRIPLET, TRIPLET | {"negative_2": None}])
+    assert detect(look(path))[0].name == "sentence-transformers"
+    [full, short], errors = read(path, source="pairs")
+    assert not errors
+    assert spelled(full.query) == ["a"]
+    assert [spelled(entry.item) for entry in full.positives] == [["p"]]
+    assert [spelled(entry.item) for entry in full.negatives] == [["x"], ["y"]]
+    assert [spelled(entry.item) for entry in short.negatives] == [["x"]]
+    assert full.source == "pairs"
+
+
+def test_cells_may_be_images_paths_both_or_messages(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", png("red"))
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "see"}, {"image": "a.png"}]},
+    ]
+    rows = [
+        {"query": "a.png", "positive": {"text": "words", "image": "a.png"}},
+        {"query": messages, "positive": "not a path: a.png"},
+    ]
+    [first, second], errors = read(write_rows(tmp_path / "train.jsonl", rows))
+    assert not errors
+    assert spelled(first.query) == [png("red")]
+    assert spelled(first.positives[0].item) == [png("red"), "words"]
+    assert spelled(second.query) == ["see", png("red")]
+    assert spelled(second.positives[0].item) == ["not a path: a.png"]
+
+
+def test_images_of_the_hub_come_as_bytes(tmp_path: Path) -> None:
+    cell = {"bytes": png("blue"), "path": "7.png"}
+    rows = [{"query": "q", "image": cell, "negative_0": cell}]
+    path = write_rows(tmp_path / "train-00000-of-00001.parquet", rows)
+    [sample], _ = read(tmp_path)
+    assert detect(look(path))[0].name == "sentence-transformers"
+    assert spelled(sample.positives[0].item) == [png("blue")]
+    assert spelled(sample.negatives[0].item) == [png("blue")]
+
+
+def test_a_list_of_scores_is_a_teachers(tmp_path: Path) -> None:
+    row = TRIPLET | {"scores": [0.9, 0.4, 0.1], "dataset_name": "kd"}
+    rows = [row, row | {"negative_1": None}]
+    [full, short], _ = read(write_rows(tmp_path / "train.jsonl", rows))
+    assert [negative.teacher_score for negative in full.negatives] == pytest.approx([0.4, 0.1])
+    assert [negative.teacher_score for negative in short.negatives] == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"anchor": "a", "positive": None}, "no positive document"),
+        ({"anchor": "", "positive": "p"}, "neither text nor image"),
+        ({"anchor": "a"}, "an anchor and a positive are needed"),
+        ({"anchor": "a", "positive": "p", "label": 1}, "column 'label' holds 1; allowed: a list"),
+        ({"anchor": "a", "positive": "p", "scores": [1.0, 2.0]}, "a list of 1 teacher's scores"),
+        ({"anchor": "a", "positive": {"audio": "a.wav"}}, "holds audio"),
+        ({"anchor": "a", "positive": 7}, "an image is a int"),
+        ({"anchor": "a", "positive": "none.png"}, "none.png"),
+    ],
+)
+def test_a_bad_row_says_what_is_wrong(tmp_path: Path, row: dict, reason: str) -> None:
+    path = write_rows(tmp_path / "train.jsonl", [TRIPLET, row])
+    good, [error] = read(path)
+    assert len(good) == 1
+    assert reason in error
