@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from rematch_ray.config_file import Settings, describe, read_settings
 from rematch_ray.data.mix import MixSettings, read_mix
 from rematch_ray.data.order import OrderSettings
+from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.sources import SourceSettings, refuse_repeated
 from rematch_ray.errors import UserError
 from rematch_ray.index.mining import MiningRules
@@ -350,6 +351,13 @@ class EmbedSettings(Settings):
         return self.num_actors if isinstance(self.num_actors, int) else self.num_actors[1]
 
 
+class EmbedJobSettings(EmbedSettings):
+    """What `rematch-ray embed` is told beside its arguments."""
+
+    reader: ReaderSettings = ReaderSettings()
+    """How the data is read; `--format` and `--columns` are short for two of its keys."""
+
+
 class MineSettings(MiningRules):
     """How hard negatives are mined: which are taken, how they are searched, and on what."""
 
@@ -427,7 +435,7 @@ class EvaluationConfig(Settings):
 Kind = Literal["run", "embed", "mine", "evaluate"]
 KINDS: dict[Kind, type[Settings]] = {
     "run": RunConfig,
-    "embed": EmbedSettings,
+    "embed": EmbedJobSettings,
     "mine": MineSettings,
     "evaluate": EvaluationConfig,
 }

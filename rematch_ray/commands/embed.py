@@ -1,12 +1,14 @@
 """Embed a corpus, or queries, to Parquet shards with a manifest.
 
-Streams Items from Parquet through the cluster; bad rows are named in quarantine.parquet, and a run
-that was interrupted goes on when the same command is given again.
+Streams rows of any known format through the cluster; bad rows are named in quarantine.parquet. A
+run that was interrupted goes on when the same command is given again, and a later one embeds only
+what is new or changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,18 @@ def add_arguments(parser: OneLineParser) -> None:
     )
     parser.add_argument(
         "--data",
-        type=Path,
         required=True,
         action="append",
         metavar="PATH",
-        help="Parquet of Items, a file or a directory; repeatable",
+        help="a file, a directory or a URI, in any format that is read; repeatable",
+    )
+    parser.add_argument(
+        "--format", metavar="NAME", help="format of the data; default: detected from the files"
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="ROLES",
+        help="which column is what: text=caption,image=img,id=key (+ between several)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--side", choices=("query", "document"), default="document")
@@ -38,14 +47,18 @@ def add_arguments(parser: OneLineParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Embed; returns counts, paths and timing."""
-    from rematch_ray.config import EmbedSettings, read_settings
+    from rematch_ray.config import EmbedJobSettings, read_settings
     from rematch_ray.workloads.embed import embed
 
+    told = {"format": options.format, "columns": options.columns}
+    reader = [f"reader.{key}={json.dumps(value)}" for key, value in told.items() if value]
+    settings = read_settings(EmbedJobSettings, None, [*reader, *options.overrides])
     return embed(
         model=options.model,
         data=options.data,
         out=options.out,
         side=options.side,
         instruction=options.instruction,
-        settings=read_settings(EmbedSettings, None, options.overrides),
+        settings=settings,
+        reader=settings.reader,
     )

@@ -134,7 +134,8 @@ class Progress:
         began, rows = self._first or (self._began, 0)
         self._first = self._first or (now, done.rows)
         rate = (done.rows - rows) / max(now - began, 1e-9)
-        finished = self._before + done.rows
+        # of earlier runs some may have left the data since, and killed processes counted too much
+        finished = min(self._before + done.rows, self._rows_in or sys.maxsize)
         left = "?"
         if self._rows_in is not None and rate > 0:
             left = duration(max(self._rows_in - finished, 0) / rate)
