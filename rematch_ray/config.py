@@ -390,9 +390,15 @@ class TaskSettings(Settings):
     name: str
     """Name of the task, for tables."""
     queries: Path
-    """Parquet file of Items: the queries."""
+    """The queries, in any format of Items (docs/data.md)."""
+    reader: ReaderSettings = ReaderSettings()
+    """How the queries are read."""
     qrels: Path
-    """Parquet file with query_id, document_id and score: what is relevant."""
+    """What is relevant: Parquet, TSV or TREC columns of query, document and score, or MMEB-eval."""
+    candidates: Literal["all", "listed"] = "all"
+    """A query is ranked among all documents, or only those that the qrels list for it."""
+    unjudged: Literal["refuse", "leave_out"] = "refuse"
+    """What to do with queries that nothing is right for, as in BEIR's files of all splits."""
     source: str | None = None
     """Only documents of this source are the gallery; null = the whole index."""
     families: Path | None = None

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rematch_ray.config import EvaluationConfig, TaskSettings
-from rematch_ray.data.readers.parquet import list_units, read_table, read_unit
+from rematch_ray.data.readers.judged import read_judgements, read_queries
+from rematch_ray.data.readers.parquet import list_units, read_unit
 from rematch_ray.data.schema import Item, items_from_table
 from rematch_ray.errors import UserError
 from rematch_ray.evaluation.budgets import evaluate_scores, time_queries
@@ -99,17 +100,38 @@ def read_task(settings: TaskSettings, gallery: Gallery, queries: Sequence[Item])
         settings.name,
         [query.id for query in queries],
         gallery.ids,
-        _read(settings.qrels),
+        read_judgements(settings.qrels, split=settings.reader.split),
         families=_read_if(settings.families),
         swaps=_read_if(settings.swaps),
         slices=slices,
+        listed_only=settings.candidates == "listed",
     )
+
+
+def queries_of(settings: TaskSettings) -> list[Item]:
+    """Read a task's queries, without those that nothing is right for where that is asked.
+
+    Raises:
+        UserError: a file that cannot be read, or no query is left.
+    """
+    queries = read_queries(settings.queries, settings.reader)
+    if settings.unjudged == "refuse":
+        return queries
+    qrels = read_judgements(settings.qrels, split=settings.reader.split)
+    judged = set(qrels.filter(pc.field("score") > 0)["query_id"].to_pylist())
+    kept = [query for query in queries if query.id in judged]
+    if not kept:
+        raise UserError(
+            f"{settings.qrels} judges none of the {len(queries)} queries of {settings.queries}: "
+            "the ids do not match, or it is another split"
+        )
+    return kept
 
 
 def _measure(
     config: EvaluationConfig, settings: TaskSettings, index: SearchIndex, model: Embedder
 ) -> dict[str, Any]:
-    queries = items_from_table(read_table(settings.queries, rows="items"))
+    queries = queries_of(settings)
     gallery = gallery_of(index, settings.source)
     task = read_task(settings, gallery, queries)
     vectors = model.encode_query(
@@ -139,7 +161,8 @@ def read_triplets(settings: TaskSettings, queries: Sequence[Item], limit: int) -
     assert settings.corpus is not None
     swaps = _read(settings.swaps).to_pylist()
     chosen = random.Random(0).sample(swaps, min(limit, len(swaps)))
-    right = {line["query_id"]: line["document_id"] for line in _read(settings.qrels).to_pylist()}
+    qrels = read_judgements(settings.qrels).to_pylist()
+    right = {line["query_id"]: line["document_id"] for line in qrels if line["score"] > 0}
     wanted = {line["document_id"] for line in chosen} | {right[line["query_id"]] for line in chosen}
     documents = {
         item.id: item

@@ -15,6 +15,7 @@ from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.store import build_index
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.workloads.evaluate import evaluate, gallery_of, read_triplets
+from tests.data.readers.layouts import write_rows
 from tests.index.made import write_embeddings
 from tests.tiny import COLOURS, png
 
@@ -152,6 +153,30 @@ def test_a_task_whose_documents_are_not_in_the_gallery_is_refused(
     half = task.model_copy(update={"source": "source-1"})
     with pytest.raises(UserError, match="are not in the index"):
         evaluate(config(index, tiny_export, tmp_path / "out", half))
+
+
+def test_queries_and_judgements_of_beir_are_ranked_among_listed_candidates(
+    index: Path, tiny_export: Path, tmp_path: Path
+) -> None:
+    rows = [{"_id": f"q-{colour}", "text": f"the {colour} one"} for colour in COLOURS]
+    write_rows(tmp_path / "beir" / "queries.jsonl", rows)
+    write_rows(tmp_path / "beir" / "corpus.jsonl", [{"_id": "red-0", "text": "in the index"}])
+    judged = "".join(f"q-{c}\t{c}-0\t1\nq-{c}\t{c}-1\t0\n" for c in COLOURS[1:])
+    (tmp_path / "beir" / "qrels").mkdir()
+    for split in ("train", "test"):
+        path = tmp_path / "beir" / "qrels" / f"{split}.tsv"
+        path.write_text("query-id\tcorpus-id\tscore\n" + (judged if split == "test" else ""))
+    given = {"name": "beir", "queries": tmp_path / "beir", "qrels": tmp_path / "beir"}
+    with pytest.raises(UserError, match=r"1 queries have no relevant document .*'q-red'"):
+        evaluate(config(index, tiny_export, tmp_path / "out", TaskSettings(**given)))
+    local = TaskSettings(**given, candidates="listed", unjudged="leave_out")
+    [report] = evaluate(config(index, tiny_export, tmp_path / "out", local))["reports"]
+    assert report["queries"] == len(COLOURS) - 1
+    assert report["chance"]["hit@1"] == pytest.approx(1 / 2)
+    assert all(rung["recall@10"] == 1 for rung in report["rungs"].values())
+    other = local.model_copy(update={"qrels": tmp_path / "beir" / "qrels" / "train.tsv"})
+    with pytest.raises(UserError, match=r"train\.tsv judges none of the 8 queries"):
+        evaluate(config(index, tiny_export, tmp_path / "out", other))
 
 
 def test_a_missing_table_is_refused_by_path(
