@@ -47,9 +47,10 @@ TOP_LIBRARIES = {"ray", "fastapi", "starlette", "uvicorn"}
 
 # imports between workloads point left only
 WORKLOADS = [
-    "runtime", "journal", "run_directory", "stages", "ahead", "stream", "staging", "shards",
+    "runtime", "journal", "run_directory", "stages", "ahead", "stream", "staging", "disk",
+    "ledger", "shard_files", "embedding_job", "account", "shards",
     "validation", "tracking", "training_plot", "watch", "checkpoints", "preemption", "loop",
-    "train", "embed_stages", "embed_progress", "embed",
+    "train", "embed_stages", "embed_progress", "embed_actor", "embed",
     "mining_tasks", "mining_job", "mining_inputs", "mining_runs", "mining_galleries", "mine",
     "build_index", "evaluate", "pretrain_tiny",
     "stamps", "showcase", "demo_lines", "demo",
