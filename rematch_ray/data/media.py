@@ -10,6 +10,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +20,7 @@ from rematch_ray.errors import UserError
 
 MAX_PIXELS = 40_000_000
 MAX_ASPECT = 200  # the image processors of Qwen-VL refuse longer strips
+MAX_SCANS = 100  # of a progressive JPEG: a small file of many costs minutes
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 _ORIENTATION_TAG = 0x0112
@@ -31,6 +33,9 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_JPEG_SCAN = b"\xff\xda"
+_ROWS_AT_ONCE = 256
 # what Pillow's readers raise on damaged data, beside OSError
 _DAMAGE = (
     OSError,
@@ -41,6 +46,8 @@ _DAMAGE = (
     KeyError,
     TypeError,
     AttributeError,
+    AssertionError,
+    RuntimeError,
     OverflowError,
     NotImplementedError,
     struct.error,
@@ -66,7 +73,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         grey from least to greatest value.
 
     Raises:
-        MediaError: empty, not an image, too many pixels, no pixels, too long a strip, or damaged.
+        MediaError: empty, not an image, too many pixels, no pixels, too long a strip, too many
+            scans, text or profiles that unpack to too much, or damaged.
     """
     if not data:
         raise MediaError("the image is empty (0 bytes)")
@@ -77,8 +85,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _upright(_to_rgb(image), _orientation(image))
     except MediaError:
         raise
+    except MemoryError as error:
+        raise MediaError(f"the {image.format} image needs more memory than there is") from error
     except _DAMAGE as error:
-        raise MediaError(f"the {image.format} image is truncated or damaged: {error}") from error
+        raise _damaged(f"the {image.format} image is truncated or damaged", error) from error
 
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -99,16 +109,30 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
+        if data.startswith(_PNG_START) and bytes(4) in (data[16:20], data[20:24]):
+            raise MediaError("the image has no pixels: its header says 0") from error
         raise MediaError(
             f"{len(data)} bytes are not an image we read, or its header is damaged; "
             f"formats: {', '.join(FORMATS)}"
         ) from error
     except Image.DecompressionBombError as error:
-        raise MediaError(f"the image has too many pixels, at most {max_pixels}: {error}") from error
+        most = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise MediaError(f"the image has too many pixels, at most {most}") from error
+    except MemoryError as error:
+        raise MediaError("the image's header asks for more memory than there is") from error
     except _DAMAGE as error:
-        raise MediaError(f"the image header is damaged: {error}") from error
+        raise _damaged("the image header is damaged", error) from error
+    if image.format == "JPEG" and (scans := data.count(_JPEG_SCAN)) > MAX_SCANS:
+        raise MediaError(f"the JPEG image has too many scans: {scans}, at most {MAX_SCANS}")
     _check_size(image, max_pixels)
     return image
+
+
+def _damaged(what: str, error: BaseException) -> MediaError:
+    # Pillow's limits on text chunks and colour profiles, which a few bytes can unpack to
+    if "Decompressed data too large" in str(error) or "MAX_TEXT_MEMORY" in str(error):
+        return MediaError("the image's text or colour profile unpacks to too much")
+    return MediaError(f"{what}: {error or type(error).__name__}")
 
 
 @lru_cache(maxsize=1)
@@ -134,11 +158,10 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I;16" or image.mode.startswith("I;16"):
-        grey = np.asarray(image.convert("I")) / 257
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16"):
+        return _eight_bits(np.asarray(image), lambda rows: (rows.astype(np.uint32) + 128) // 257)
     if image.mode in ("I", "F"):
-        return Image.fromarray(_stretched(np.asarray(image, dtype=np.float64))).convert("RGB")
+        return _eight_bits(*_stretched(np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         picture = image.convert("RGBA")
         paper = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -146,16 +169,33 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _stretched(grey: np.ndarray) -> np.ndarray:
-    """(H, W) numbers of unknown range as uint8, least to 0, greatest to 255; NaN is the least."""
+def _eight_bits(grey: np.ndarray, scale: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
+    """An RGB picture of (H, W) grey.
+
+    Scaled a few rows at a time: wide numbers of all at once would take several times its memory.
+    """
+    made = np.empty(grey.shape, np.uint8)
+    for start in range(0, len(grey), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        made[rows] = scale(grey[rows])
+    return Image.fromarray(made).convert("RGB")
+
+
+def _stretched(grey: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Grey of unknown range, and what maps its least to 0, its greatest to 255, NaN to 0."""
     finite = grey[np.isfinite(grey)]
     if finite.size == 0:
         raise MediaError("the image holds no finite number")
-    least, greatest = finite.min(), finite.max()
-    scaled = (np.nan_to_num(grey, nan=least, posinf=greatest, neginf=least) - least) / max(
-        greatest - least, np.finfo(np.float64).tiny
-    )
-    return (scaled * 255).round().astype(np.uint8)
+    least, greatest = float(finite.min()), float(finite.max())
+    step = max(greatest - least, float(np.finfo(np.float64).tiny))
+
+    def scale(rows: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # a signalling NaN complains of being copied
+            wide = rows.astype(np.float64)
+        known = np.nan_to_num(wide, nan=least, posinf=greatest, neginf=least)
+        return ((known - least) / step * 255).round()
+
+    return grey, scale
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,7 +1,6 @@
 import io
 import random
-import struct
-import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,32 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from rematch_ray.data.media import FORMATS, MediaError, decode_image, encode_png, image_size
+from rematch_ray.data.media import (
+    FORMATS,
+    MAX_SCANS,
+    MediaError,
+    decode_image,
+    encode_png,
+    image_size,
+)
+from tests import hostile
+from tests.hostile import HOSTILE, encoded, png_claiming
 
 # pytest resets the filters that the module sets once in a process
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 
 NOISE = Image.effect_noise((40, 30), 90).convert("RGB")
 RED = (255, 0, 0)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
-def png_claiming(width: int, height: int) -> bytes:
-    """A few bytes whose header promises any number of pixels."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -66,12 +55,51 @@ def test_the_pixel_limit_is_the_callers():
         decode_image(data, max_pixels=1199)
 
 
-def test_a_gif_whose_frame_outgrows_its_screen_is_measured_by_the_frame():
-    data = bytearray(encoded(Image.new("P", (10, 10)), "GIF"))
-    frame = data.index(b"\x2c")
-    data[frame + 5 : frame + 9] = struct.pack("<HH", 5000, 5000)
-    with pytest.raises(MediaError):
-        decode_image(bytes(data), max_pixels=1_000_000)
+REASONS = {
+    "empty": "0 bytes",
+    "truncated png": "truncated",
+    "truncated jpeg": "(?i)truncated",
+    "pixel bomb": "too many pixels, at most",
+    "no pixels": "no pixels",
+    "long strip": "too long a strip",
+    "text bomb": "unpacks to too much",
+    "damaged pixels": "truncated or damaged",
+    "frame outgrows": "too many pixels",
+    "no image": "not an image we read",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("seed", range(5))
+def test_every_hostile_kind_has_a_reason_by_name(kind: str, seed: int) -> None:
+    with pytest.raises(MediaError, match=REASONS[kind]):
+        decode_image(HOSTILE[kind](seed))
+
+
+@pytest.mark.parametrize(
+    "bomb", [hostile.text_bomb, lambda: hostile.text_bomb(at_end=True), hostile.profile_bomb]
+)
+def test_a_chunk_that_unpacks_to_much_is_refused_before_it_is_unpacked(
+    bomb: Callable[[], bytes],
+) -> None:
+    data = bomb()
+    assert len(data) < 100_000
+    with pytest.raises(MediaError, match="text or colour profile unpacks to too much"):
+        decode_image(data)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    data = encoded(NOISE, "JPEG", progressive=True)
+    assert decode_image(data).size == NOISE.size
+    last = data.rindex(b"\xff\xda")
+    many = data[:last] + data[last:-2] * MAX_SCANS + b"\xff\xd9"
+    with pytest.raises(MediaError, match=f"too many scans: .*at most {MAX_SCANS}"):
+        decode_image(many)
+
+
+def test_a_limit_above_pillows_own_is_told_as_it_holds() -> None:
+    with pytest.raises(MediaError, match="at most 178956970"):
+        decode_image(png_claiming(60_000, 60_000), max_pixels=10**12)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +159,22 @@ def test_a_palette_with_a_transparent_colour_is_laid_on_white():
     assert decoded.getpixel((1, 1)) == RED
 
 
+def test_a_palette_whose_colours_are_transparent_by_degrees_is_laid_on_white():
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([0, 0, 0, *RED])
+    image.putpixel((1, 1), 1)
+    decoded = decode_image(encoded(image, transparency=bytes([128, 255])))
+    assert decoded.getpixel((0, 0)) == (127, 127, 127)
+    assert decoded.getpixel((1, 1)) == RED
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_rounded_to_eight(kind):
+    deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    decoded = np.asarray(decode_image(encoded(Image.fromarray(deep), kind)))
+    assert (decoded[..., 0] == np.rint(deep / 257)).all()
+
+
 def test_cmyk_becomes_the_colour_it_prints():
     decoded = decode_image(
         encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
@@ -147,9 +191,12 @@ def test_float_and_wide_grey_is_stretched_over_its_own_range():
         decode_image(encoded(Image.fromarray(flat), "TIFF"))
 
 
-def test_of_an_animation_the_first_frame_is_read():
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_read(kind):
     frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "lime", "blue")]
-    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
     assert decode_image(data).getpixel((2, 2)) == RED
 
 
@@ -192,27 +239,58 @@ def test_png_round_trip_is_exact():
     assert decode_image(encode_png(NOISE)).tobytes() == NOISE.tobytes()
 
 
-SEEDS = [
-    encoded(NOISE.convert(mode), kind)
-    for kind in FORMATS
-    for mode in ("RGB", "L")
-    if (kind, mode) != ("TIFF", "RGB")  # raw pixels: nothing in it to damage
-]
+def sound_images() -> list[bytes]:
+    """Every format in every mode that it can hold, plain, animated and turned."""
+    made = [encoded(NOISE.convert("L").convert("I;16"), kind) for kind in ("PNG", "TIFF")]
+    for kind in FORMATS:
+        for mode in ("RGB", "L", "RGBA", "P", "CMYK", "1", "LA"):
+            try:
+                made.append(encoded(NOISE.convert(mode), kind))
+            except (OSError, ValueError):
+                continue  # this format has no such mode
+    made += [
+        encoded(NOISE, "TIFF", compression=packing)
+        for packing in ("tiff_lzw", "tiff_deflate", "packbits")
+    ]
+    for kind in ("GIF", "WEBP", "PNG"):
+        made.append(encoded(NOISE, kind, save_all=True, append_images=[NOISE.rotate(90)]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made += [encoded(NOISE, kind, exif=exif) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
+    return [*made, encoded(NOISE, "JPEG", progressive=True)]
+
+
+SEEDS = sound_images()
+NUMBERS = (b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f")
+
+
+def damaged(draw: random.Random) -> bytes:
+    """A sound image with bytes changed, lost, doubled or replaced by extreme numbers."""
+    data = bytearray(draw.choice(SEEDS))
+    for _ in range(draw.randint(1, 8)):
+        place = draw.randrange(min(len(data), draw.choice((32, 128, len(data)))) or 1)
+        match draw.randrange(6):
+            case 0:
+                del data[place : place + draw.randint(1, 64)]
+            case 1:
+                other = draw.randrange(len(data) or 1)
+                data[place:place] = data[other : other + draw.randint(1, 64)]
+            case 2:
+                data[place : place + 4] = draw.choice(NUMBERS)
+            case _:
+                data[place : place + 1] = bytes([draw.randrange(256)])
+    if draw.random() < 0.2:
+        del data[draw.randrange(len(data) or 1) :]
+    return bytes(data)
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_damaged_bytes_either_decode_or_are_a_media_error(seed):
-    draw = random.Random(seed)
-    data = bytearray(draw.choice(SEEDS))
-    for _ in range(draw.randint(1, 8)):
-        data[draw.randrange(min(len(data), draw.choice((32, 128, len(data)))))] = draw.randrange(
-            256
-        )
-    if draw.random() < 0.2:
-        del data[draw.randrange(len(data)) :]
+    data = damaged(random.Random(seed))
     try:
-        image = decode_image(bytes(data), max_pixels=100_000)
+        image = decode_image(data, max_pixels=100_000)
     except MediaError:
         return
     assert image.mode == "RGB"
+    assert image.width * image.height <= 100_000
