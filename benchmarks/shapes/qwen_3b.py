@@ -25,24 +25,8 @@ from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.model.tiny import TINY_TEMPLATE, TinySettings, train_tokenizer
 from rematch_ray.training.step import Training
 
-WORDS = [
-    "a",
-    "red",
-    "circle",
-    "left",
-    "of",
-    "a",
-    "blue",
-    "bar",
-    "above",
-    "the",
-    "green",
-    "square",
-    "and",
-    "two",
-    "yellow",
-    "stars",
-]
+TEXT = "a red circle left of a blue bar above the green square and two yellow stars"
+WORDS = TEXT.split()
 
 
 @dataclass(frozen=True)
