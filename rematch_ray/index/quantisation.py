@@ -29,7 +29,8 @@ def quantise(vectors_NRD: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArr
     """
     wide = vectors_NRD.astype(np.float32)
     largest = np.abs(wide).max(axis=-1, keepdims=True)
-    codes = np.rint(wide * (LEVELS / np.maximum(largest, np.finfo(np.float32).tiny)))
+    steps = np.divide(LEVELS, largest, out=np.zeros_like(largest), where=largest > 0)
+    codes = np.rint(wide * steps)
     norms = np.sqrt(np.einsum("nrd,nrd->nr", codes, codes))
     scales = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     return codes.astype(np.int8), scales

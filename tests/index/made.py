@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rematch_ray.index.quantisation import quantise
+
 LADDER = ["1x1", "2x4", "4x8"]
 GROUPS = ["animals", "food", "travel"]
 
@@ -45,8 +47,9 @@ def write_embeddings(
     side: str = "document",
     ladder: Sequence[str] = LADDER,
     num_shards: int = 2,
+    dtype: str = "float16",
 ) -> Path:
-    """Writes an embedding directory as the embedding job does."""
+    """Writes an embedding directory as the embedding job does; metadata names R, D, F and dtype."""
     path.mkdir(parents=True)
     rows, num_vectors, dim = vectors.shape
     ids = ids or [f"doc-{row:04d}" for row in range(rows)]
@@ -68,10 +71,17 @@ def write_embeddings(
             "source": pa.array([f"source-{row % 2}" for row in part], pa.string()),
             "payload": pa.array([payloads[row] for row in part]),
         }
+        if dtype == "int8":
+            codes, scales = quantise(vectors[part])
+            columns["vectors"] = lists(codes.reshape(len(part), num_vectors * dim))
+            columns["scales"] = lists(scales)
         if fused is not None:
             columns["fused"] = halves(fused[part])
         file = path / f"part-{number:05d}.parquet"
-        pq.write_table(pa.table(columns), file)
+        known = {"R": num_vectors, "D": dim, "F": fused.shape[1] if fused is not None else None}
+        metadata = {key: str(value) for key, value in known.items() if value is not None}
+        table = pa.table(columns).replace_schema_metadata({**metadata, "dtype": dtype})
+        pq.write_table(table, file)
         data = file.read_bytes()
         shards.append(
             {
@@ -91,7 +101,7 @@ def write_embeddings(
         "R": num_vectors,
         "D": dim,
         "F": fused_dim,
-        "dtype": "float16",
+        "dtype": dtype,
         "rows_in": rows,
         "embedded": rows,
         "quarantined": 0,
@@ -102,5 +112,8 @@ def write_embeddings(
 
 
 def halves(rows: np.ndarray) -> pa.Array:
-    flat = pa.array(rows.astype(np.float16).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+    return lists(rows.astype(np.float16))
+
+
+def lists(rows: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])

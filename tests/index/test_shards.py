@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.quantisation import error_bound
 from rematch_ray.index.shards import EmbeddingShards
 from tests.index.made import halves, unit, write_embeddings
 
@@ -33,6 +34,17 @@ def test_every_row_comes_once_and_in_order(embeddings: Path) -> None:
     assert whole.payloads[7]["inner"] == {"half": False}
 
 
+def test_int8_shards_give_unit_vectors_near_those_that_were_stored(tmp_path: Path) -> None:
+    vectors, fused = unit((50, 8, 16), 1), unit((50, 24), 2)
+    shards = EmbeddingShards.open(write_embeddings(tmp_path / "e", vectors, fused, dtype="int8"))
+    assert shards.dtype == "int8"
+    batch = shards.read()
+    assert batch.vectors.dtype == np.float16
+    off = np.linalg.norm(batch.vectors.astype(np.float32) - vectors, axis=2)
+    assert (off <= error_bound(vectors) + 1e-3).all()
+    np.testing.assert_array_equal(batch.fused, fused.astype(np.float16))
+
+
 def test_payload_fields_are_named_with_their_types(embeddings: Path) -> None:
     fields = EmbeddingShards.open(embeddings).payload_fields()
     assert fields["name"] == "string"
@@ -53,6 +65,8 @@ def test_a_directory_without_a_manifest_is_no_embedding_directory(tmp_path: Path
         ({"format_version": 7}, "format version 7"),
         ({"R": 4}, "is fixed_size_list"),
         ({"F": 23}, "column 'fused'"),
+        ({"dtype": "int8"}, "column 'vectors' .* is fixed_size_list"),
+        ({"dtype": "float8"}, "stored as 'float8', this software reads float16 and int8"),
         ({"embedded": 299}, "holds 300 rows, its manifest says 299"),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import faiss
@@ -67,6 +68,45 @@ def test_every_file_opens_with_plain_libraries(index: SearchIndex, tmp_path: Pat
 def test_the_embedding_shards_open_with_pyarrow_alone(embeddings: Path) -> None:
     table = pq.read_table(embeddings / "part-00000.parquet")
     assert not any(str(kind).startswith("extension") for kind in table.schema.types)
+
+
+def test_an_index_of_int8_shards_gives_the_hits_of_the_vectors_themselves(
+    make_index: Callable[..., SearchIndex],
+) -> None:
+    vectors, fused = unit((300, 8, 16), 1), unit((300, 24), 2)
+    exact = make_index(vectors, fused, name="wide")
+    index = make_index(vectors, fused, name="narrow", dtype="int8")
+    for budget in ("1x1", "4x8"):
+        for wide, narrow in zip(
+            exact.search(queries(5), budget=budget, candidates="all"),
+            index.search(queries(5), budget=budget, candidates="all"),
+            strict=True,
+        ):
+            scores = {hit.id: hit.score for hit in wide.hits}
+            found = [hit for hit in narrow.hits if hit.id in scores]
+            assert len(found) >= 8
+            assert all(abs(hit.score - scores[hit.id]) < 0.01 for hit in found)
+
+
+def test_a_stored_prefix_gives_an_index_the_rungs_within_it(
+    make_index: Callable[..., SearchIndex],
+) -> None:
+    vectors, fused = unit((300, 8, 16), 1), unit((300, 24), 2)
+    whole = make_index(vectors, fused, name="whole")
+    index = make_index(vectors[:, :4], fused, name="prefix")
+    assert [str(rung) for rung in index.ladder.rungs] == ["1x1", "2x4"]
+    for name in ("full", "2x4", "1x1", "fused"):
+        wanted = "2x4" if name == "full" else name
+        found = index.search(queries(3), budget=name, candidates="all")
+        expected = whole.search(queries(3), budget=wanted, candidates="all")
+        assert [each.hits for each in found] == [each.hits for each in expected]
+    with pytest.raises(UserError, match="budget '4x8' does not exist here"):
+        index.search(queries(1), budget="4x8")
+
+
+def test_a_prefix_below_every_rung_is_refused(make_index: Callable[..., SearchIndex]) -> None:
+    with pytest.raises(UserError, match="2 vectors per document, fewer than any rung"):
+        make_index(unit((9, 2, 16), 1), None, ladder=["2x4", "4x8"])
 
 
 def test_a_small_budget_never_touches_the_planes_above_it(
