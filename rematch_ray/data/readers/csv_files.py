@@ -85,7 +85,8 @@ def _file_units(entry: FileEntry, settings: ReaderSettings, rows: Rows) -> Itera
     schema = _schema(names, (record for _, record in sample if not isinstance(record, str)))
     mapped = map_columns(schema, settings, entry.path, is_open=True)
     first_row = 0
-    for begin, end, num_rows in _cuts(entry, delimiter, settings):
+    unit_rows = settings.unit_files if mapped.has_images else None
+    for begin, end, num_rows in _cuts(entry, delimiter, settings.unit_bytes, unit_rows):
         yield Unit(
             format=NAME,
             path=entry.path,
@@ -104,15 +105,15 @@ def _file_units(entry: FileEntry, settings: ReaderSettings, rows: Rows) -> Itera
 
 
 def _cuts(
-    entry: FileEntry, delimiter: str, settings: ReaderSettings
+    entry: FileEntry, delimiter: str, unit_bytes: int, unit_rows: int | None
 ) -> Iterator[tuple[int, int, int]]:
     """(begin, end, rows) of the pieces, each from the begin of a record; the header is in none."""
     whole = entry.suffix in COMPRESSED
     start = num_rows = 0
     for begin, _ in islice(_records(entry.path, delimiter), 1, None):
-        if not start:
+        if not num_rows:
             start = begin
-        elif begin - start >= settings.unit_bytes and not whole:
+        elif not whole and (begin - start >= unit_bytes or num_rows == unit_rows):
             yield start, begin, num_rows
             start, num_rows = begin, 0
         num_rows += 1

@@ -31,6 +31,7 @@ READERS = (
     "pages",
     "sentence_transformers",
     "beir",
+    "folders",
     "tables",
     "json_lines",
     "csv_files",

@@ -49,12 +49,15 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
     entries = place.ending(*SUFFIXES) or (() if place.is_folder else place.files)
     if not entries:
         raise UserError(f"{place.path}: no {', '.join(SUFFIXES[:2])} file")
-    schema = _schema(entries)
+    schema, row_bytes = _schema(entries)
     if not schema.names:
         return
     mapped = map_columns(schema, settings, entries[0].path, is_open=True)
+    size = settings.unit_bytes
+    if mapped.has_images:
+        size = min(size, settings.unit_files * row_bytes)
     for entry in entries:
-        for begin, end in ranges(entry, settings.unit_bytes):
+        for begin, end in ranges(entry, size):
             yield Unit(
                 format=NAME,
                 path=entry.path,
@@ -89,9 +92,13 @@ def _rows(unit: Unit) -> Iterator[dict[str, Any]]:
         yield item_row(values, mapped, unit.settings, folder=folder, where=where)
 
 
-def _schema(entries: Sequence[FileEntry]) -> pa.Schema:
-    """Columns and types, from the beginnings of files; lines that are not JSON say nothing."""
+def _schema(entries: Sequence[FileEntry]) -> tuple[pa.Schema, int]:
+    """Columns and types, and a row's bytes, from the beginnings of files.
+
+    Lines that are not JSON say nothing here: they will be error rows.
+    """
     found: list[dict[str, Any]] = []
+    size = 0
     for number, entry in enumerate(entries[: 1 + OTHER_FILES]):
         end = OTHER_BYTES if number else FIRST_BYTES
         limit = None if entry.suffix not in COMPRESSED else 1000
@@ -101,9 +108,10 @@ def _schema(entries: Sequence[FileEntry]) -> pa.Schema:
                     found.append(parsed(line, f"{entry.path}, byte {begin}"))
                 except UserError:
                     continue
+                size += len(line)
         if number == 0 and entry.size and not found:
             _refuse(entry)
-    return inferred_schema(found)
+    return inferred_schema(found), max(1, size // max(1, len(found)))
 
 
 def _refuse(entry: FileEntry) -> None:

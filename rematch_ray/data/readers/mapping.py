@@ -24,7 +24,12 @@ PARTS = ("text", "image")
 NAMES = ("id", "parent_id", "source")
 # fields that the beginning of the files did not show, or with another type, as one JSON object
 REST = "other_fields"
-_PLAIN: dict[type, pa.DataType] = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+_PLAIN: dict[type, pa.DataType] = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bytes: pa.binary(),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class Mapped:
     def used(self) -> frozenset[str]:
         """Columns that are part of the item itself."""
         return frozenset(column for _, column in (*self.parts, *self.names))
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a column is an image."""
+        return any(role == "image" for role, _ in self.parts)
 
     @property
     def columns(self) -> list[str]:
@@ -128,7 +138,7 @@ def payload_row(values: Mapping[str, Any], mapped: Mapped) -> Row | None:
     made, rest = {}, {}
     types = {field.name: field.type for field in mapped.payload if field.name != REST}
     for name, value in values.items():
-        if value is None or name in mapped.used:
+        if value is None or isinstance(value, bytes) or name in mapped.used:
             continue
         if name in types and _fits(value, types[name]):
             text = pa.types.is_string(types[name]) and not isinstance(value, str)

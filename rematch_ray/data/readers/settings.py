@@ -48,7 +48,7 @@ class ReaderSettings(Settings):
     unit_bytes: int = Field(default=32 * 2**20, gt=0)
     """Bytes of a file that one read task takes; Parquet is read by row groups, whatever theirs."""
     unit_files: int = Field(default=2000, gt=0)
-    """Most image files, tar members or PDF pages that one read task takes."""
+    """Most images or PDF pages that one read task opens."""
 
     @field_validator("columns", mode="before")
     @classmethod

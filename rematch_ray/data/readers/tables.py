@@ -34,7 +34,8 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
         raise UserError(f"{place.path}: no *{SUFFIX} file")
     for entry in entries:
         mapped = map_columns(row_groups(entry.path)[0], settings, entry.path)
-        for unit in list_groups(entry, NAME, rows, settings, unit_rows=UNIT_ROWS):
+        unit_rows = settings.unit_files if mapped.has_images else UNIT_ROWS
+        for unit in list_groups(entry, NAME, rows, settings, unit_rows=unit_rows):
             yield replace(unit, payload=mapped.payload)
 
 

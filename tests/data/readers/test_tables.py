@@ -81,7 +81,7 @@ def test_a_wrong_column_is_named_with_the_one_it_resembles(folder: Path, name: s
     path = write(folder / name, [row(0)])
     with pytest.raises(SchemaError, match=r"no column 'captoin' for text; did you mean caption\?"):
         list_data(path, ReaderSettings(columns="text=captoin"))
-    with pytest.raises(SchemaError, match="no column is text or image .columns: key, title"):
+    with pytest.raises(SchemaError, match=r"no column is text or image .columns: key, title"):
         list_data(path, ReaderSettings(format=path.suffix[1:]))
 
 
