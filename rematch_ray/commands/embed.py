@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rematch_ray.commands.parser import OneLineParser, add_overrides
+from rematch_ray.commands.parser import OneLineParser, add_overrides, positive_number
 
 
 def add_arguments(parser: OneLineParser) -> None:
@@ -42,6 +42,15 @@ def add_arguments(parser: OneLineParser) -> None:
         metavar="TEXT",
         help='default: the one recorded with the model; "" for none',
     )
+    parser.add_argument(
+        "--dtype", choices=("float16", "int8"), help="type of the stored vectors (store_dtype)"
+    )
+    parser.add_argument(
+        "--num-vectors",
+        type=positive_number,
+        metavar="N",
+        help="store the first N vectors of each item, as many as a rung has (num_vectors)",
+    )
     add_overrides(parser, "embed")
 
 
@@ -52,7 +61,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     told = {"format": options.format, "columns": options.columns}
     reader = [f"reader.{key}={json.dumps(value)}" for key, value in told.items() if value]
-    settings = read_settings(EmbedJobSettings, None, [*reader, *options.overrides])
+    flags = {"store_dtype": options.dtype, "num_vectors": options.num_vectors}
+    stored = [f"{key}={value}" for key, value in flags.items() if value]
+    settings = read_settings(EmbedJobSettings, None, [*reader, *stored, *options.overrides])
     return embed(
         model=options.model,
         data=options.data,
