@@ -4,6 +4,7 @@ Refuses a request that the cluster cannot hold before anything starts. Knows res
 environment, nothing of models or data. Top floor.
 """
 
+import json
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from rematch_ray.errors import UserError
 # A training run needs CPUs for reading data beside its workers, or it waits without a word: on
 # small machines the CPUs that Ray counts are therefore more than there are.
 MIN_LOCAL_CPUS = 4
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a submitted job its own settings
 MAX_LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -212,6 +214,16 @@ def local_cpus() -> int:
     return max(os.cpu_count() or 1, MIN_LOCAL_CPUS)
 
 
+def _worker_environment() -> dict[str, str]:
+    """Variables for Ray's workers, but those that the submitted job sets itself.
+
+    Ray refuses a variable that a job and its driver both set, be the values equal or not.
+    """
+    job = json.loads(os.environ.get(JOB_CONFIG, "null")) or {}
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: os.environ[name] for name in WORKER_ENVIRONMENT if name not in given}
+
+
 def _start(address: str | None) -> None:
     import ray
 
@@ -219,7 +231,7 @@ def _start(address: str | None) -> None:
         "log_to_driver": os.environ.get("REMATCH_RAY_DEBUG") == "1",
         # below that Ray announces at every start that it made an authentication token
         "logging_level": "ERROR",
-        "runtime_env": {"env_vars": {k: os.environ[k] for k in WORKER_ENVIRONMENT}},
+        "runtime_env": {"env_vars": _worker_environment()},
     }
     if address:
         try:

@@ -1,7 +1,9 @@
 """A request that the cluster cannot hold is refused by name before anything starts."""
 
+import json
 import signal
 import threading
+from typing import Any
 
 import pytest
 
@@ -63,6 +65,29 @@ def test_an_address_without_a_cluster_is_refused_by_name(monkeypatch: pytest.Mon
         runtime.connect([]),
     ):
         pytest.fail("connected")
+
+
+@pytest.mark.parametrize("given", [None, {}, {"runtime_env": {}}, {"runtime_env": None}])
+def test_workers_get_our_environment(monkeypatch: pytest.MonkeyPatch, given: object) -> None:
+    asked = _asked_of_ray(monkeypatch, given)
+    assert asked.keys() == runtime.WORKER_ENVIRONMENT.keys()
+
+
+def test_a_jobs_own_environment_is_not_set_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    env_vars = {"TOKENIZERS_PARALLELISM": "true", "MINE": "1"}
+    asked = _asked_of_ray(monkeypatch, {"runtime_env": {"env_vars": env_vars}})
+    assert asked.keys() == runtime.WORKER_ENVIRONMENT.keys() - {"TOKENIZERS_PARALLELISM"}
+
+
+def _asked_of_ray(monkeypatch: pytest.MonkeyPatch, job: object) -> dict[str, str]:
+    """What environment the driver asks for when Ray told it so of its job."""
+    asked: dict[str, Any] = {}
+    for name, value in runtime.WORKER_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(runtime.JOB_CONFIG, json.dumps(job))
+    monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
+    runtime._start("127.0.0.1:1")
+    return asked["runtime_env"]["env_vars"]  # type: ignore[no-any-return]
 
 
 def test_a_background_call_is_waited_for_although_ctrl_c_came() -> None:
