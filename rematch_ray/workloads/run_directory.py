@@ -20,7 +20,7 @@ from rematch_ray.workloads.journal import Journal, Tail, replace
 # data behind another path is the same is for the plan's digest to say.
 FREE_SECTIONS = ("train.", "strategy.", "storage", "track.", "validation", "data.mix.")
 FIXED_KEYS = ("train.steps", "strategy.precision")
-SOURCE_PATHS = ("path", "image_root", "corpus")
+SOURCE_PATHS = ("path", "image_root", "corpus", "corpus_copy")
 
 
 class CheckpointError(RuntimeError):

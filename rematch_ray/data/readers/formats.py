@@ -16,7 +16,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from rematch_ray.data.readers.files import Place, absolute_path, look
-from rematch_ray.data.readers.linked_images import load_images
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit, with_one_payload
 from rematch_ray.errors import UserError, did_you_mean
@@ -27,6 +26,7 @@ READERS = (
     "parquet",
     "mmeb",
     "mmeb_eval_files",
+    "tevatron",
     "ms_swift",
     "pages",
     "sentence_transformers",
@@ -54,8 +54,8 @@ class Format:
         read_unit: the rows of a piece, as batches of `item_schema` or `sample_schema`; what cannot
             be read is a row too, with the reason in a column `error`.
         uses: names of the reader settings it heeds, beside those that all do; others are refused.
-        is_linked: `read_unit` leaves images where they lie, as absolute references; `read_data`
-            opens them.
+        open_rows: fills in what the rows of `read_unit` only refer to (images, documents of a
+            corpus), by the unit's settings; None = they are whole.
     """
 
     name: str
@@ -65,7 +65,9 @@ class Format:
     list_units: Callable[[Place, ReaderSettings, Rows], Iterable[Unit]]
     read_unit: Callable[[Unit], Iterator[pa.RecordBatch]]
     uses: frozenset[str] = frozenset()
-    is_linked: bool = False
+    open_rows: Callable[[pa.RecordBatch | pa.Table, ReaderSettings], Iterator[pa.RecordBatch]] | (
+        None
+    ) = None
 
 
 @lru_cache(maxsize=1)
@@ -129,11 +131,11 @@ def read_data(unit: Unit) -> Iterator[pa.RecordBatch]:
     """
     known = formats()[unit.format]
     for batch in known.read_unit(unit):
-        yield from load_images(batch, unit.settings) if known.is_linked else [batch]
+        yield from known.open_rows(batch, unit.settings) if known.open_rows else [batch]
 
 
 def read_links(unit: Unit) -> Iterator[pa.RecordBatch]:
-    """As `read_data`, but what a linked format refers to stays closed until `open_links`.
+    """As `read_data`, but what rows refer to stays closed until `open_links`.
 
     For whoever takes few rows of a unit at a time, as a training step does.
     """
@@ -141,10 +143,11 @@ def read_links(unit: Unit) -> Iterator[pa.RecordBatch]:
 
 
 def open_links(table: pa.Table, unit: Unit) -> pa.Table:
-    """Rows that `read_links` gave, of this unit or one like it, with the bytes of their images."""
-    if not formats()[unit.format].is_linked:
+    """Rows that `read_links` gave, of this unit or one like it, with all they refer to."""
+    open_rows = formats()[unit.format].open_rows
+    if open_rows is None:
         return table
-    return pa.Table.from_batches(load_images(table, unit.settings))
+    return pa.Table.from_batches(open_rows(table, unit.settings))
 
 
 def detect(

@@ -77,8 +77,13 @@ def read_lines(unit: Unit) -> list[bytes]:
 
 
 def first_line(path: str) -> bytes:
-    """The first line that is not empty, or nothing."""
-    return next((line for line in _lines(path) if line.strip()), b"{}")
+    """The first line that is not empty, or an empty object."""
+    return next(read_file_lines(path), b"{}")
+
+
+def read_file_lines(path: str) -> Iterator[bytes]:
+    """Every line of a file, without empty ones."""
+    return (line for line in _lines(path) if line.strip())
 
 
 def _lines(path: str) -> Iterator[bytes]:

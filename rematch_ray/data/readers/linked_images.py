@@ -22,7 +22,7 @@ from rematch_ray.errors import UserError
 
 def in_folder(row: Row, folder: str) -> Row:
     """A row whose relative references start from a folder below the root, "" for the root."""
-    for item in _items(row) if folder else ():
+    for item in items_of(row) if folder else ():
         for part in item.get("parts") or ():
             uri = part.get("uri")
             if uri and not is_uri(uri) and not uri.startswith(("/", "data:")):
@@ -53,7 +53,7 @@ def load_images(
 
 def _loaded(row: Row, settings: ReaderSettings) -> Row:
     try:
-        for item in _items(row):
+        for item in items_of(row):
             if item.get("parts"):
                 item["parts"] = with_images(item["parts"], settings, settings.image_root or "")
     except UserError as refused:
@@ -61,7 +61,7 @@ def _loaded(row: Row, settings: ReaderSettings) -> Row:
     return row
 
 
-def _items(row: Row) -> list[Row]:
+def items_of(row: Row) -> list[Row]:
     """The items of a row: itself, or those of a Sample."""
     if "query" not in row:
         return [row]

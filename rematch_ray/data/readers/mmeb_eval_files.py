@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from rematch_ray.data.readers.files import FileEntry, Place, look, parent
 from rematch_ray.data.readers.formats import Format
+from rematch_ray.data.readers.linked_images import load_images
 from rematch_ray.data.readers.mmeb_eval import (
     COLUMNS,
     NAME,
@@ -133,7 +134,7 @@ FORMATS = (
         detect=partial(detect_columns, needed=COLUMNS),
         list_units=_list_units,
         read_unit=_read_unit,
-        is_linked=True,
+        open_rows=load_images,
         uses=frozenset({"split", "part", *MEDIA}),
     ),
 )

@@ -21,7 +21,7 @@ from rematch_ray.data.readers.batches import error_row, to_batches
 from rematch_ray.data.readers.files import FAILURES, FileEntry, Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.line_files import first_line, list_lines, read_lines
-from rematch_ray.data.readers.linked_images import in_folder
+from rematch_ray.data.readers.linked_images import in_folder, load_images
 from rematch_ray.data.readers.parquet_rows import list_groups, parquet_columns, read_group
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -73,7 +73,7 @@ class Layout:
             detect=self._detect,
             list_units=self._list_units,
             read_unit=self._read_unit,
-            is_linked=True,
+            open_rows=load_images,
             uses=frozenset({"split", *self.uses}),
         )
 

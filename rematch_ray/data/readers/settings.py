@@ -29,6 +29,10 @@ class ReaderSettings(Settings):
     """Folder or URI that relative image paths start from; null = the folder of the data file."""
     corpus: str | None = None
     """File, folder or URI of the documents that training rows name by their ids."""
+    corpus_copy: str | None = None
+    """Folder on each machine for a copy of it by id; null = below the temporary folder."""
+    max_negatives: int | None = Field(default=None, ge=0)
+    """Negatives of a row whose documents are fetched, the first so many; null = all."""
     split: str | None = None
     """Split that is read of a data set; null = `train` (MMEB-train: `original`) or the only one."""
     part: Literal["corpus", "queries"] = "corpus"

@@ -77,7 +77,7 @@ def fingerprint(units: Iterable[Unit]) -> str:
     digest = hashlib.sha256()
     for unit in units:
         name = unit.path.rstrip("/").rpartition("/")[2]
-        told = unit.settings.model_dump_json(exclude={"image_root", "corpus"})
+        told = unit.settings.model_dump_json(exclude={"image_root", "corpus", "corpus_copy"})
         for value in (unit.format, name, unit.rows, unit.num_rows, unit.begin, unit.end, told):
             digest.update(f"{value}\0".encode())
         digest.update("\0".join((unit.stamp, *unit.members, "")).encode())
