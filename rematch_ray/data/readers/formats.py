@@ -27,6 +27,7 @@ READERS = (
     "mmeb",
     "mmeb_eval_files",
     "tevatron",
+    "nemo",
     "ms_swift",
     "pages",
     "sentence_transformers",
