@@ -21,7 +21,7 @@ _REFUSED_WRITES = {
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn what the disk refuses while `target` is written into one line for the user.
+    """Turn what the disk refuses while `target` is written here into one line for the user.
 
     Raises:
         UserError: for an OSError of the block; names the directory, the cause and what to do.
@@ -29,22 +29,36 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _refusal(target, error) from error
+        raise _refusal(target, _os_error_in(error) or error) from error
 
 
-def refused_write(error: BaseException | None, target: Path) -> UserError | None:
-    """Return what to tell the user if an error, or what it wraps, is a disk that takes no more.
+@contextmanager
+def streaming(target: Path) -> Iterator[None]:
+    """Turn a disk that takes no more, met by any task of a stream, into one line for the user.
 
-    Args:
-        error: as Ray raises it: the error of a task stands in `cause`, of a thread in `__cause__`.
-        target: the output directory.
+    Raises:
+        UserError: for an error of the block that wraps one of a full or read-only disk.
     """
+    try:
+        yield
+    except Exception as error:
+        inner = _os_error_in(error)
+        if inner is not None and inner.errno in _REFUSED_WRITES:
+            raise _refusal(target, inner) from error
+        raise
+
+
+def _os_error_in(error: BaseException | None) -> OSError | None:
+    """The innermost OSError: what Ray wraps stands in `cause`, what others wrap in `__cause__`."""
+    found = None
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _REFUSED_WRITES:
-            return _refusal(target, error)
         inner = getattr(error, "cause", None)
-        error = inner if isinstance(inner, BaseException) else error.__cause__
-    return None
+        wrapped = inner if isinstance(inner, BaseException) else error.__cause__
+        # an error of Ray's is of the type of what it wraps, without its number
+        if isinstance(error, OSError) and not isinstance(inner, BaseException):
+            found = error
+        error = wrapped
+    return found
 
 
 def _refusal(target: Path, error: OSError) -> UserError:

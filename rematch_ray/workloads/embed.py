@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.fs
 import ray.data
+from ray.data import ExecutionResources
 from ray.data.checkpoint import CheckpointConfig
 
 from rematch_ray.config import EmbedSettings
@@ -26,6 +27,7 @@ from rematch_ray.data.readers.units import Unit, fingerprint, payload_type
 from rematch_ray.errors import UserError
 from rematch_ray.model.checkpoint import read_meta, resolve_export
 from rematch_ray.model.settings import ModelSettings
+from rematch_ray.workloads.disk import streaming
 from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
 from rematch_ray.workloads.embed_progress import Done, Progress, every, say, write_summary
 from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
@@ -39,8 +41,8 @@ READ_CPUS = 0.25
 # actors', where decoding would wait for the forward pass
 ENCODER_BYTES = 640 * 2**20
 # items of a window: large pictures come in smaller windows, so that a task's memory is bounded
-WINDOW_BYTES = 32 * 2**20
-BLOCK_BYTES = 64 * 2**20
+WINDOW_BYTES = 16 * 2**20
+BLOCK_BYTES = 32 * 2**20
 # one call has the device, one prepares, two wait with their inputs at hand
 CALLS_AT_ONCE, CALLS_IN_FLIGHT = 2, 4
 FILTER_ACTORS, FILTER_CPUS, FILTER_BYTES = 1, 1.0, 256 * 2**20
@@ -205,7 +207,8 @@ def _stream(
     )
     while not write.wait(every(settings.progress_seconds)):
         say(progress.line())
-    write.result()
+    with streaming(staging.root.parent):
+        write.result()
     say(progress.line())
 
 
@@ -217,6 +220,10 @@ def _pipeline(
         plain_context()
         context.target_max_block_size = BLOCK_BYTES
         context.checkpoint_config = _checkpoint(staging)
+        # left alone, Ray fills half of the object store whatever the model's pace
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=settings.buffer_bytes * settings.max_actors
+        )
         calls = [
             ReadCall(ReadItems(unit, number, staging), unit.num_rows)
             for number, unit in enumerate(units)

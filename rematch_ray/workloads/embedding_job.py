@@ -37,6 +37,7 @@ class Job:
         model: the export's path, for whoever searches later (`model_path` in the manifest).
         dtype: element type of the stored vectors.
         num_vectors: vectors stored of each item, the first so many; None = all.
+        precision: of the backbone; None = the export's own.
         limits: the model's limits of pixels and tokens, for the manifest.
     """
 
@@ -47,6 +48,7 @@ class Job:
     model: str
     dtype: Dtype = "float16"
     num_vectors: int | None = None
+    precision: str | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class Job:
             model=str(export),
             dtype=settings.store_dtype,
             num_vectors=settings.num_vectors,
+            precision=settings.precision,
             limits={name: known.get(name) for name in LIMITS},
         )
 
@@ -105,6 +108,7 @@ class Job:
             "model": self.identity["digest"],
             "side": self.side,
             "instruction": self.instruction,
+            "precision": self.precision,
             "dtype": self.dtype,
             "R": self.shape["R"],
         }
@@ -198,7 +202,7 @@ def manifest_in(target: Path) -> dict[str, Any] | None:
 
 
 def _settled_in(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    same = {key: manifest[key] for key in ("side", "instruction", "dtype", "R")}
+    same = {key: manifest[key] for key in ("side", "instruction", "precision", "dtype", "R")}
     return {"model": manifest["identity"]["digest"], **same}
 
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 
 from rematch_ray.errors import UserError
 from rematch_ray.workloads.account import REFUSED, Account
-from rematch_ray.workloads.disk import refused_write, writing
+from rematch_ray.workloads.disk import writing
 from rematch_ray.workloads.embedding_job import (
     MANIFEST,
     Job,
@@ -69,7 +69,7 @@ def finish(
             raise UserError("the data holds no rows; give files with at least one")
         old = manifest_in(target)
         sources = list(_sources(target, staging, old))
-        scans: list[Scan] = _get(target, [_scan.remote(source) for source in sources])
+        scans: list[Scan] = _get([_scan.remote(source) for source in sources])
         account = Account.of(ledger, sources, scans)
         account.refuse_lost(target)
         account.refuse_too_many_bad(max_bad_share, target)
@@ -95,15 +95,14 @@ def _write_shard(pieces: Sequence[Piece], path: Path, form: ShardForm) -> dict[s
     return write_shard(pieces, path, form)
 
 
-def _get(target: Path, refs: Sequence[Any]) -> list[Any]:
+def _get(refs: Sequence[Any]) -> list[Any]:
     """Wait for tasks; what the user can mend is raised without the worker's stack."""
     try:
         made: list[Any] = ray.get(list(refs))
     except RayTaskError as error:
-        mistake = user_error_in(error) or refused_write(error, target)
-        if mistake is None:
-            raise
-        raise UserError(str(mistake)) from error
+        if (mistake := user_error_in(error)) is not None:
+            raise UserError(str(mistake)) from error
+        raise
     return made
 
 
@@ -147,7 +146,7 @@ def _write_shards(
         else:
             made.append(_write_shard.remote(pieces, target / f"part-{number:05d}.parquet", form))
             number += 1
-    return [*kept, *_get(target, made)]
+    return [*kept, *_get(made)]
 
 
 def _number_of(name: str) -> int:
@@ -174,6 +173,7 @@ def _describe(job: Job, account: Account, shards: list[dict[str, Any]]) -> dict[
         "instruction": job.instruction,
         **job.shape,
         "dtype": job.dtype,
+        "precision": job.precision,
         "data": job.data,
         "rows_in": rows_in,
         "embedded": embedded,

@@ -276,6 +276,7 @@ def test_another_request_for_a_finished_directory_is_refused_by_name(tmp_path: P
     other = {**job().identity, "digest": "e2" * 32}
     for changes, told in [
         ({"identity": other}, "made with model"),
+        ({"precision": "bf16"}, "made with precision None, asked for is 'bf16'"),
         ({"dtype": "int8"}, "made with dtype 'float16', asked for is 'int8'"),
         ({"num_vectors": 3}, "made with R 6, asked for is 3"),
         ({"instruction": "find"}, "made with instruction None, asked for is 'find'"),
