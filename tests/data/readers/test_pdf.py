@@ -1,0 +1,133 @@
+"""PDF files: a row a page, its text, the size it is drawn at, and files that cannot be opened."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rematch_ray.data.readers.files import look
+from rematch_ray.data.readers.formats import detect, list_data
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.errors import UserError
+from tests.data.readers.corpora import errors, good, read_items
+
+pytest.importorskip("pypdfium2")
+
+
+def pdf(pages: list[str], *, box: str = "0 0 200 100", trailer: str = "") -> bytes:
+    """A PDF with one line of text on each page, its offsets as they should be."""
+    numbers = [5 + 2 * i for i in range(len(pages))]
+    kids = " ".join(f"{n} 0 R" for n in numbers)
+    objects = {
+        1: "<< /Type /Catalog /Pages 2 0 R >>",
+        2: f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
+        3: "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        4: "<< /Filter /Standard /V 1 /R 2 /P -4 "
+        f"/O <{'41' * 32}> /U <{'42' * 32}> >>",
+    }  # fmt: skip
+    for number, text in zip(numbers, pages, strict=True):
+        stream = f"BT /F1 18 Tf 20 50 Td ({text}) Tj ET"
+        objects[number] = (
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [{box}] /Contents {number + 1} 0 R "
+            "/Resources << /Font << /F1 3 0 R >> >> >>"
+        )
+        objects[number + 1] = f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream"
+    content, offsets = b"%PDF-1.4\n", {}
+    for number in sorted(objects):
+        offsets[number] = len(content)
+        content += f"{number} 0 obj\n{objects[number]}\nendobj\n".encode()
+    table = "".join(f"{offsets[n]:010} 00000 n \n" for n in sorted(objects))
+    size = len(objects) + 1
+    return (
+        content
+        + (
+            f"xref\n0 {size}\n0000000000 65535 f \n{table}"
+            f"trailer\n<< /Size {size} /Root 1 0 R {trailer} >>\nstartxref\n{len(content)}\n%%EOF\n"
+        ).encode()
+    )
+
+
+def drawn(row: dict) -> Image.Image:
+    [part] = row["parts"]
+    return Image.open(io.BytesIO(part["image"]))
+
+
+def test_a_page_is_a_row_with_its_text_and_file(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "a.PDF").write_bytes(pdf(["first page", "second page"]))
+    (tmp_path / "b.pdf").write_bytes(pdf(["other file"]))
+    assert detect(look(tmp_path))[0].name == "pdf"
+    rows = read_items(tmp_path, source="reports")
+    assert [(r["id"], r["parent_id"]) for r in rows] == [
+        ("b.pdf#page=1", "b.pdf"),
+        ("reports/a.PDF#page=1", "reports/a.PDF"),
+        ("reports/a.PDF#page=2", "reports/a.PDF"),
+    ]
+    assert rows[2]["payload"] == {
+        "file": "reports/a.PDF",
+        "page": 2,
+        "num_pages": 2,
+        "text": "second page",
+    }
+    # 200 x 100 points at 144 dots per inch
+    assert drawn(rows[0]).size == (400, 200)
+    assert drawn(rows[0]).convert("L").getextrema() == (0, 255)
+
+
+def test_resolution_is_set_and_capped(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(pdf(["x"]))
+    assert drawn(read_items(tmp_path, pdf_dpi=72)[0]).size == (200, 100)
+    width, height = drawn(read_items(tmp_path, pdf_pixels=5000)[0]).size
+    assert 4900 <= width * height <= 5200
+    (tmp_path / "a.pdf").write_bytes(pdf(["x"], box="0 0 14400 14400"))
+    width, height = drawn(read_items(tmp_path, pdf_pixels=10_000)[0]).size
+    assert width * height <= 10_300
+
+
+def test_files_that_cannot_be_opened_are_rows_with_reasons(tmp_path: Path) -> None:
+    encrypted = pdf(["x"], trailer="/Encrypt 4 0 R /ID [<00> <00>]")
+    (tmp_path / "encrypted.pdf").write_bytes(encrypted)
+    (tmp_path / "broken.pdf").write_bytes(pdf(["x"])[:60])
+    (tmp_path / "empty.pdf").write_bytes(b"")
+    (tmp_path / "none.pdf").write_bytes(pdf([]))
+    (tmp_path / "text.pdf").write_text("no PDF")
+    (tmp_path / "good.pdf").write_bytes(pdf(["x"]))
+    rows = read_items(tmp_path)
+    assert [r["id"] for r in good(rows)] == ["good.pdf#page=1"]
+    reasons = errors(rows)
+    assert [r["id"] for r in rows if r["error"]] == [
+        "broken.pdf", "empty.pdf", "encrypted.pdf", "none.pdf", "text.pdf",
+    ]  # fmt: skip
+    assert len(reasons) == 5
+    assert "password" in reasons[2]
+    assert all("cannot be opened" in r or "opened" in r or "no pages" in r for r in reasons)
+
+
+def test_a_page_that_cannot_be_drawn_spoils_no_other(tmp_path: Path) -> None:
+    broken = pdf(["one", "two", "three"]).replace(b"7 0 R", b"3 0 R")
+    (tmp_path / "a.pdf").write_bytes(broken)
+    rows = read_items(tmp_path)
+    assert [r["payload"]["text"] for r in good(rows)] == ["one", "three"]
+    assert errors(rows) == ["a.pdf, page 2: cannot be drawn: Failed to load page."]
+    assert (rows[1]["id"], rows[1]["parent_id"]) == ("a.pdf#page=2", "a.pdf")
+
+
+def test_many_small_files_are_one_piece_and_a_long_one_several(tmp_path: Path) -> None:
+    for n in range(70):
+        (tmp_path / f"{n:02}.pdf").write_bytes(pdf([f"file {n}"]))
+    assert [len(unit.members) for unit in list_data(tmp_path)] == [64, 6]
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long" / "a.pdf").write_bytes(pdf([f"page {n}" for n in range(5)]))
+    units = list_data(tmp_path / "long", ReaderSettings(unit_files=2))
+    assert len(units) == 3
+    rows = read_items(tmp_path / "long", unit_files=2)
+    assert [r["payload"]["text"] for r in rows] == [f"page {n}" for n in range(5)]
+
+
+def test_settings_of_other_formats_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(pdf(["x"]))
+    with pytest.raises(UserError, match=r"pdf .1 PDF files., which does not use columns"):
+        list_data(tmp_path, ReaderSettings(columns="text=a"))
+    with pytest.raises(UserError, match=r"format pdf does not use columns .it uses: pdf_dpi"):
+        list_data(tmp_path, ReaderSettings(format="pdf", columns="text=a"))

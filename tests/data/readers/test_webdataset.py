@@ -1,0 +1,149 @@
+"""WebDataset tars: keys, suffixes, pieces, and archives that are damaged or hostile."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from rematch_ray.data.readers.files import look
+from rematch_ray.data.readers.formats import detect, list_data
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.errors import UserError
+from tests.data.readers.corpora import errors, good, read_items, texts
+from tests.tiny import png
+
+RED, BLUE = png("red"), png("blue")
+
+
+def write(path: Path, members: list[tuple[str, bytes | str | dict]], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, content in members:
+            if isinstance(content, dict):
+                content = json.dumps(content)
+            data = content if isinstance(content, bytes) else content.encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def numbered(count: int, folder: str = "") -> list[tuple[str, bytes | str | dict]]:
+    return [
+        (f"{folder}{n:04}.{suffix}", content)
+        for n in range(count)
+        for suffix, content in (("jpg", RED), ("txt", f"text {n}"), ("json", {"n": n}))
+    ]
+
+
+def test_members_of_one_key_are_a_row(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", [*numbered(2), ("x/y.z.PNG", BLUE), ("x/y.cls", "7")])
+    write(tmp_path / "b.tar", [("last.webp", RED), ("last.npy", b"\x93"), (".hidden.jpg", RED)])
+    assert detect(look(tmp_path))[0].name == "webdataset"
+    rows = read_items(tmp_path, source="laion")
+    assert [(r["id"], texts(r)) for r in rows] == [
+        ("0000", [RED, "text 0"]),
+        ("0001", [RED, "text 1"]),
+        ("x/y", [BLUE]),
+        ("last", [RED]),
+    ]
+    assert [r["payload"]["n"] for r in rows] == [0, 1, None, None]
+    assert rows[2]["payload"]["cls"] == "7"
+    assert {r["source"] for r in rows} == {"laion"}
+
+
+def test_suffixes_and_fields_can_be_named(tmp_path: Path) -> None:
+    members = [("a.seg.png", BLUE), ("a.jpg", RED), ("a.json", {"uid": "u1", "title": "t"})]
+    path = write(tmp_path / "a.tar", members)
+    assert texts(read_items(path)[0]) == [BLUE, RED]
+    [row] = read_items(path, columns="text=title,image=jpg,id=uid")
+    assert (row["id"], texts(row)) == ("u1", ["t", RED])
+    assert row["payload"] == {"file_name": "a", "other_fields": None}
+
+
+@pytest.mark.parametrize(("unit_bytes", "units"), [(1, 30), (5000, 10), (10**9, 1)])
+def test_pieces_hold_every_key_once(tmp_path: Path, unit_bytes: int, units: int) -> None:
+    # names so long that they need headers of their own
+    path = write(tmp_path / "a.tar", numbered(30, folder=f"{'long/' * 30}"))
+    found = list_data(path, ReaderSettings(unit_bytes=unit_bytes))
+    assert sum(unit.num_rows or 0 for unit in found) == 30
+    assert (len(found) > 5) == (units > 5)
+    rows = read_items(path, unit_bytes=unit_bytes)
+    assert [texts(r)[1] for r in rows] == [f"text {n}" for n in range(30)]
+    assert len(list_data(path, ReaderSettings(unit_files=7))) == 5
+
+
+@pytest.mark.parametrize("suffix", ["tar.gz", "tgz", "tar.xz"])
+def test_compressed_archives_are_one_piece(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"a.{suffix}", numbered(5), "w:xz" if suffix == "tar.xz" else "w:gz")
+    assert len(read_items(path, unit_bytes=1)) == 5
+    assert [unit.num_rows for unit in list_data(path)] == [None]
+
+
+def test_rows_that_make_no_item_say_why(tmp_path: Path) -> None:
+    members = [
+        ("a.jpg", RED), ("a.jpg", BLUE), ("b.json", "{"), ("b.jpg", RED), ("c.npy", b"x"),
+        ("d.txt", b"\xff"), ("e.jpg", b""), ("f.jpg", RED),
+    ]  # fmt: skip
+    rows = read_items(write(tmp_path / "a.tar", members))
+    assert [r["id"] for r in rows] == ["a", "b", "c", "d", "e", "f"]
+    assert [r["id"] for r in good(rows)] == ["f"]
+    expected = ["two .jpg members", "not JSON", "neither text nor image", "not UTF-8", "is empty"]
+    for reason, part in zip(errors(rows), expected, strict=True):
+        assert part in reason
+        assert "a.tar" in reason or "file" in reason
+
+
+def test_links_devices_and_names_that_climb_out_touch_nothing(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(BLUE)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, kind in (("a.png", tarfile.SYMTYPE), ("b.png", tarfile.LNKTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "../secret.png"
+            tar.addfile(info)
+        pipe = tarfile.TarInfo("c.png")
+        pipe.type = tarfile.FIFOTYPE
+        tar.addfile(pipe)
+        for name in ("../../escape.png", "/etc/absolute.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(RED)
+            tar.addfile(info, io.BytesIO(RED))
+    rows = read_items(tmp_path / "a.tar")
+    assert [(r["id"], texts(r)) for r in rows] == [
+        ("../../escape", [RED]),
+        ("/etc/absolute", [RED]),
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar", "secret.png"]
+
+
+@pytest.mark.parametrize("cut", [100, 700, 5 * 1536 - 700])
+def test_an_archive_that_ends_early_keeps_what_came_before(tmp_path: Path, cut: int) -> None:
+    write(tmp_path / "a.tar", numbered(1))
+    path = write(tmp_path / "b.tar", numbered(10))
+    # without the two blocks of zeros and their padding
+    size = 10 * 3 * 1024
+    path.write_bytes(path.read_bytes()[: size - cut])
+    rows = read_items(tmp_path)
+    assert 7 < len(good(rows)) < 11
+    [reason] = errors(rows)
+    assert "the archive is damaged" in reason
+
+
+def test_damage_in_the_middle_is_not_the_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", numbered(10))
+    content = bytearray(path.read_bytes())
+    content[5 * 3072 : 5 * 3072 + 200] = b"\xff" * 200
+    path.write_bytes(content)
+    rows = read_items(path)
+    assert len(good(rows)) in (4, 5)
+    assert "the archive is damaged" in errors(rows)[0]
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 300)
+    with pytest.raises(UserError, match=r"a\.tar, .*damaged.*is it a tar at all"):
+        list_data(tmp_path)
+    write(tmp_path / "a.tar", [])
+    with pytest.raises(UserError, match="no rows in"):
+        list_data(tmp_path)
