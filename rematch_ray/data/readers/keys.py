@@ -1,27 +1,31 @@
 """The key of a row: what Ray's checkpoint filter remembers rows by.
 
 A row has the same key in every process, on every machine and wherever it lies in its file; a row
-whose content changed has another one. It knows item batches only. Middle floor.
+whose content changed has another one. It knows Arrow batches of Items only. Middle floor.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 _MASK = np.uint64(2**63 - 1)
+_NAMES = ("source", "id", "parent_id", "error")
+_PART = ("kind", "text", "image", "uri")
+
+# views into an array's own buffer: images are not copied
+Bytes = bytes | memoryview
 
 
 def row_keys(batch: pa.RecordBatch | pa.Table) -> pa.Int64Array:
     """63-bit hash of (source, id, content) of every row, never negative.
 
-    Content is the parts, the parent, the payload (null fields left out, so that a field more in
-    other rows changes nothing) and, of a row that could not be read, the reason.
+    Content is the parts, the parent, the payload and, of a row that could not be read, the reason.
+    Null and missing fields of the payload are the same, and so are 1 and 1.0: what other files of
+    the corpus have changes no key.
 
     Args:
         batch: Items as `read_data` gives them.
@@ -29,76 +33,118 @@ def row_keys(batch: pa.RecordBatch | pa.Table) -> pa.Int64Array:
     Returns:
         One key per row.
     """
-    columns = [_texts(batch, name) for name in ("source", "id", "parent_id", "error")]
-    columns.append(_payloads(batch))
-    digests = bytearray()
-    for fields, parts in zip(zip(*columns, strict=True), _parts(batch), strict=True):
-        digest = hashlib.blake2b(digest_size=8)
-        for value in fields:
-            _update(digest, value)
-        for value in parts:
-            _update(digest, value)
-        digests += digest.digest()
+    columns = [_without_empty(_column(batch, name)) for name in _NAMES]
+    columns += [_column(batch, "payload"), _parts(batch)]
+    digests = b"".join(
+        hashlib.blake2b(_joined(row), digest_size=8).digest() for row in zip(*columns, strict=True)
+    )
     return pa.array((np.frombuffer(digests, "<u8") & _MASK).astype(np.int64))
 
 
-def _update(digest: Any, value: pa.Buffer | bytes | None) -> None:
-    """Add one value with its length in front; no value differs from an empty one."""
-    if value is None:
-        digest.update(b"-")
-        return
-    size = value.size if isinstance(value, pa.Buffer) else len(value)
-    digest.update(b"%d:" % size)
-    digest.update(value)
-
-
-def _texts(batch: pa.RecordBatch | pa.Table, name: str) -> list[bytes | None]:
+def _column(batch: pa.RecordBatch | pa.Table, name: str) -> Sequence[Bytes | None]:
     if name not in batch.schema.names:
         return [None] * batch.num_rows
-    # of a null column too; "" and null mean the same in an item
-    return [value.encode() if value else None for value in batch.column(name).to_pylist()]
+    return _values(_whole(batch.column(name)))
 
 
-def _payloads(batch: pa.RecordBatch | pa.Table) -> list[bytes | None]:
-    if "payload" not in batch.schema.names:
-        return [None] * batch.num_rows
-    rows = (_without_nulls(value) for value in batch.column("payload").to_pylist())
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _without_empty(values: Iterable[Bytes | None]) -> list[Bytes | None]:
+    """To an item, an empty name is none."""
+    return [value or None for value in values]
+
+
+def _joined(values: Iterable[Bytes | None]) -> bytes:
+    """Values as one, each with its length in front; none differs from an empty one.
+
+    >>> _joined([b"ab", None, b""])
+    b'2:ab-0:'
+    """
+    return b"".join(
+        piece
+        for value in values
+        for piece in ((b"-",) if value is None else (b"%d:" % len(value), value))
+    )
+
+
+def _values(array: pa.Array) -> Sequence[Bytes | None]:
+    """Every value of an array as bytes that say all of it; of a struct, its non-null fields."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _values(array.dictionary_decode())
+    if pa.types.is_null(kind):
+        return [None] * len(array)
+    if pa.types.is_struct(kind):
+        return _structs(array)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _lists(array)
+    try:
+        return _slices(array)
+    # a type that Arrow cannot spell: maps, fixed lists
+    except pa.ArrowException:
+        return [None if v is None else repr(v).encode() for v in array.to_pylist()]
+
+
+def _structs(array: pa.StructArray) -> list[Bytes | None]:
+    names = sorted(field.name for field in array.type)
+    marks = [name.encode() for name in names]
+    # flatten, unlike field, gives null where the whole struct is
+    children = dict(zip((field.name for field in array.type), array.flatten(), strict=True))
+    rows = zip(*(_values(children[name]) for name in names), strict=True)
     return [
-        json.dumps(row, sort_keys=True, default=str).encode(errors="backslashreplace")
-        if row
-        else None
+        _joined(piece for mark, v in zip(marks, row) if v is not None for piece in (mark, v))
+        or None
         for row in rows
     ]
 
 
-def _without_nulls(value: Any) -> Any:
-    """The value as other files of the corpus leave it: no nulls, whole floats as integers."""
-    if isinstance(value, dict):
-        kept = {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
-        return {key: inner for key, inner in kept.items() if inner is not None} or None
-    if isinstance(value, list):
-        return [_without_nulls(inner) for inner in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+def _lists(array: pa.ListArray | pa.LargeListArray) -> list[Bytes | None]:
+    offsets = array.offsets.to_pylist()
+    first = offsets[0] if offsets else 0
+    inner = _values(array.values.slice(first, offsets[-1] - first if offsets else 0))
+    return [
+        _joined(inner[begin - first : end - first]) if valid else None
+        for begin, end, valid in zip(offsets, offsets[1:], array.is_valid().to_pylist())
+    ]
 
 
-def _parts(batch: pa.RecordBatch | pa.Table) -> Iterator[list[bytes | pa.Buffer | None]]:
-    """Of every row: kind, text and image (its uri where there are no bytes) of every part."""
-    column = batch.column("parts")
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    for row in column:
-        values: list[bytes | pa.Buffer | None] = []
-        for part in row.values if row.is_valid and row.values is not None else ():
-            fields = {name: part.get(name) for name in part} if part.is_valid else {}
-            image = fields.get("image")
-            bytes_of = image.as_buffer() if image is not None and image.is_valid else None
-            values += [_encoded(fields.get("kind")), _encoded(fields.get("text")), bytes_of]
-            if bytes_of is None:
-                values.append(_encoded(fields.get("uri")))
-        yield values
+def _slices(array: pa.Array) -> list[Bytes | None]:
+    """Every value of a plain array, spelled as text unless it is bytes; views, no copies."""
+    if not (pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type)):
+        array = array.cast(pa.large_string())
+    array = array.cast(pa.large_binary())
+    _, offsets, data = array.buffers()
+    view = memoryview(data) if data is not None else memoryview(b"")
+    places = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1].tolist()
+    return [
+        view[begin:end] if valid else None
+        for begin, end, valid in zip(places, places[1:], array.is_valid().to_pylist())
+    ]
 
 
-def _encoded(value: pa.Scalar | None) -> bytes | None:
-    return value.as_py().encode() if value is not None and value.is_valid else None
+def _parts(batch: pa.RecordBatch | pa.Table) -> list[Bytes | None]:
+    """Of every row: its parts; a uri counts only where there are no bytes."""
+    column = _whole(batch.column("parts"))
+    if pa.types.is_null(column.type):
+        return [None] * len(column)
+    offsets = column.offsets.to_pylist()
+    first = offsets[0] if offsets else 0
+    structs = column.values.slice(first, offsets[-1] - first if offsets else 0)
+    fields = [
+        _values(structs.field(name))
+        if structs.type.get_field_index(name) >= 0
+        else [None] * len(structs)
+        for name in _PART
+    ]
+    inner = [
+        _joined((kind, text, image, uri if image is None else None))
+        for kind, text, image, uri in zip(*fields, strict=True)
+    ]
+    return [
+        _joined(inner[begin - first : end - first]) if valid else None
+        for begin, end, valid in zip(offsets, offsets[1:], column.is_valid().to_pylist())
+    ]
