@@ -371,6 +371,8 @@ class MineSettings(MiningRules):
     """Rows searched together; more need more memory."""
     cpus_per_task: float = Field(default=1.0, gt=0)
     """Logical CPUs of each task that reads, searches or writes rows."""
+    reader: ReaderSettings = ReaderSettings()
+    """How the training rows are read."""
     embed: EmbedSettings = EmbedSettings()
     """How queries and documents are embedded; `max_bad_share` holds for everything read."""
 

@@ -101,6 +101,8 @@ class RowScanner:
             source = row.get("source") or ""
             label = f"{where} row {first_row + number}"
             query = _Found(row.get("query"), f"{label}, query", source, self._make)
+            if row.get("error") and query.problem:
+                query.problem["reason"] = row["error"]
             found = [
                 (side, place, _Found(raw, f"{label}, {side} {place}", source, self._make))
                 for side, place, raw in named_items(row)

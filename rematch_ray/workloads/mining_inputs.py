@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rematch_ray.config import MineSettings
+from rematch_ray.data.readers.formats import list_data
 from rematch_ray.data.readers.parquet import list_units
 from rematch_ray.data.readers.units import Unit, fingerprint
 from rematch_ray.errors import UserError
@@ -21,8 +22,8 @@ from rematch_ray.model.settings import ModelIdentity, ModelSettings
 from rematch_ray.scoring.budget import Ladder
 from rematch_ray.workloads.mining_job import Job
 
-# settings that say how a job is run, not what comes out
-ONLY_HOW = {"search_rows", "cpus_per_task", "embed"}
+# settings that say how a job is run, not what comes out; how rows are read is in their fingerprint
+ONLY_HOW = {"search_rows", "cpus_per_task", "embed", "reader"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def read_inputs(
         export=export,
         identity=identity,
         model=ModelSettings.model_validate(read_meta(export)["settings"]),
-        units=list_units(_paths(data), rows="samples"),
+        units=list_data(_given(data), settings.reader, rows="samples"),
         corpus=paths,
         corpus_units=list_units(paths, rows="items") if paths else [],
         index=Path(index).expanduser().absolute() if index is not None else None,
@@ -112,5 +113,8 @@ def read_inputs(
 
 
 def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
-    paths = [given] if isinstance(given, str | Path) else given
-    return [Path(path).expanduser().absolute() for path in paths]
+    return [Path(path).expanduser().absolute() for path in _given(given)]
+
+
+def _given(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else list(paths)

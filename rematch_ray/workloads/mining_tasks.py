@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rematch_ray.data.prompts import Side
-from rematch_ray.data.readers.parquet import Unit, read_unit
+from rematch_ray.data.readers.formats import read_data
+from rematch_ray.data.readers.parquet import read_unit
+from rematch_ray.data.readers.units import Unit
 from rematch_ray.data.schema import Item, item_from_row, items_to_table, write_parquet
 from rematch_ray.errors import UserError
 from rematch_ray.index.miner import Gallery, Mined, Miner, MinerSettings
@@ -102,7 +104,7 @@ class ScanUnit:
 
     def __call__(self) -> list[pa.Table]:
         """Write problems and queries, then the scan."""
-        table = pa.Table.from_batches(read_unit(self.unit))
+        table = pa.Table.from_batches(read_data(self.unit))
         scanner = RowScanner(self.max_pixels, self.instructions)
         scan = scanner(table, where=self.unit.path, first_row=self.unit.first_row)
         queries = [
@@ -138,7 +140,7 @@ class CollectDocuments:
 
     def __call__(self) -> list[pa.Table]:
         """Write the Items, then the store."""
-        rows = pa.Table.from_batches(read_unit(self.unit)).to_pylist() if len(self.chosen) else []
+        rows = pa.Table.from_batches(read_data(self.unit)).to_pylist() if len(self.chosen) else []
         named = pq.read_table(self.workspace.scan(self.number))["documents"].to_pylist()
         flat = [(row, entry) for row, entries in enumerate(named) for entry in entries]
         found = []
@@ -236,7 +238,7 @@ class MineUnit:
         scan = pq.read_table(workspace.scan(self.number))
         mined = self._mine(scan)
         opened = _open(self.galleries)
-        table = pa.Table.from_batches(read_unit(self.unit))
+        table = pa.Table.from_batches(read_data(self.unit))
         added = []
         for one in mined:
             kinds = one.selection.kinds if one.selection else ()

@@ -17,6 +17,7 @@ from rematch_ray.data.order import OrderSettings
 from rematch_ray.data.readers.parquet import read_table
 from rematch_ray.data.schema import (
     items_to_table,
+    sample_from_row,
     samples_from_table,
     samples_to_table,
     write_parquet,
@@ -31,6 +32,7 @@ from rematch_ray.workloads import mining_galleries
 from rematch_ray.workloads.embed import embed
 from rematch_ray.workloads.mine import mine
 from rematch_ray.workloads.stream import open_data
+from tests.data.readers.layouts import write_rows
 from tests.tiny import COLOURS, png
 
 BROKEN = png()[:40]
@@ -309,6 +311,29 @@ class TestOnACluster:
         assert result["mined"] == {}
         assert result["rows_without"] == 24
         assert result["rows_not_searched"] == 0
+
+    @pytest.mark.slow
+    def test_rows_of_another_layout_are_mined_and_a_bad_one_keeps_its_reason(
+        self, tiny_export: Path, tmp_path: Path
+    ) -> None:
+        pairs = [
+            {"anchor": f"which bar is {n}", "positive": note(n).text, "negative": "own wrong"}
+            for n in range(24)
+        ]
+        pairs[7]["positive"] = ""
+        data = write_rows(tmp_path / "pairs.jsonl", pairs)
+        out = tmp_path / "mined"
+        result = mine(model=tiny_export, data=data, out=out, settings=SETTINGS)
+        assert result["rows"] == 24
+        [file] = sorted(out.glob("*.parquet"))
+        table = pq.read_table(file).to_pylist()
+        assert [row["error"] for row in table if row["error"]] == [
+            "there is neither text nor image"
+        ]
+        assert table[7]["query"] is None
+        good = [sample_from_row(row) for row in table if not row["error"]]
+        assert all(sample.negatives[0].kind == "given" for sample in good)
+        assert any(negatives for negatives in mined_ids(good))
 
 
 def test_a_mistake_is_one_line_before_anything_starts(
