@@ -25,7 +25,7 @@ from rematch_ray.workloads.staging import OK, ROW_KEY, STAGED_FIELDS, Staging
 
 ERROR_FIELD = pa.field("error", pa.string())
 # encoded rows that pass on together: pictures can be larger encoded than they were as files
-ENCODED_BYTES = 64 * 2**20
+ENCODED_BYTES = 32 * 2**20
 
 
 class ReadItems:

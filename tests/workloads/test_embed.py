@@ -154,7 +154,7 @@ def test_windows_are_smaller_where_items_are_large(corpus: Path) -> None:
     units = list_data(corpus, rows="items")
     assert window_rows(units, 256) == 256
     large = [replace(unit, num_bytes=2**20 * (unit.num_rows or 0)) for unit in units]
-    assert window_rows(large, 256) == 32
+    assert window_rows(large, 256) == 16
     assert window_rows([replace(unit, num_rows=None) for unit in large], 256) == 256
 
 
