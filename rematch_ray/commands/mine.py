@@ -21,11 +21,10 @@ def add_arguments(parser: OneLineParser) -> None:
     )
     parser.add_argument(
         "--data",
-        type=Path,
         required=True,
         action="append",
         metavar="PATH",
-        help="Parquet of training rows, a file or a directory; repeatable",
+        help="training rows in any format, a file, a directory or a URI; repeatable",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="PATH")
     parser.add_argument(

@@ -41,6 +41,19 @@ def test_cells_may_be_images_paths_both_or_messages(tmp_path: Path) -> None:
     assert spelled(second.positives[0].item) == ["not a path: a.png"]
 
 
+def test_paths_start_from_the_folder_of_their_file(tmp_path: Path) -> None:
+    for part, colour in (("a", "red"), ("b", "blue")):
+        write_image(tmp_path / part / "img" / "x.png", png(colour))
+        row = {"anchor": "img/x.png", "positive": part}
+        write_rows(tmp_path / part / "pairs.jsonl", [row, {"anchor": "../y.png", "positive": "z"}])
+    samples, errors = read(tmp_path)
+    assert [spelled(sample.query) for sample in samples] == [[png("red")], [png("blue")]]
+    assert all("y.png" in error for error in errors)
+    write_image(tmp_path / "root" / "img" / "x.png", png("green"))
+    [sample, _], _ = read(tmp_path, image_root=str(tmp_path / "root"))
+    assert spelled(sample.query) == [png("green")]
+
+
 def test_images_of_the_hub_come_as_bytes(tmp_path: Path) -> None:
     cell = {"bytes": png("blue"), "path": "7.png"}
     rows = [{"query": "q", "image": cell, "negative_0": cell}]
