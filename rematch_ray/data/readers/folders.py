@@ -162,6 +162,6 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
-        uses=MAPPED_USES,
+        uses=MAPPED_USES | {"unit_bytes", "unit_files"},
     ),
 )

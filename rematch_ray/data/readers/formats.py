@@ -42,7 +42,7 @@ READERS = (
 )
 
 # settings that every format takes
-COMMON = frozenset({"format", "source", "unit_bytes", "unit_files"})
+COMMON = frozenset({"format", "source"})
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Format:
         list_units: the pieces of a place, in reading order.
         read_unit: the rows of a piece, as batches of `item_schema` or `sample_schema`; what cannot
             be read is a row too, with the reason in a column `error`.
+        kind: which of `rows` a place holds, where there are several; None = the first.
         uses: names of the reader settings it heeds, beside those that all do; others are refused.
         open_rows: fills in what the rows of `read_unit` only refer to (images, documents of a
             corpus), by the unit's settings; None = they are whole.
@@ -69,6 +70,7 @@ class Format:
     list_units: Callable[[Place, ReaderSettings, Rows], Iterable[Unit]]
     read_unit: Callable[[Unit], Iterator[pa.RecordBatch]]
     uses: frozenset[str] = frozenset()
+    kind: Callable[[Place], Rows] | None = None
     open_rows: Callable[[pa.RecordBatch | pa.Table, ReaderSettings], Iterator[pa.RecordBatch]] | (
         None
     ) = None
@@ -111,7 +113,7 @@ def list_data(
     for place in map(look, given):
         found = _format_of(place, settings, rows)
         _refuse_unused(found, place, settings)
-        rows = rows or found.rows[0]
+        rows = rows or (found.kind(place) if found.kind is not None else found.rows[0])
         units.extend(found.list_units(place, settings, rows))
     if not any(unit.num_rows != 0 for unit in units):
         raise UserError(f"no rows in {', '.join(map(str, given)) or 'an empty list of paths'}")

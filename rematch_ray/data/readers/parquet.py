@@ -13,13 +13,23 @@ from itertools import accumulate
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rematch_ray.data.columns import check_schema
 from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.batches import conform
-from rematch_ray.data.readers.files import FAILURES, FileEntry, Place, filesystem, look, open_file
+from rematch_ray.data.readers.files import (
+    FAILURES,
+    FileEntry,
+    Place,
+    filesystem,
+    look,
+    open_file,
+    parent,
+)
 from rematch_ray.data.readers.formats import Format
+from rematch_ray.data.readers.linked_images import load_images
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
 from rematch_ray.data.schema import item_schema, sample_schema
@@ -179,6 +189,11 @@ def _kind_of(schema: pa.Schema, path: str) -> Rows:
     )
 
 
+def _kind(place: Place) -> Rows:
+    first = _files(place)[0].path
+    return _kind_of(row_groups(first)[0], first)
+
+
 def _detect(place: Place) -> str | None:
     for entry in place.top:
         if entry.suffix == SUFFIX:
@@ -195,13 +210,26 @@ def _has(schema: pa.Schema, names: Sequence[str]) -> bool:
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
     for entry in _files(place):
-        yield from _file_units(entry, settings, rows)
+        root = settings.image_root or parent(entry.path)
+        yield from _file_units(entry, settings.model_copy(update={"image_root": root}), rows)
 
 
 def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
-    schema = item_schema(unit.payload) if unit.rows == "items" else None
     for batch in read_unit(unit):
-        yield batch if schema is None else conform(batch, schema)
+        whole = conform(batch, item_schema(unit.payload)) if unit.rows == "items" else batch
+        yield _with_source(whole, unit.settings.source)
+
+
+def _with_source(batch: pa.RecordBatch, source: str | None) -> pa.RecordBatch:
+    """Rows that carry no source have this one."""
+    if source is None:
+        return batch
+    field = pa.field("source", pa.string())
+    if "source" not in batch.schema.names:
+        return batch.append_column(field, pa.array([source] * batch.num_rows, pa.string()))
+    own = batch.column("source").cast(pa.string())
+    filled = pc.if_else(pc.equal(pc.fill_null(own, ""), ""), source, own)
+    return batch.set_column(batch.schema.get_field_index("source"), field, filled)
 
 
 FORMATS = (
@@ -212,5 +240,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
+        open_rows=load_images,
+        kind=_kind,
+        uses=frozenset({"image_root", "url_hosts", "url_bytes", "url_seconds"}),
     ),
 )

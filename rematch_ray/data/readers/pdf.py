@@ -193,6 +193,6 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
-        uses=frozenset({"pdf_dpi", "pdf_pixels"}),
+        uses=frozenset({"pdf_dpi", "pdf_pixels", "unit_bytes", "unit_files"}),
     ),
 )

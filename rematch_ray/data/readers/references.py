@@ -85,6 +85,8 @@ def path_inside(reference: str, root: str) -> str:
     >>> path_inside("a/./b.png", "s3://bucket/images")
     's3://bucket/images/a/b.png'
     """
+    if not root:
+        raise UserError(f"image {shown(reference)}: no image_root is set that it could start from")
     base = root.rstrip("/")
     name = reference.removeprefix(f"{base}/")
     inside = posixpath.normpath(name)

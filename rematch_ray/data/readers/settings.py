@@ -15,7 +15,8 @@ from rematch_ray.config_file import Settings
 from rematch_ray.errors import did_you_mean
 
 ROLES = ("id", "parent_id", "source", "text", "image", "payload")
-SEVERAL = ("text", "image", "payload")
+SAMPLE_ROLES = ("anchor", "positive", "negative")
+SEVERAL = ("text", "image", "payload", "negative")
 
 
 class ReaderSettings(Settings):
@@ -50,7 +51,7 @@ class ReaderSettings(Settings):
     pdf_pixels: int = Field(default=4_000_000, gt=0)
     """Most pixels of a drawn PDF page; a larger page is drawn at a lower resolution."""
     unit_bytes: int = Field(default=32 * 2**20, gt=0)
-    """Bytes of a file that one read task takes; Parquet is read by row groups, whatever theirs."""
+    """Bytes that one read task takes of files that are cut anywhere: JSONL, CSV, tars, images."""
     unit_files: int = Field(default=2000, gt=0)
     """Most images or PDF pages that one read task opens."""
 
@@ -100,8 +101,9 @@ def _split(given: str | Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _check(pairs: tuple[tuple[str, str], ...] | list[list[str]]) -> None:
     roles = [role for role, _ in pairs]
     for role, name in pairs:
-        if role not in ROLES:
-            raise ValueError(f"{role!r} is no role of a column; {did_you_mean(str(role), ROLES)}")
+        if role not in (*ROLES, *SAMPLE_ROLES):
+            known = did_you_mean(str(role), (*ROLES, *SAMPLE_ROLES))
+            raise ValueError(f"{role!r} is no role of a column; {known}")
         if roles.count(role) > 1 and role not in SEVERAL:
             raise ValueError(f"{role} can be one column only; {' and '.join(SEVERAL)} may be more")
         # `payload=` alone means no payload

@@ -259,6 +259,6 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
-        uses=frozenset({"columns"}),
+        uses=frozenset({"columns", "unit_bytes", "unit_files"}),
     ),
 )
