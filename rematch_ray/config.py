@@ -387,6 +387,15 @@ class MineSettings(MiningRules):
             )
         return self
 
+    @model_validator(mode="after")
+    def _every_vector_is_stored(self) -> "MineSettings":
+        if self.embed.num_vectors is not None:
+            raise ValueError(
+                "embed.num_vectors cannot be set when mining: budget says how many vectors are "
+                "compared, and the vectors are not kept"
+            )
+        return self
+
 
 class TaskSettings(Settings):
     """One retrieval task of an evaluation: queries, and what is right for them."""

@@ -24,6 +24,8 @@ from rematch_ray.workloads.mining_job import Job
 
 # settings that say how a job is run, not what comes out; how rows are read is in their fingerprint
 ONLY_HOW = {"search_rows", "cpus_per_task", "embed", "reader"}
+# settings of embedding that change what vectors are, and so what is found
+OF_VECTORS = {"precision", "store_dtype"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ class Inputs:
             data=fingerprint(self.units),
             corpus=fingerprint(self.corpus_units) if self.corpus_units else None,
             index=generation,
-            settings=self.settings.model_dump(mode="json", exclude=ONLY_HOW),
+            settings={
+                **self.settings.model_dump(mode="json", exclude=ONLY_HOW),
+                **self.settings.embed.model_dump(include=OF_VECTORS),
+            },
         )
 
 

@@ -43,7 +43,7 @@ SETTINGS = MineSettings(
     max_share=None,
     max_similarity=None,
     budget="2x3",
-    embed=EmbedSettings(batch_rows=8, max_bad_share=0.1),
+    embed=EmbedSettings(batch_rows=8, max_bad_share=0.1, store_dtype="int8"),
 )
 
 
@@ -214,6 +214,10 @@ class TestOnACluster:
             mine(model=tiny_export, data=rows, out=out, settings=other)
         with pytest.raises(UserError, match=r"was made with data '.*choose another --out"):
             mine(model=tiny_export, data=rows / "a.parquet", out=out, settings=SETTINGS)
+        precise = SETTINGS.embed.model_copy(update={"store_dtype": "float16"})
+        other = SETTINGS.model_copy(update={"embed": precise})
+        with pytest.raises(UserError, match="made with setting store_dtype 'int8', asked for"):
+            mine(model=tiny_export, data=rows, out=out, settings=other)
         # how a job is run is no part of what it is
         faster = SETTINGS.model_copy(update={"search_rows": 3})
         assert mine(model=tiny_export, data=rows, out=out, settings=faster)["skipped"]
@@ -277,7 +281,7 @@ class TestOnACluster:
     ) -> None:
         corpus = tmp_path / "corpus.parquet"
         write_parquet(items_to_table(items_of(read(rows))), corpus)
-        embed(model=tiny_export, data=corpus, out=tmp_path / "vectors")
+        embed(model=tiny_export, data=corpus, out=tmp_path / "vectors", settings=SETTINGS.embed)
         build_index(tmp_path / "vectors", tmp_path / "index")
         monkeypatch.setattr(mining_galleries, "embed", None)
         out = tmp_path / "mined"
@@ -377,6 +381,11 @@ def test_a_mistake_is_one_line_before_anything_starts(
 def test_candidates_below_the_last_rank_are_refused() -> None:
     with pytest.raises(ValueError, match="candidates 20 is below the last of ranks, 30"):
         MineSettings(ranks=(1, 30), candidates=20)
+
+
+def test_a_prefix_of_the_vectors_is_refused_when_mining() -> None:
+    with pytest.raises(ValueError, match=r"embed\.num_vectors cannot be set when mining: budget"):
+        MineSettings(embed=EmbedSettings(num_vectors=3))
 
 
 def test_an_index_of_another_model_is_refused(
