@@ -88,7 +88,7 @@ def tiff_that_points_at_itself() -> bytes:
 HOSTILE: dict[str, Callable[[int], bytes]] = {
     "empty": lambda seed: b"",
     "truncated png": lambda seed: encoded(noise(seed))[: 60 + seed % 400],
-    "truncated jpeg": lambda seed: encoded(noise(seed), "JPEG")[: 100 + seed % 500],
+    "truncated jpeg": lambda seed: encoded(noise(seed), "JPEG", quality=95)[: 700 + seed % 900],
     "pixel bomb": lambda seed: png_claiming(50_000 + seed % 9, 50_000),
     "no pixels": lambda seed: png_claiming(seed % 2 and 5, 5 - 5 * (seed % 2)),
     "long strip": lambda seed: encoded(Image.new("L", (1000 + seed % 50, 2))),

@@ -70,10 +70,10 @@ REASONS = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-@pytest.mark.parametrize("seed", range(5))
-def test_every_hostile_kind_has_a_reason_by_name(kind: str, seed: int) -> None:
-    with pytest.raises(MediaError, match=REASONS[kind]):
-        decode_image(HOSTILE[kind](seed))
+def test_every_hostile_kind_has_a_reason_by_name(kind: str) -> None:
+    for seed in range(3 if kind == "text bomb" else 100):
+        with pytest.raises(MediaError, match=REASONS[kind]):
+            decode_image(HOSTILE[kind](seed))
 
 
 @pytest.mark.parametrize(
