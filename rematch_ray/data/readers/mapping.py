@@ -17,7 +17,7 @@ from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.batches import error_row
 from rematch_ray.data.readers.references import with_images
 from rematch_ray.data.readers.sample_rows import Row, image_part, text_part
-from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.settings import ROLES, SAMPLE_ROLES, ReaderSettings
 from rematch_ray.errors import UserError, did_you_mean
 
 PARTS = ("text", "image")
@@ -81,6 +81,11 @@ def map_columns(
     """
     told = tuple((role, column) for role, column in settings.columns if column)
     for role, column in told:
+        if role in SAMPLE_ROLES:
+            raise SchemaError(
+                f"{where}: {role} is a role in training rows; a column of items is one of "
+                f"{', '.join(ROLES)}"
+            )
         if column not in schema.names:
             raise SchemaError(
                 f"{where}: no column {column!r} for {role}; {did_you_mean(column, schema.names)}"

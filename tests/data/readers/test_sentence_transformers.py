@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.files import look
-from rematch_ray.data.readers.formats import detect
+from rematch_ray.data.readers.formats import detect, list_data
+from rematch_ray.data.readers.settings import ReaderSettings
 from tests.data.readers.layouts import read, spelled, write_image, write_rows
 from tests.tiny import png
 
@@ -66,10 +68,40 @@ def test_images_of_the_hub_come_as_bytes(tmp_path: Path) -> None:
 
 def test_a_list_of_scores_is_a_teachers(tmp_path: Path) -> None:
     row = TRIPLET | {"scores": [0.9, 0.4, 0.1], "dataset_name": "kd"}
-    rows = [row, row | {"negative_1": None}]
-    [full, short], _ = read(write_rows(tmp_path / "train.jsonl", rows))
+    rows = [row, row | {"negative_1": None}, row | {"negative_1": None, "scores": [0.9, 0.1]}]
+    [full, short, shorter], _ = read(write_rows(tmp_path / "train.jsonl", rows))
     assert [negative.teacher_score for negative in full.negatives] == pytest.approx([0.4, 0.1])
-    assert [negative.teacher_score for negative in short.negatives] == pytest.approx([0.1])
+    for sample in (short, shorter):
+        assert [negative.teacher_score for negative in sample.negatives] == pytest.approx([0.1])
+
+
+def test_every_row_has_the_roles_of_the_first(tmp_path: Path) -> None:
+    turned = dict(reversed(TRIPLET.items())) | {"extra": "not a negative", "negative_3": "z"}
+    samples, _ = read(write_rows(tmp_path / "train.jsonl", [TRIPLET, turned]))
+    assert spelled(samples[0].query) == spelled(samples[1].query) == ["a"]
+    assert [spelled(wrong.item) for wrong in samples[1].negatives] == [["x"], ["y"], ["z"]]
+
+
+def test_ids_are_no_texts_and_roles_may_be_named(tmp_path: Path) -> None:
+    row = {"id": "7", "hard": "x", "answer": "p", "query_id": "q7", "question": "a", "more": "y"}
+    path = write_rows(tmp_path / "train.jsonl", [row])
+    columns = "anchor=question,positive=answer,negative=hard+more"
+    [sample], _ = read(path, columns=columns)
+    assert spelled(sample.query) == ["a"]
+    assert spelled(sample.positives[0].item) == ["p"]
+    assert [spelled(negative.item) for negative in sample.negatives] == [["x"], ["y"]]
+    [sample], _ = read(path)
+    assert spelled(sample.query) == ["x"]  # by order, without ids
+    named = {"format": "sentence-transformers"}
+    with pytest.raises(SchemaError, match=r"train\.jsonl: no column 'qestion'.*mean question\?"):
+        list_data(path, ReaderSettings(columns="anchor=qestion,positive=answer", **named))
+    with pytest.raises(SchemaError, match="which column is the anchor and which the positive"):
+        list_data(path, ReaderSettings(columns="negative=hard", **named))
+    with pytest.raises(SchemaError, match="anchor is a role in training rows"):
+        list_data(path, ReaderSettings(columns="anchor=hard", format="jsonl"))
+    lonely = write_rows(tmp_path / "lonely.jsonl", [{"id": "1", "anchor": "a"}])
+    with pytest.raises(SchemaError, match="an anchor and a positive are needed"):
+        list_data(lonely, ReaderSettings(**named))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +109,7 @@ def test_a_list_of_scores_is_a_teachers(tmp_path: Path) -> None:
     [
         ({"anchor": "a", "positive": None}, "no positive document"),
         ({"anchor": "", "positive": "p"}, "neither text nor image"),
-        ({"anchor": "a"}, "an anchor and a positive are needed"),
+        ({"anchor": "a"}, "no positive document"),
         ({"anchor": "a", "positive": "p", "label": 1}, "column 'label' holds 1; allowed: a list"),
         ({"anchor": "a", "positive": "p", "scores": [1.0, 2.0]}, "a list of 1 teacher's scores"),
         ({"anchor": "a", "positive": {"audio": "a.wav"}}, "holds audio"),
