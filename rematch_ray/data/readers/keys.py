@@ -33,8 +33,8 @@ def row_keys(batch: pa.RecordBatch | pa.Table) -> pa.Int64Array:
     Returns:
         One key per row.
     """
-    columns = [_without_empty(_column(batch, name)) for name in _NAMES]
-    columns += [_column(batch, "payload"), _parts(batch)]
+    names = [_without_empty(_column(batch, name)) for name in _NAMES]
+    columns = [*names, _column(batch, "payload"), _parts(batch)]
     digests = b"".join(
         hashlib.blake2b(_joined(row), digest_size=8).digest() for row in zip(*columns, strict=True)
     )
