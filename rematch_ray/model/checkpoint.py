@@ -260,6 +260,7 @@ def _identity(model: Embedder, folder: Path) -> ModelIdentity:
         embedding_dim=model.embedding_dim,
         fused_dim=model.fused_dim,
         template_digest=model.template.digest,
+        weights_digest=digest.hexdigest(),
     )
 
 

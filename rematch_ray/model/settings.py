@@ -126,6 +126,7 @@ class ModelIdentity:
         embedding_dim: D.
         fused_dim: F, or None without a fused vector.
         template_digest: SHA-256 of the template.
+        weights_digest: SHA-256 over the weights alone; empty in exports made before it was kept.
     """
 
     digest: str
@@ -136,6 +137,7 @@ class ModelIdentity:
     embedding_dim: int
     fused_dim: int | None
     template_digest: str
+    weights_digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `from_json` reads back."""
@@ -148,8 +150,9 @@ class ModelIdentity:
         Raises:
             KeyError: a field is missing.
         """
-        names = cls.__dataclass_fields__
+        names = cls.__dataclass_fields__.keys() - {"weights_digest"}
         fields = {name: value[name] for name in names}
+        fields["weights_digest"] = value.get("weights_digest", "")
         return cls(**{**fields, "ladder": tuple(fields["ladder"])})
 
 

@@ -117,6 +117,19 @@ def test_the_digest_follows_settings_that_change_vectors_and_no_others(tiny_base
         assert digest(**change) == plain, change
 
 
+def test_weights_have_a_digest_of_their_own_and_older_identities_go_without(
+    tiny_base: Path, tiny_export: Path, tmp_path: Path
+) -> None:
+    identity = load_identity(tiny_export)
+    other = new_embedder(tiny_base, max_text_tokens=7).save_pretrained(tmp_path / "export")
+    assert other.digest != identity.digest
+    assert other.weights_digest == identity.weights_digest
+    assert len(identity.weights_digest) == 64
+    older = identity.to_json()
+    del older["weights_digest"]
+    assert ModelIdentity.from_json(older).weights_digest == ""
+
+
 def test_an_identity_reads_back_from_json(tiny_export: Path) -> None:
     identity = load_identity(tiny_export)
     assert ModelIdentity.from_json(json.loads(json.dumps(identity.to_json()))) == identity
