@@ -36,10 +36,16 @@ def to_item(row: Row) -> Row:
     Raises:
         UserError: neither text nor image, no id, or a video or sound.
     """
-    found = next((row[name] for name in IDS if row.get(name) not in (None, "")), None)
+    found = id_of(row)
     if found is None:
         raise UserError(f"there is no id; looked for {', '.join(IDS)}")
     return item(document_parts(row), id=found)
+
+
+def id_of(row: Row) -> str | None:
+    """The id of a row under any of its names, as text."""
+    found = _first(row, IDS)
+    return None if found is None else str(found)
 
 
 def document_parts(row: Mapping[str, Any]) -> list:
@@ -76,6 +82,7 @@ FORMATS = (
         rows="items",
         columns=(),
         convert=to_item,
+        id_of=id_of,
         detected=looks_like,
         split="test",
         within=_within,

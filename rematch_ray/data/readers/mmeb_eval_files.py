@@ -21,6 +21,7 @@ from rematch_ray.data.readers.mmeb_eval import (
     NAME,
     Target,
     qrels_of,
+    query_id,
     targets_of,
     to_document,
     to_query,
@@ -108,7 +109,8 @@ def _read_unit(unit: Unit) -> Iterator[pa.RecordBatch]:
             row if isinstance(row, UserError) else row | {"number": first + place}
             for place, row in enumerate(read_rows(unit))
         ]
-        yield from converted(rows, partial(to_query, subset=subset), unit)
+        convert = partial(to_query, subset=subset)
+        yield from converted(rows, convert, unit, id_of=lambda row: query_id(subset, row["number"]))
     else:
         targets = _targets(pieces)[unit.begin : unit.end]
         yield from converted(targets, partial(to_document, subset=subset), unit)

@@ -50,6 +50,7 @@ class Layout:
         convert: a row -> a Sample or Item; what it refuses is a bad row.
         detected: whether columns are this layout's; None = it has all of `columns`.
         split: the one that is read where a folder holds several and none is named.
+        id_of: the id of a row that may be a bad one, or None.
         within: where in a place the rows lie, for data sets that hold more than one table.
         uses: reader settings it heeds beside `split`.
     """
@@ -61,6 +62,7 @@ class Layout:
     convert: Callable[[Row], Row]
     detected: Callable[[Sequence[str]], bool] | None = None
     split: str | None = "train"
+    id_of: Callable[[Row], str | None] = lambda row: None
     within: Callable[[Place, ReaderSettings], Place] = lambda place, settings: place
     uses: tuple[str, ...] = MEDIA
 
@@ -88,31 +90,40 @@ class Layout:
             yield from list_rows(inside, entry, self.name, rows, settings)
 
     def _read_unit(self, unit: Unit) -> Iterator[pa.RecordBatch]:
-        yield from converted(read_rows(unit), self.convert, unit)
+        yield from converted(read_rows(unit), self.convert, unit, id_of=self.id_of)
 
 
 def converted(
-    rows: Iterable[AnyRow | UserError], convert: Callable[[AnyRow], Row], unit: Unit
+    rows: Iterable[AnyRow | UserError],
+    convert: Callable[[AnyRow], Row],
+    unit: Unit,
+    *,
+    id_of: Callable[[AnyRow], str | None] = lambda row: None,
 ) -> Iterator[pa.RecordBatch]:
     """Rows of a piece as batches of Samples or Items; what is refused says why in `error`."""
     schema = sample_schema() if unit.rows == "samples" else item_schema()
-    yield from to_batches((_converted(row, convert, unit) for row in rows), schema)
+    yield from to_batches((_converted(row, convert, unit, id_of) for row in rows), schema)
 
 
-def _converted(row: AnyRow | UserError, convert: Callable[[AnyRow], Row], unit: Unit) -> Row:
+def _converted(
+    row: AnyRow | UserError,
+    convert: Callable[[AnyRow], Row],
+    unit: Unit,
+    id_of: Callable[[AnyRow], str | None],
+) -> Row:
     source = unit.settings.source
+    if isinstance(row, UserError):
+        return error_row(str(row), source=source)
     try:
-        if isinstance(row, UserError):
-            raise row
         made = convert(row)
         made = made | {"source": made.get("source") or source}
         return in_folder(made, unit.options["folder"])
     except UserError as refused:
-        return error_row(str(refused), source=source)
+        return error_row(str(refused), id=id_of(row), source=source)
     # cells of another type than the layout's; which ones, only the conversion could say
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         told = f"the row is not one of {unit.format}: {type(error).__name__}: {error}"
-        return error_row(told, source=source)
+        return error_row(told, id=id_of(row), source=source)
 
 
 def detect_columns(

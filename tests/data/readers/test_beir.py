@@ -8,7 +8,7 @@ from rematch_ray.data.readers.files import look
 from rematch_ray.data.readers.formats import detect, list_data
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.errors import UserError
-from tests.data.readers.layouts import read, spelled, write_rows
+from tests.data.readers.layouts import read, read_plain, spelled, write_rows
 from tests.tiny import png
 
 
@@ -73,6 +73,8 @@ def test_a_bad_row_says_what_is_wrong(tmp_path: Path, row: dict, reason: str) ->
     good, [error] = read(path)
     assert len(good) == 1
     assert reason in error
+    # what is put aside is known by its id
+    assert read_plain(path)[1]["id"] == (row["_id"] or None)
 
 
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
