@@ -142,6 +142,43 @@ def test_images_that_are_missing_spoil_their_rows_and_no_others(data: Path) -> N
     assert all(_told(row)[2] for row in rows if not row["error"])
 
 
+def test_documents_named_by_id_are_fetched_for_the_rows_of_a_step(data: Path) -> None:
+    documents = [{"docid": f"d{n}", "title": "", "text": f"text {n}"} for n in range(200)]
+    write_rows(data / "corpus" / "part.parquet", documents)
+    rows = [
+        {
+            "query_id": n,
+            "query_text": f"query {n}",
+            "positive_document_ids": [f"d{n}"],
+            "negative_document_ids": [f"d{n + 1}", f"d{n + 2}"],
+        }
+        for n in range(30)
+    ]
+    source = SourceSettings(
+        name="nq",
+        path=write_rows(data / "nq.jsonl", rows),
+        corpus=str(data / "corpus"),
+        corpus_copy=str(data / "copy"),
+        max_negatives=1,
+    )
+    training = open_data(settings(data, sources=(source,)), 0)
+    assert not (data / "copy").exists()
+    taken = []
+    for block in ReadStretch(training, 0, 2, 2)():
+        for stream in block["tables"][0].values:
+            with pa.ipc.open_stream(stream.as_buffer()) as reader:
+                taken += reader.read_all().to_pylist()
+    assert len(taken) == 24
+    for row in taken:
+        number = int(row["query"]["id"])
+        told = [entry["item"] for entry in (*row["positives"], *row["negatives"])]
+        assert [(item["id"], item["parts"][0]["text"]) for item in told] == [
+            (f"d{n}", f"text {n}") for n in (number, number + 1)
+        ]
+    write_rows(data / "corpus" / "part.parquet", documents[:100])
+    assert open_data(settings(data, sources=(source,)), 0).plan.digest != training.plan.digest
+
+
 def test_only_the_first_rows_are_planned_where_a_limit_is_set(data: Path) -> None:
     limited = sources(data)[0].model_copy(update={"max_rows": 25})
     training = open_data(settings(data, sources=(limited,)), 0)
