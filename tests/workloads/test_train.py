@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray.data
 import ray.train
+import yaml
 
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
@@ -108,6 +109,18 @@ def test_a_run_goes_on_only_with_the_settings_it_began_with(
         directory.result(run_config(tiny_base, samples, tmp_path, steps=20))
     moved = run_config(tiny_base, {n: Path("elsewhere") / n for n in samples}, tmp_path)
     assert directory.result(moved) is None
+    # an earlier release knew fewer keys of a source, and another rows' limit is other data
+    config = run.directory / "config.yaml"
+    written = yaml.safe_load(config.read_text())
+    sources = written["data"]["sources"]
+    known = {"name", "path", "weight"}
+    written["data"]["sources"] = [{k: s[k] for k in s if k in known} for s in sources]
+    config.write_text(yaml.safe_dump(written))
+    assert directory.result(run) is None
+    limited = tuple(s.model_copy(update={"max_rows": 9}) for s in run.data.sources)
+    data = run.data.model_copy(update={"sources": limited})
+    with pytest.raises(UserError, match=r"data\.sources=.*'max_rows': 9"):
+        directory.result(run.model_copy(update={"data": data}))
     # ddp and fsdp2 read each other's checkpoints; another precision is another run
     sharded = run.model_copy(update={"strategy": StrategySettings(name="fsdp2")})
     assert directory.result(sharded) is None
