@@ -1,0 +1,105 @@
+"""Private memory of a job's processes and what its object store holds, sampled while it runs.
+
+Private (USS) is what a process would give back if it ended: shared pages, the object store among
+them, do not count. Linux only.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SAMPLE_S = 0.5
+MIB = 2**20
+
+
+@dataclass
+class JobMemory:
+    """Peaks of a job, in MiB.
+
+    Attributes:
+        driver: private memory of this process.
+        worker: the largest private memory of any one worker.
+        workers: peaks of the workers by what they do.
+        object_store: bytes that the object store held at once.
+    """
+
+    driver: float = 0.0
+    worker: float = 0.0
+    workers: dict[str, float] = field(default_factory=dict)
+    object_store: float = 0.0
+
+    def look(self) -> None:
+        """Take one sample."""
+        self.driver = max(self.driver, _private(os.getpid()))
+        for pid, name in _workers():
+            held = _private(pid)
+            self.workers[name] = max(self.workers.get(name, 0.0), held)
+            self.worker = max(self.worker, held)
+        self.object_store = max(self.object_store, _object_store())
+
+
+@contextmanager
+def watched() -> Iterator[JobMemory]:
+    """Sample until the block ends; Ray has to be running."""
+    memory, done = JobMemory(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(SAMPLE_S):
+            memory.look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        done.set()
+        thread.join()
+
+
+def _private(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return kilobytes / 1024
+
+
+def _workers() -> Iterator[tuple[int, str]]:
+    """Ray's workers below this process, by what their title says they do, idle ones too."""
+    parents: dict[int, int] = {}
+    titles: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int(
+                (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            )
+            titles[int(entry.name)] = (entry / "cmdline").read_text().strip("\0").split("\0")[0]
+        except OSError:
+            continue
+    for pid, title in titles.items():
+        if title.startswith("ray::") and "Agent" not in title and _is_below(pid, parents):
+            yield pid, title.removeprefix("ray::").partition("(")[0].strip(": ")
+
+
+def _is_below(pid: int, parents: dict[int, int]) -> bool:
+    while pid > 1:
+        pid = parents.get(pid, 0)
+        if pid == os.getpid():
+            return True
+    return False
+
+
+def _object_store() -> float:
+    """MiB that the object store of the local node holds."""
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    address = ray.get_runtime_context().gcs_address
+    stats = get_memory_info_reply(get_state_from_address(address)).store_stats
+    return float(stats.object_store_bytes_used) / MIB
