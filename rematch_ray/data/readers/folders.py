@@ -56,7 +56,9 @@ def _image_units(
     beside = {image.name: _beside(place, image) for image in images}
     folder = place.path if place.is_folder else parent(place.path)
     schema = _schema(folder, beside, settings)
-    payload = mapped_values(schema, settings, place.path).payload
+    # without any JSON there are no other fields
+    is_open = any(name.endswith(".json") for names in beside.values() for name in names)
+    payload = mapped_values(schema, settings, place.path, is_open=is_open).payload
     first_row = 0
     for group in _groups(images, settings):
         yield Unit(
@@ -72,7 +74,11 @@ def _image_units(
             stamp=",".join(_stamp(place, image, beside[image.name]) for image in group),
             payload=payload,
             settings=settings,
-            options={"schema": schema, "beside": {i.name: beside[i.name] for i in group}},
+            options={
+                "schema": schema,
+                "is_open": is_open,
+                "beside": {i.name: beside[i.name] for i in group},
+            },
         )
         first_row += len(group)
 
@@ -93,7 +99,9 @@ def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
     if not unit.members:
         yield from read_table(unit)
         return
-    mapped = mapped_values(unit.options["schema"], unit.settings, unit.path)
+    mapped = mapped_values(
+        unit.options["schema"], unit.settings, unit.path, is_open=unit.options["is_open"]
+    )
     rows = (_row(name, mapped, unit) for name in unit.members)
     yield from to_batches(rows, item_schema(unit.payload))
 

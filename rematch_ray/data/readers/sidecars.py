@@ -77,7 +77,9 @@ def values_schema(
     return found
 
 
-def mapped_values(schema: pa.Schema, settings: ReaderSettings, where: str) -> Mapped:
+def mapped_values(
+    schema: pa.Schema, settings: ReaderSettings, where: str, *, is_open: bool = True
+) -> Mapped:
     """Which value is what: the images, then the caption, unless `columns` says otherwise."""
     roles = {role for role, _ in settings.columns}
     columns = settings.columns
@@ -88,7 +90,7 @@ def mapped_values(schema: pa.Schema, settings: ReaderSettings, where: str) -> Ma
     if "id" not in roles:
         columns += (("id", NAME),)
     told = settings.model_copy(update={"columns": columns})
-    return map_columns(schema, told, where, is_open=True)
+    return map_columns(schema, told, where, is_open=is_open)
 
 
 def item_of(

@@ -36,6 +36,7 @@ def test_an_image_is_a_row_known_by_its_path(tmp_path: Path) -> None:
         ("cats/a.png", "pets", [RED]),
     ]
     assert rows[1]["parts"][0]["uri"] == "cats/a.png"
+    assert "payload" not in rows[1]
 
 
 def test_captions_lie_beside_their_images(tmp_path: Path) -> None:

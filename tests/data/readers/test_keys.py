@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from rematch_ray.data.readers.keys import row_keys
-from rematch_ray.data.schema import Item, items_to_table
+from rematch_ray.data.schema import Item, Part, items_to_table
 
 ITEMS = [
     Item.of("a", b"image", id="x", source="s", payload={"n": 1, "tags": ["p", "q"]}),
@@ -48,6 +48,13 @@ def test_keys_are_63_bits_and_differ() -> None:
 )
 def test_whatever_changes_changes_the_key(other: Item) -> None:
     assert keys(ITEMS[0]) != keys(other)
+
+
+def test_where_an_image_lay_does_not_matter_once_it_is_read() -> None:
+    here, there = (Item("x", (Part("image", image=b"i", uri=uri),)) for uri in ("a/i", "b/i"))
+    assert keys(here) == keys(there)
+    unread = [Item("x", (Part("image", uri=uri),)) for uri in ("a/i", "b/i")]
+    assert len(set(keys(*unread))) == 2
 
 
 def test_a_key_does_not_depend_on_the_row_s_neighbours_or_batch() -> None:
