@@ -145,7 +145,9 @@ class HeldOutSettings(Settings):
     qrels: Path | None = None
     """Parquet file with query_id, document_id and score: what is relevant."""
     samples: Path | None = None
-    """Parquet of Samples instead: their positives and hard negatives are the documents."""
+    """Samples instead, in any format: their positives and hard negatives are the documents."""
+    reader: ReaderSettings = ReaderSettings()
+    """How the samples are read."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "HeldOutSettings":
@@ -154,6 +156,8 @@ class HeldOutSettings(Settings):
             raise ValueError(
                 f"validation set {self.name!r} needs either samples, or queries, corpus and qrels"
             )
+        if self.samples is None and self.reader != ReaderSettings():
+            raise ValueError(f"validation set {self.name!r}: reader says how samples are read")
         return self
 
 

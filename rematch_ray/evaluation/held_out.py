@@ -7,7 +7,7 @@ index, no cluster. Middle floor.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,11 @@ import pyarrow.parquet as pq
 import torch
 
 from rematch_ray.data.prompts import Side
-from rematch_ray.data.readers.parquet import Unit, list_units, read_table, read_unit
-from rematch_ray.data.schema import Item, Sample, items_from_table, samples_from_table
+from rematch_ray.data.readers.formats import list_data, open_links, read_links
+from rematch_ray.data.readers.parquet import list_units, read_table, read_unit
+from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.units import Unit
+from rematch_ray.data.schema import Item, Sample, items_from_table, sample_from_row
 from rematch_ray.errors import UserError
 from rematch_ray.evaluation.metrics import Relevance, rank_relevant, recall_at
 from rematch_ray.model.embedder import Embedder
@@ -117,18 +120,21 @@ def check_items(name: str, queries: Path, corpus: Path, qrels: Path) -> None:
         _refuse(name, "relevant documents", sorted(lost), f"are not in {corpus}")
 
 
-def read_samples(name: str, path: Path, draw: Draw) -> HeldOut:
+def read_samples(
+    name: str, path: Path, draw: Draw, *, reader: ReaderSettings | None = None
+) -> HeldOut:
     """Read a set of Samples: positives and hard negatives of the drawn ones are the documents.
 
     Args:
         name: of the set.
-        path: Parquet of Samples, file or folder.
+        path: Samples in any format, file or folder.
         draw: how many samples, and how many documents beside the positives.
+        reader: how they are read; None detects the format.
 
     Raises:
-        UserError: the path cannot be read as Samples.
+        UserError: the path cannot be read as Samples, or a drawn row cannot be read.
     """
-    samples = _drawn_samples(path, draw)
+    samples = _drawn_samples(path, draw, reader)
     queries: dict[str, Entry] = {}
     documents: dict[str, Entry] = {}
     right: dict[str, list[str]] = {}
@@ -261,20 +267,24 @@ def _items(unit: Unit, where: pc.Expression | None = None) -> Iterable[Item]:
         yield from items_from_table(kept, where=unit.path)
 
 
-def _drawn_samples(path: Path, draw: Draw) -> list[Sample]:
-    units = list_units(path, rows="samples")
+def _drawn_samples(path: Path, draw: Draw, reader: ReaderSettings | None) -> list[Sample]:
+    units = list_data(path, reader, rows="samples")
     rows = [f"{u}:{row}" for u, unit in enumerate(units) for row in range(unit.counted_rows)]
     chosen: dict[int, list[int]] = {}
     for address in draw.take("queries", rows, draw.max_queries):
         u, row = address.split(":")
         chosen.setdefault(int(u), []).append(int(row))
-    return [
-        sample
-        for u, places in chosen.items()
-        for sample in samples_from_table(
-            pa.Table.from_batches(read_unit(units[u])).take(pa.array(places)), where=units[u].path
-        )
-    ]
+    return [sample for u, places in chosen.items() for sample in _samples(units[u], places)]
+
+
+def _samples(unit: Unit, places: Sequence[int]) -> Iterator[Sample]:
+    """Some rows of a unit; a set that is measured is read whole or not at all."""
+    table = pa.Table.from_batches(read_links(unit)).take(pa.array(places))
+    for place, row in zip(places, open_links(table, unit).to_pylist(), strict=True):
+        where = f"{unit.path}, row {unit.first_row + place}"
+        if row.get("error"):
+            raise UserError(f"{where}: {row['error']}")
+        yield sample_from_row(row, where=where)
 
 
 def _key(sample: Sample, item: Item) -> str:

@@ -18,7 +18,9 @@ import ray.train
 from ray.train import ReportedCheckpointStatus, ValidationConfig
 
 from rematch_ray.config import HeldOutSettings, RunConfig, ValidationSettings
-from rematch_ray.data.readers.parquet import list_units
+from rematch_ray.data.readers.files import absolute_path
+from rematch_ray.data.readers.formats import list_data
+from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.evaluation.held_out import (
     Draw,
     HeldOut,
@@ -142,7 +144,7 @@ def settle_best(run: RunConfig) -> None:
 def read_set(settings: HeldOutSettings, draw: Draw) -> HeldOut:
     """Read one held-out set."""
     if settings.samples is not None:
-        return read_samples(settings.name, settings.samples, draw)
+        return read_samples(settings.name, settings.samples, draw, reader=settings.reader)
     assert settings.queries is not None
     assert settings.corpus is not None
     assert settings.qrels is not None
@@ -168,7 +170,7 @@ def check_sets(settings: ValidationSettings) -> None:
     """
     for of in settings.sets:
         if of.samples is not None:
-            list_units(of.samples, rows="samples")
+            list_data(of.samples, of.reader, rows="samples")
         elif of.queries is not None and of.corpus is not None and of.qrels is not None:
             check_items(of.name, of.queries, of.corpus, of.qrels)
 
@@ -180,7 +182,11 @@ def with_absolute_paths(settings: ValidationSettings) -> ValidationSettings:
     for held_out in settings.sets:
         paths = {name: getattr(held_out, name) for name in names}
         found = {n: path.expanduser().absolute() for n, path in paths.items() if path is not None}
-        sets.append(held_out.model_copy(update=found))
+        told = {n: getattr(held_out.reader, n) for n in ("image_root", "corpus", "corpus_copy")}
+        reader = held_out.reader.model_copy(
+            update={n: absolute_path(path) for n, path in told.items() if path is not None}
+        )
+        sets.append(held_out.model_copy(update=found | {"reader": reader}))
     return settings.model_copy(update={"sets": tuple(sets)})
 
 
@@ -236,10 +242,19 @@ def _measure_digest(run: RunConfig) -> str:
     settings = _settings(run)
     names = ("name", "queries", "corpus", "qrels", "samples")
     # the names of files, not their folders: a job submitted again may find the same ones elsewhere
-    sets = [[Path(getattr(of, n) or "").name for n in names] for of in settings.sets]
+    sets = [
+        [Path(getattr(of, n) or "").name for n in names] + _told(of.reader) for of in settings.sets
+    ]
     limits = [settings.max_queries, settings.max_documents]
     text = json.dumps([sets, limits, run.validation_metric, run.seed])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _told(reader: ReaderSettings) -> list[dict[str, Any]]:
+    """What decides which rows a reader gives; nothing where nothing is set."""
+    places = {"image_root", "corpus", "corpus_copy"}
+    told = reader.model_dump(mode="json", exclude_defaults=True, exclude=places)
+    return [told] if told else []
 
 
 def _read(file: Path, run: RunConfig) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.schema import (
     Item,
     Positive,
@@ -26,7 +27,8 @@ from rematch_ray.evaluation.held_out import (
     read_samples,
 )
 from rematch_ray.model.embedder import Embedder
-from tests.tiny import COLOURS, new_embedder, text_sample
+from tests.data.readers.layouts import write_image, write_rows
+from tests.tiny import COLOURS, new_embedder, png, text_sample
 
 COUNT = 24
 
@@ -145,3 +147,18 @@ def test_qrels_that_do_not_fit_are_refused(
 def test_a_file_that_is_no_qrels_is_refused_by_name(files: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"corpus\.parquet cannot be read as qrels"):
         read_items("emoji", files["queries"], files["corpus"], files["corpus"], Draw())
+
+
+def test_samples_of_any_layout_are_held_out_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", png("red"))
+    pairs = [{"anchor": f"q{n}", "positive": "a.png", "negative": f"n{n}"} for n in range(4)]
+    path = write_rows(tmp_path / "pairs.jsonl", pairs)
+    reader = ReaderSettings(source="pairs")
+    held_out = read_samples("pairs", path, Draw(), reader=reader)
+    assert [entry.item.text for entry in held_out.queries] == ["q0", "q1", "q2", "q3"]
+    assert held_out.documents[0].item.images[0].image == png("red")
+    assert {entry.source for entry in held_out.queries} == {"pairs"}
+    assert len(held_out.documents) == 1 + 4
+    write_rows(path, [*pairs, {"anchor": "q4", "positive": "b.png"}])
+    with pytest.raises(UserError, match=r"pairs\.jsonl, row 4: .*b\.png"):
+        read_samples("pairs", path, Draw(), reader=reader)

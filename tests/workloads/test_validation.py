@@ -20,6 +20,7 @@ from rematch_ray.config import (
     ValidationSettings,
 )
 from rematch_ray.data.order import OrderSettings
+from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.schema import items_to_table, samples_to_table, write_parquet
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
@@ -143,6 +144,22 @@ def test_a_step_is_measured_once_and_only_better_weights_replace_the_best(
         (6, False, 2),
         (8, True, 8),
     ]
+
+
+def test_how_samples_are_read_goes_with_the_set(tmp_path: Path, tiny_base: Path) -> None:
+    reader = ReaderSettings(image_root="images", split="dev")
+    of = HeldOutSettings(name="set", samples=Path("rows"), reader=reader)
+    [found] = validation.with_absolute_paths(ValidationSettings(sets=(of,))).sets
+    assert found.reader.image_root == str(Path("images").absolute())
+    assert found.reader.split == "dev"
+    digests = {
+        validation._measure_digest(run_config(tiny_base, tmp_path, (changed,)))
+        for changed in (of, found, of.model_copy(update={"reader": ReaderSettings()}))
+    }
+    assert len(digests) == 2  # folders do not count, another split does
+    paths = dict.fromkeys(("queries", "corpus", "qrels"), Path("rows"))
+    with pytest.raises(ValueError, match="'set': reader says how samples are read"):
+        HeldOutSettings(name="set", reader=reader, **paths)
 
 
 def test_another_metric_begins_anew(
