@@ -1,9 +1,10 @@
-"""What a disk refuses, told to the user: full, read-only, a file where a folder should be.
+"""What a disk refuses, told to the user: full, read-only, a file where a folder should be, taken.
 
 Knows errors of the operating system, nothing of what was being written. Top floor.
 """
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from rematch_ray.errors import UserError
 
+LOCK = "LOCK"
 # these say of themselves that something was being written
 _REFUSED_WRITES = {
     errno.ENOSPC: "free some space and give the same command again: what is written is kept",
@@ -30,6 +32,30 @@ def writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _refusal(target, _os_error_in(error) or error) from error
+
+
+@contextmanager
+def held(target: Path, folder: Path) -> Iterator[None]:
+    """Hold an output directory for this process alone; the hold ends with the process.
+
+    Args:
+        target: the output directory, for the message.
+        folder: in it; where the lock lies.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with writing(target):
+        lock = (folder / LOCK).open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as taken:
+            raise UserError(
+                f"{target} is being written by another process: wait for it, or choose another "
+                "--out"
+            ) from taken
+        yield
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from rematch_ray.data.readers.units import Unit, fingerprint, payload_type
 from rematch_ray.errors import UserError
 from rematch_ray.model.checkpoint import read_meta, resolve_export
 from rematch_ray.model.settings import ModelSettings
-from rematch_ray.workloads.disk import streaming
+from rematch_ray.workloads.disk import held, streaming
 from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
 from rematch_ray.workloads.embed_progress import Done, Progress, every, say, write_summary
 from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
@@ -86,20 +86,22 @@ def embed(
         return {**_summary(target, manifest), "skipped": True}
     staging = Staging.of(target)
     _claim(staging, _identity(job, export, settings.precision))
-    staging.begin_run()
-    if manifest is not None:
-        staging.note_finished(target, manifest)
     started = time.monotonic()
-    with connect(embed_bundles(settings, resumes=staging.count_done() > 0)):
-        _stream(units, export, job, settings, staging)
-        manifest = finish(
-            target,
-            staging,
-            job,
-            max_bad_share=settings.max_bad_share,
-            rows_per_shard=settings.rows_per_shard,
-        )
-        staging.settle(target, manifest)
+    with held(target, staging.root):
+        staging.begin_run()
+        if manifest is not None:
+            staging.note_finished(target, manifest)
+        with connect(embed_bundles(settings, resumes=staging.count_done() > 0)):
+            _stream(units, export, job, settings, staging)
+            manifest = finish(
+                target,
+                staging,
+                job,
+                num_units=len(units),
+                max_bad_share=settings.max_bad_share,
+                rows_per_shard=settings.rows_per_shard,
+            )
+            staging.settle(target, manifest)
     done, seconds = Done.read(staging.actors), time.monotonic() - started
     result = {
         **_summary(target, manifest),
@@ -200,7 +202,7 @@ def _stream(
     counts = [unit.num_rows for unit in units]
     rows_in = None if None in counts else sum(count or 0 for count in counts)
     progress = Progress(staging.actors, rows_in, staging.count_done())
-    dataset = _pipeline(units, export, job, settings, staging)
+    dataset = pipeline(units, export, job, settings, staging)
     write = Background(
         lambda: dataset.write_parquet(str(staging.rows), min_rows_per_file=settings.rows_per_write),
         "embed",
@@ -212,9 +214,10 @@ def _stream(
     say(progress.line())
 
 
-def _pipeline(
+def pipeline(
     units: Sequence[Unit], export: Path, job: Job, settings: EmbedSettings, staging: Staging
 ) -> ray.data.Dataset:
+    """Return the stream of staged rows; nothing runs before it is written to `staging.rows`."""
     context = ray.data.DataContext.get_current().copy()
     with ray.data.DataContext.current(context):
         plain_context()

@@ -69,6 +69,7 @@ class Ledger:
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
         self._claimed = np.zeros(len(keys), dtype=bool)
+        # of this run only: the next one writes other files under the same names
         self._read_places = lru_cache(maxsize=4)(_read_places)
 
     @property
@@ -112,7 +113,6 @@ class Ledger:
         return Place(table["path"][row].as_py(), table["row"][row].as_py())
 
 
-@lru_cache(maxsize=4)
 def _read_places(file: Path) -> pa.Table:
     return pq.read_table(file, columns=["path", "row"])
 
@@ -129,8 +129,8 @@ def repeated(id_keys: Sequence[Int64], claims: Sequence[Claim]) -> list[tuple[in
         copies among them.
     """
     every = np.concatenate([np.empty(0, np.int64), *id_keys])
-    unique, counts = np.unique(every, return_counts=True)
-    shared = unique[counts > 1]
+    every.sort()
+    shared = np.unique(every[1:][every[1:] == every[:-1]])
     found = []
     for source, (keys, claim) in enumerate(zip(id_keys, claims, strict=True)):
         wanted = np.isin(keys, shared) | (claim.copies > 1)

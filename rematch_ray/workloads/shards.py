@@ -2,7 +2,7 @@
 
 Repeatable: until the new manifest stands nothing that an earlier one names is touched. A top-up
 keeps the shards of earlier runs but for the rows that have left the input; a row that is in a shard
-is not written again. The driver holds some 60 bytes per row, no vectors. Top floor.
+is not written again. The driver holds some 100 bytes per row, no vectors. Top floor.
 """
 
 import platform
@@ -45,7 +45,13 @@ FINISH_CPUS = 0.5
 
 
 def finish(
-    target: Path, staging: Staging, job: Job, *, max_bad_share: float, rows_per_shard: int
+    target: Path,
+    staging: Staging,
+    job: Job,
+    *,
+    num_units: int,
+    max_bad_share: float,
+    rows_per_shard: int,
 ) -> dict[str, Any]:
     """Write shards, quarantine and manifest from the rows of this run and of earlier ones.
 
@@ -53,6 +59,7 @@ def finish(
         target: the embedding directory.
         staging: its staged rows, and the row keys of the input; nothing of it is changed.
         job: what was asked for.
+        num_units: units of the input, each of which notes its rows when it is read to its end.
         max_bad_share: share of rows that may be quarantined.
         rows_per_shard: rows that a new shard holds at least, but for the last.
 
@@ -62,9 +69,16 @@ def finish(
     Raises:
         UserError: the input has no rows, two rows have one id, too many rows are bad, rows of the
             input are nowhere to be found, or the disk is full; an earlier manifest still holds.
+        RuntimeError: a unit of the input did not note its rows, so that they would go unnoticed.
     """
     with writing(target):
-        ledger = Ledger(staging.input_files())
+        noted = list(staging.input_files())
+        if len(noted) != num_units:
+            raise RuntimeError(
+                f"{num_units} pieces of the data were to be read, {len(noted)} were noted in "
+                f"{staging.input}: run the same command again"
+            )
+        ledger = Ledger(noted)
         if not ledger.rows_in:
             raise UserError("the data holds no rows; give files with at least one")
         old = manifest_in(target)
@@ -74,7 +88,6 @@ def finish(
         account.refuse_lost(target)
         account.refuse_too_many_bad(max_bad_share, target)
         account.refuse_duplicates()
-        _remove_leftovers(target, old)
         pieces = _pieces(sources, scans, account.good)
         shards = _write_shards(target, pack(pieces, job.form, rows_per_shard), old, job.form)
         account.write_quarantine(target / QUARANTINE)
@@ -153,10 +166,10 @@ def _number_of(name: str) -> int:
     return int(name.removeprefix("part-").removesuffix(".parquet"))
 
 
-def _remove_leftovers(target: Path, manifest: Mapping[str, Any] | None) -> None:
+def _remove_leftovers(target: Path, manifest: Mapping[str, Any]) -> None:
     """Remove shards that the manifest does not name: of runs that were cut off, or replaced."""
-    named = {shard["file"] for shard in manifest["shards"]} if manifest is not None else set()
-    for path in target.glob("part-*.parquet"):
+    named = {shard["file"] for shard in manifest["shards"]}
+    for path in (*target.glob("part-*.parquet"), *target.glob(".part-*.unfinished")):
         if path.name not in named:
             path.unlink()
 

@@ -100,12 +100,22 @@ def stage(target: Path, rows: Sequence[Row], *, name: str | None = None) -> Path
 
 
 def finished(
-    target: Path, *, rows_per_shard: int = 1, max_bad_share: float = 0.5, **changes: Any
+    target: Path,
+    *,
+    num_units: int | None = None,
+    rows_per_shard: int = 1,
+    max_bad_share: float = 0.5,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Finish, and settle as the job does."""
     staging, asked = Staging.of(target), job(**changes)
     manifest = finish(
-        target, staging, asked, max_bad_share=max_bad_share, rows_per_shard=rows_per_shard
+        target,
+        staging,
+        asked,
+        num_units=num_units or len(list(staging.input_files())),
+        max_bad_share=max_bad_share,
+        rows_per_shard=rows_per_shard,
     )
     staging.settle(target, manifest)
     return manifest

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,27 @@ import ray
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import hash_file
 from rematch_ray.index.shards import EmbeddingShards
-from rematch_ray.workloads import shards
+from rematch_ray.workloads import shard_files, shards
+from rematch_ray.workloads.disk import held
 from rematch_ray.workloads.embedding_job import read_manifest
 from tests.workloads.staged import D, F, R, Row, finished, job, rows_of, set_input, stage
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+on_a_cluster = pytest.mark.usefixtures("ray_cluster")
+
+
+class Here:
+    """Stands for a remote function: the call is made here and now."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.remote = call
+
+
+@pytest.fixture(autouse=True)
+def _without_a_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "ray_cluster" not in request.fixturenames:
+        monkeypatch.setattr(shards, "_scan", Here(shard_files.scan))
+        monkeypatch.setattr(shards, "_write_shard", Here(shard_files.write_shard))
+        monkeypatch.setattr(shards, "_get", list)
 
 
 def ids_of(target: Path) -> list[str]:
@@ -33,6 +51,7 @@ def snapshot(target: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in target.glob("*.*")}
 
 
+@on_a_cluster
 def test_every_row_is_embedded_or_quarantined_and_the_manifest_says_what_lies_there(
     tmp_path: Path,
 ) -> None:
@@ -118,6 +137,58 @@ def test_a_row_staged_by_two_runs_counts_once_and_so_does_one_that_a_shard_holds
     assert sorted(ids_of(tmp_path)) == ["a", "b", "c"]
 
 
+def row_of(name: str, version: int) -> Row:
+    """A version's outcome is what its content makes it."""
+    row = Row(name, version)
+    return Row(name, version, "no picture") if row.key % 4 == 0 else row
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_history_of_runs_and_kills_ends_in_the_rows_of_the_last_input(
+    tmp_path: Path, seed: int
+) -> None:
+    draw = random.Random(seed)
+    corpus: dict[str, Row] = {}
+    done: set[int] = set()
+    for number in range(8):
+        for _ in range(draw.randint(1, 6)):
+            name = f"d{draw.randrange(12)}"
+            corpus[name] = row_of(name, draw.randrange(3))
+        for name in draw.sample(sorted(corpus), draw.randint(0, len(corpus) // 3)):
+            del corpus[name]
+        rows = draw.sample(list(corpus.values()), len(corpus))
+        new = [row for row in rows if row.key not in done]
+        half = draw.randint(0, len(rows))
+        set_input(tmp_path, [rows[:half], rows[half:]])
+        if draw.random() < 0.3:  # killed: some files are written, and count as done
+            stage(tmp_path, new[: len(new) // 2])
+            done |= {row.key for row in new[: len(new) // 2]}
+            continue
+        stage(tmp_path, new)
+        done |= {row.key for row in new}
+        good = {row.id: row for row in rows if row.status == "ok"}
+        if not good:
+            continue
+        manifest = finished(
+            tmp_path,
+            data=str(number),
+            max_bad_share=1.0,
+            rows_per_shard=draw.randint(1, 6),
+        )
+        done = {row.key for row in rows}
+        batch = EmbeddingShards.open(tmp_path).read()
+        assert sorted(batch.ids) == sorted(good)
+        for name, vectors in zip(batch.ids, batch.vectors, strict=True):
+            np.testing.assert_array_equal(vectors, good[name].vectors.astype(np.float16))
+        places = {row.id: (i >= half, i - half * (i >= half)) for i, row in enumerate(rows)}
+        bad = pq.read_table(tmp_path / "quarantine.parquet").to_pylist()
+        assert {row["id"]: (row["path"] == "b.jsonl", row["row"]) for row in bad} == {
+            name: places[name] for name in corpus.keys() - good.keys()
+        }
+        assert len(rows) == manifest["embedded"] + manifest["quarantined"]
+        assert {file.name for file in tmp_path.glob("part-*")} == files_of(manifest)
+
+
 @pytest.mark.parametrize("stage_at_end", ["write_manifest", "_describe"])
 def test_finishing_is_repeatable_wherever_it_was_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage_at_end: str
@@ -136,11 +207,12 @@ def test_finishing_is_repeatable_wherever_it_was_cut_off(
         patch.setattr(shards, stage_at_end, cut)
         with pytest.raises(KeyboardInterrupt):
             finished(tmp_path, data="two")
+    (tmp_path / ".part-00001.parquet.0123abcd.unfinished").write_bytes(b"of a killed process")
     # the earlier embeddings are whole until the new manifest stands
     assert ids_of(tmp_path) == ["a", "b"]
     assert finished(tmp_path, data="two")["embedded"] == 3
     assert sorted(ids_of(tmp_path)) == ["a", "c", "d"]
-    assert len(list(tmp_path.glob("part-*"))) == len(list(tmp_path.glob("*.parquet"))) - 1
+    assert not list(tmp_path.glob(".part-*"))
 
 
 def test_ids_that_occur_twice_are_refused_with_their_places_in_the_input(tmp_path: Path) -> None:
@@ -205,6 +277,23 @@ def test_rows_that_are_nowhere_stop_the_run_with_the_first_place(tmp_path: Path)
         finished(tmp_path)
 
 
+def test_a_piece_of_the_data_that_was_not_noted_does_not_go_unnoticed(tmp_path: Path) -> None:
+    rows = rows_of(["a", "b"])
+    set_input(tmp_path, [rows])
+    stage(tmp_path, rows)
+    with pytest.raises(RuntimeError, match="2 pieces of the data were to be read, 1 were noted"):
+        finished(tmp_path, num_units=2)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_one_process_at_a_time_writes_a_directory(tmp_path: Path) -> None:
+    second = held(tmp_path, tmp_path)
+    with held(tmp_path, tmp_path), pytest.raises(UserError, match="written by another process"):
+        second.__enter__()
+    with held(tmp_path, tmp_path):
+        pass
+
+
 def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
     set_input(tmp_path, [[], []])
     stage(tmp_path, [])
@@ -212,6 +301,7 @@ def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
         finished(tmp_path)
 
 
+@on_a_cluster
 def test_shards_of_an_earlier_version_are_refused_by_name(tmp_path: Path) -> None:
     rows = rows_of(["a", "b"])
     set_input(tmp_path, [rows])
@@ -317,6 +407,7 @@ def test_a_full_disk_is_told_in_one_line_and_finishing_goes_on_when_there_is_roo
     assert finished(tmp_path)["embedded"] == 2
 
 
+@on_a_cluster
 def test_a_disk_that_fills_while_a_task_writes_a_shard_is_told_without_its_stack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
