@@ -14,7 +14,7 @@ from rematch_ray.data.readers.units import Unit
 
 READERS, OUT = "SLOW_READS_PIDS", "SLOW_READS_OUT"
 SLOW_FILES = ("10.parquet", "11.parquet")
-SECONDS, PATIENCE_S = 4.0, 120.0
+SECONDS, PATIENCE_S = 5.0, 400.0
 
 
 def first_files(out: Path) -> bool:

@@ -26,9 +26,10 @@ from rematch_ray.data.schema import Item, items_from_table, items_to_table, writ
 from rematch_ray.errors import UserError
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.model.embedder import Embedder
-from rematch_ray.workloads.embed import embed, embed_bundles, window_rows
+from rematch_ray.workloads.embed import embed, embed_bundles, pipeline, window_rows
 from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
 from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
+from rematch_ray.workloads.shards import Job
 from rematch_ray.workloads.staging import OK, Staging
 from tests.workloads.conftest import BAD_ROWS
 
@@ -232,6 +233,20 @@ class TestOnACluster:
             embed(model=tiny_export, data=corpus, out=out, settings=half)
         (out / "kept.json").rename(out / "manifest.json")
         assert (out / "manifest.json").read_text() == before
+
+    def test_what_may_wait_between_stages_is_bounded_and_no_other_pipeline_is_touched(
+        self, tiny_export: Path, corpus: Path, tmp_path: Path
+    ) -> None:
+        settings = EmbedSettings(buffer_bytes=1000, num_actors=(1, 3))
+        job = Job.of(tiny_export, settings, side="query", instruction=None, data="")
+        units = list_data(corpus, rows="items")
+        staging = Staging(tmp_path)
+        dataset = pipeline(units, tiny_export, job, settings, staging)
+        limits = dataset.context.execution_options.resource_limits
+        assert limits.object_store_memory == 3000
+        assert dataset.context.checkpoint_config is not None
+        assert dataset.context.checkpoint_config.checkpoint_path == str(staging.done)
+        assert ray.data.DataContext.get_current().checkpoint_config is None
 
     def test_the_result_says_how_busy_the_model_was_and_is_kept(self, out: Path) -> None:
         summary = json.loads((out / "summary.json").read_text())
