@@ -36,7 +36,8 @@ from rematch_ray.workloads.shards import Job, finish, read_manifest
 from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls
 from rematch_ray.workloads.staging import ROW_KEY, Staging
 
-READ_CPUS = 0.25
+# with a whole CPU, Ray's budgets let no write start on a small machine before all reads have ended
+READ_CPUS, WRITE_CPUS = 0.25, 0.25
 # an encode task's process takes about that; it also keeps Ray from fusing the stage into the
 # actors', where decoding would wait for the forward pass
 ENCODER_BYTES = 640 * 2**20
@@ -204,7 +205,11 @@ def _stream(
     progress = Progress(staging.actors, rows_in, staging.count_done())
     dataset = pipeline(units, export, job, settings, staging)
     write = Background(
-        lambda: dataset.write_parquet(str(staging.rows), min_rows_per_file=settings.rows_per_write),
+        lambda: dataset.write_parquet(
+            str(staging.rows),
+            min_rows_per_file=settings.rows_per_write,
+            ray_remote_args={"num_cpus": WRITE_CPUS},
+        ),
         "embed",
     )
     while not write.wait(every(settings.progress_seconds)):
