@@ -12,12 +12,12 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 Process = tuple[int, int]  # pid and start time: a pid alone may be another process by now
 PATIENCE_S = 3.0
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37  # linux/prctl.h
 
 
 def end_descendants(close: Callable[[], None]) -> None:
@@ -26,7 +26,11 @@ def end_descendants(close: Callable[[], None]) -> None:
     Args:
         close: the orderly way; what it ends is not signalled here.
     """
-    _adopt_orphans()
+    with _adopting_orphans():
+        _end(close)
+
+
+def _end(close: Callable[[], None]) -> None:
     known = descendants()
     close()
     # where orphans are not adopted only the first look can name those whose parent is gone by now
@@ -43,10 +47,20 @@ def end_descendants(close: Callable[[], None]) -> None:
         left = alive(left | descendants())
 
 
-def _adopt_orphans() -> None:
+@contextlib.contextmanager
+def _adopting_orphans() -> Iterator[None]:
     """Let descendants whose parent ends become children of this process, not of init."""
-    with contextlib.suppress(AttributeError, OSError):  # Linux alone can
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux alone has it
+    if prctl is None:
+        yield
+        return
+    before = ctypes.c_int()
+    prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
 
 
 def descendants() -> set[Process]:

@@ -1,5 +1,6 @@
 """What an interrupted verb started ends with it, children of dead children included."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -69,6 +70,19 @@ def test_one_that_was_started_while_its_parent_was_being_ended_ends_too() -> Non
 
     closing.end_descendants(close)
     assert closing._read(late[0]) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux adopts orphans")
+def test_orphans_are_adopted_only_while_others_are_ended() -> None:
+    def adopts() -> bool:
+        found = ctypes.c_int()
+        ctypes.CDLL(None).prctl(closing._PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0)
+        return bool(found.value)
+
+    seen = []
+    closing.end_descendants(lambda: seen.append(adopts()))
+    assert seen == [True]
+    assert not adopts()
 
 
 def test_a_pid_that_is_another_process_by_now_is_left_alone() -> None:
