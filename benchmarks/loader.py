@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         _write_data(run)
         waits = _stand_in(run, 25 if options.quick else 200)
         window = (4, 16) if options.quick else (10, 60)
-        rounds = 1 if options.quick else 3
+        rounds = 1 if options.quick else options.rounds
         costs: dict[str, list[float]] = {"plain": [], "ours": []}
         for number in range(rounds):
             costs["plain"].append(_plain_apart(options, window))
@@ -290,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps on fewer rows")
     parser.add_argument("--device", default="cpu", choices=["cpu"], help="CPU alone is measured")
+    parser.add_argument("--rounds", type=int, default=3, help="plain and ours in turn, so often")
     parser.add_argument("--workers", type=int, default=1, help="training processes of (b)")
     parser.add_argument("--config", type=Path, default=CONFIG, help="a run on the demo's data")
     parser.add_argument("--folder", type=Path, help="keep data and runs there")
