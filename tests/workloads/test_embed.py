@@ -328,7 +328,9 @@ class TestOnACluster:
         killer.join()
         assert killed
         assert result["embedded"] == len(items)
-        assert EmbeddingShards.open(out).read().ids == [item.id for item in items]
+        # what the killed process held is written later than what came after it
+        found = EmbeddingShards.open(out).read().ids
+        assert sorted(found) == sorted(item.id for item in items)
 
     def test_an_id_that_occurs_twice_is_refused_with_its_places(
         self, tiny_export: Path, tmp_path: Path
