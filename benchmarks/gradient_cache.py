@@ -18,8 +18,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from meters.own_process import run_apart
+from meters.resident import RETURN_AT_ONCE, peak, start_peak
 from shapes.random_rows import random_batch, write_base
-from shapes.resident import RETURN_AT_ONCE, peak, start_peak
 
 from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.evaluation.report import plain_table
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps({"peak": _peak_bytes(base, options.measure, options)}))
             return 0
         large = 256 if options.quick else LARGE
-        small_peak, large_peak = (_in_own_process(base, n, options) for n in (SMALL, large))
+        small_peak, large_peak = (_peak_apart(base, n, options) for n in (SMALL, large))
         per_pair = _seconds_per_pair(base, large, options)
         held = _held_bytes(base, large)
     limit = small_peak + held
@@ -160,14 +159,11 @@ def _peak_bytes(base: Path, pairs: int, options: argparse.Namespace) -> int:
     return peak() - idle
 
 
-def _in_own_process(base: Path, pairs: int, options: argparse.Namespace) -> int:
-    command = [sys.executable, __file__, "--measure", str(pairs), "--base", str(base)]
-    command += ["--device", options.device, "--threads", str(options.threads)]
-    environment = {**os.environ, **RETURN_AT_ONCE}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"measuring {pairs} pairs failed:\n{done.stderr}")
-    return int(json.loads(done.stdout.splitlines()[-1])["peak"])
+def _peak_apart(base: Path, pairs: int, options: argparse.Namespace) -> int:
+    arguments = ["--measure", str(pairs), "--base", str(base)]
+    arguments += ["--device", options.device, "--threads", str(options.threads)]
+    what = f"{pairs} pairs"
+    return int(run_apart(__file__, arguments, what=what, environment=RETURN_AT_ONCE)["peak"])
 
 
 def _seconds_per_pair(

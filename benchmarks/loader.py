@@ -19,25 +19,23 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+
+from meters.cpu import SAMPLE_S, CpuMeter, Process
+from meters.own_process import run_apart
 
 from rematch_ray.config import RunConfig, read_run
 from rematch_ray.evaluation.report import plain_table
 
 STEP_S = 0.6
 RANKS = 2
-SAMPLE_S = 0.5
 LARGEST = 12  # processes listed
-IDLE = "ray::IDLE"  # what Ray calls a process between two tasks
 CONFIG = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
 
 
@@ -186,11 +184,10 @@ def _plain(run: RunConfig, begin: int, end: int) -> float:
 
 def _plain_apart(options: argparse.Namespace, window: tuple[int, int]) -> float:
     """The same in a process of its own, which has not started Ray."""
-    command = [sys.executable, __file__, "--plain", "--folder", str(options.folder)]
-    command += ["--config", str(options.config), "--window", *map(str, window)]
-    command += ["--quick"] if options.quick else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    arguments = ["--plain", "--folder", str(options.folder)]
+    arguments += ["--config", str(options.config), "--window", *map(str, window)]
+    arguments += ["--quick"] if options.quick else []
+    return float(run_apart(__file__, arguments, what="the plain process"))
 
 
 def _ours(options: argparse.Namespace, window: tuple[int, int], name: str) -> float:
@@ -206,12 +203,12 @@ def _ours(options: argparse.Namespace, window: tuple[int, int], name: str) -> fl
     def watch() -> None:
         tail = directory.tail()
         while len(found) < len(window):
-            used = meter.read()
+            used = meter.by_process()
             done = [r["step"] + 1 for r in tail.read().records if r["event"] == "step"]
             for mark in window:
                 if mark not in found and done and done[-1] >= mark:
-                    found[mark], steps[mark] = used, done[-1]
-                    spent[mark] = meter.by_process()
+                    found[mark], steps[mark] = sum(used.values()), done[-1]
+                    spent[mark] = used
             time.sleep(SAMPLE_S)
         directory.ask_to_stop()
 
@@ -227,63 +224,6 @@ def _ours(options: argparse.Namespace, window: tuple[int, int], name: str) -> fl
     shown = [[name, f"{s / pairs:.5f}"] for name, s in meter.by_name(between).items()]
     print(plain_table([["process", "CPU-s per pair"], *shown[:LARGEST]]))
     return (found[end] - found[begin]) / pairs
-
-
-Process = tuple[int, int]  # pid and start time
-
-
-class CpuMeter:
-    """CPU-seconds of this process and all below it; those that ended keep what they were seen at.
-
-    Between two reads a process that ends loses what it used since the first of them.
-    """
-
-    def __init__(self) -> None:
-        self._seen: dict[Process, float] = {}
-        self._names: dict[Process, str] = {}
-        self._ticks = os.sysconf("SC_CLK_TCK")
-
-    def read(self) -> float:
-        """Returns the sum up to now."""
-        parents: dict[int, int] = {}
-        used: dict[int, tuple[int, float]] = {}
-        names: dict[int, str] = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                head, _, tail = (entry / "stat").read_text().rpartition(")")
-            except OSError:
-                continue
-            pid, fields = int(entry.name), tail.split()
-            names[pid] = head.partition("(")[2]
-            parents[pid] = int(fields[1])
-            used[pid] = int(fields[19]), (int(fields[11]) + int(fields[12])) / self._ticks
-        for pid in _below(parents):
-            start, seconds = used[pid]
-            self._seen[(pid, start)] = seconds
-            if names[pid] != IDLE or (pid, start) not in self._names:
-                self._names[(pid, start)] = names[pid]  # a data task's, when it was seen at work
-        return sum(self._seen.values())
-
-    def by_process(self) -> dict[Process, float]:
-        """Returns what each process had used at the last read."""
-        return dict(self._seen)
-
-    def by_name(self, seconds: Mapping[Process, float]) -> dict[str, float]:
-        """Returns sums by the names of processes, largest first."""
-        sums: dict[str, float] = {}
-        for process, value in seconds.items():
-            name = self._names[process]
-            sums[name] = sums.get(name, 0.0) + value
-        return dict(sorted(sums.items(), key=lambda entry: -entry[1]))
-
-
-def _below(parents: dict[int, int]) -> set[int]:
-    below: set[int] = set()
-    level = {os.getpid()}
-    while level:
-        below |= level
-        level = {pid for pid, parent in parents.items() if parent in level} - below
-    return below & parents.keys()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,8 +28,6 @@ import math
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -40,6 +38,8 @@ import pyarrow as pa
 import sentence_transformers
 import torch
 import transformers
+from meters.own_process import run_apart
+from meters.resident import RETURN_AT_ONCE, peak, start_peak
 from peers.st_training import (
     BankModule,
     Features,
@@ -51,7 +51,6 @@ from peers.st_training import (
 from PIL import Image
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.data_collator import MultiVectorEncoderDataCollator
-from shapes.resident import RETURN_AT_ONCE, peak, start_peak
 
 from rematch_ray.data.demo import write_demo
 from rematch_ray.data.demo_corpus import DemoSizes
@@ -91,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         peaks: dict[str, list[float]] = {name: [] for name in ARMS}
         for _ in range(1 if options.quick else 3):
             for name in ARMS:
-                peaks[name].append(_in_own_process(name, options))
+                peaks[name].append(_peak_apart(name, options))
     print(plain_table(_table(seconds, peaks, options.pairs)))
     print(f"\nlosses of the first two steps: ours {losses[EQUAL[0]]}, theirs {losses[EQUAL[1]]}")
     result = {
@@ -294,15 +293,12 @@ def _peak_bytes(name: str, folder: Path, options: argparse.Namespace) -> int:
     return peak() - idle
 
 
-def _in_own_process(name: str, options: argparse.Namespace) -> float:
-    command = [sys.executable, __file__, "--measure", name, "--data", str(options.data)]
+def _peak_apart(name: str, options: argparse.Namespace) -> float:
+    arguments = ["--measure", name, "--data", str(options.data)]
     for key in ("device", "threads", "pairs", "mini_batch"):
-        command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
-    environment = {**os.environ, **RETURN_AT_ONCE}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"measuring {name!r} failed:\n{done.stderr}")
-    return float(json.loads(done.stdout.splitlines()[-1])["peak"])
+        arguments += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
+    found = run_apart(__file__, arguments, what=name, environment=RETURN_AT_ONCE)
+    return float(found["peak"])
 
 
 def _over(

@@ -1,0 +1,1 @@
+"""What the benchmarks measure with: memory, CPU-seconds, processes of their own."""

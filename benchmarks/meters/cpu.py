@@ -1,0 +1,87 @@
+"""CPU-seconds of a whole job: this process and all below it, read from /proc. Linux only."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+SAMPLE_S = 0.5
+IDLE = "ray::IDLE"  # what Ray calls a process between two tasks
+
+Process = tuple[int, int]  # pid and start time
+
+
+class CpuMeter:
+    """CPU-seconds of this process and all below it; those that ended keep what they were seen at.
+
+    Between two reads a process that ends loses what it used since the first of them.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Process, float] = {}
+        self._names: dict[Process, str] = {}
+        self._ticks = os.sysconf("SC_CLK_TCK")
+        self._reading = threading.Lock()
+
+    def read(self) -> float:
+        """Returns the sum up to now."""
+        return sum(self.by_process().values())
+
+    def by_process(self) -> dict[Process, float]:
+        """Returns what each process has used up to now."""
+        with self._reading:
+            parents: dict[int, int] = {}
+            used: dict[int, tuple[int, float]] = {}
+            names: dict[int, str] = {}
+            for entry in Path("/proc").glob("[0-9]*"):
+                try:
+                    head, _, tail = (entry / "stat").read_text().rpartition(")")
+                except OSError:
+                    continue
+                pid, fields = int(entry.name), tail.split()
+                names[pid] = head.partition("(")[2]
+                parents[pid] = int(fields[1])
+                used[pid] = int(fields[19]), (int(fields[11]) + int(fields[12])) / self._ticks
+            for pid in _below(parents):
+                start, seconds = used[pid]
+                self._seen[(pid, start)] = seconds
+                if names[pid] != IDLE or (pid, start) not in self._names:
+                    self._names[(pid, start)] = names[pid]  # a data task's, when seen at work
+            return dict(self._seen)
+
+    def by_name(self, seconds: Mapping[Process, float]) -> dict[str, float]:
+        """Returns sums by the names of processes, largest first."""
+        sums: dict[str, float] = {}
+        for process, value in seconds.items():
+            name = self._names[process]
+            sums[name] = sums.get(name, 0.0) + value
+        return dict(sorted(sums.items(), key=lambda entry: -entry[1]))
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Keeps an eye on processes that end between two reads, as long as the block lasts."""
+        stop = threading.Event()
+
+        def sample() -> None:
+            while not stop.wait(SAMPLE_S):
+                self.by_process()
+
+        thread = threading.Thread(target=sample, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _below(parents: dict[int, int]) -> set[int]:
+    below: set[int] = set()
+    level = {os.getpid()}
+    while level:
+        below |= level
+        level = {pid for pid, parent in parents.items() if parent in level} - below
+    return below & parents.keys()
