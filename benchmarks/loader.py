@@ -7,9 +7,11 @@ core; the share of the time that they wait for data instead, from the second ste
 tokenises and steps over the same plan, one thread each, in turn (plain, ours, plain, ours, ...;
 medians). Ours are the CPU times of all processes below this one between two logged steps (driver,
 Ray's daemons, data tasks, training processes), read from /proc twice a second, so that what a
-process used before it ended counts too; start-up, checkpoints and export do not.
+process used before it ended counts too; start-up, checkpoints and export do not. Twice: with a
+model of hidden size 512 and 8 layers, still small for a model that is worth a cluster, on two
+training processes; and with the demo's, of hidden size 128, on one.
 
-    python benchmarks/loader.py [--quick] [--workers 1] [--config jobs/configs/demo.yaml]
+    python benchmarks/loader.py [--quick] [--shapes committed tiny] [--config RUN.yaml]
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import statistics
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 
 from meters.cpu import SAMPLE_S, CpuMeter, Process
 from meters.own_process import run_apart
+from shapes.random_rows import COMMITTED, write_base
 
 from rematch_ray.config import RunConfig, read_run
 from rematch_ray.evaluation.report import plain_table
+from rematch_ray.model.tiny import TinySettings
 
 STEP_S = 0.6
 RANKS = 2
@@ -39,58 +44,106 @@ LARGEST = 12  # processes listed
 CONFIG = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What (b) trains.
+
+    Attributes:
+        sizes: of the base that is made for it; None = the configuration's own.
+        workers: training processes.
+        window: steps between which CPU-seconds count.
+        quick: the same with --quick.
+    """
+
+    sizes: TinySettings | None
+    workers: int
+    window: tuple[int, int]
+    quick: tuple[int, int]
+
+
+SHAPES = {
+    "committed": Shape(COMMITTED, 2, (2, 10), (1, 3)),
+    "tiny": Shape(None, 1, (10, 60), (4, 16)),
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; see the module's text."""
     options = _parser().parse_args(argv)
     if options.plain:
-        print(json.dumps(_plain(_settings(options), *options.window)))
+        print(json.dumps(_plain(_settings(options, options.plain), *options.window)))
         return 0
     with tempfile.TemporaryDirectory(prefix="loader-") as folder:
         options.folder = options.folder or folder
-        run = _settings(options)
+        run = _settings(options, "tiny")
         _write_data(run)
         waits = _stand_in(run, 25 if options.quick else 200)
-        window = (4, 16) if options.quick else (10, 60)
         rounds = 1 if options.quick else options.rounds
-        costs: dict[str, list[float]] = {"plain": [], "ours": []}
-        for number in range(rounds):
-            costs["plain"].append(_plain_apart(options, window))
-            costs["ours"].append(_ours(options, window, f"loader-{number}"))
-    medians = {name: statistics.median(taken) for name, taken in costs.items()}
-    ratio = statistics.median(a / b for a, b in zip(costs["ours"], costs["plain"], strict=True))
-    print(
-        plain_table(
-            [
-                ["what", "value"],
-                ["waits for data, share of the time", f"{waits['share']:.4f}"],
-                ["longest wait, s", f"{waits['longest_s']:.3f}"],
-                ["first batch after, s", f"{waits['first_s']:.1f}"],
-                ["CPU-s per pair, plain", f"{medians['plain']:.4f}"],
-                ["CPU-s per pair, ours", f"{medians['ours']:.4f}"],
-                ["ours over plain", f"{ratio:.3f}"],
-            ]
-        )
-    )
+        costs: dict[str, dict[str, list[float]]] = {}
+        for shape in options.shapes:
+            if SHAPES[shape].sizes is not None:
+                write_base(_base(options), SHAPES[shape].sizes)
+            costs[shape] = {"plain": [], "ours": []}
+            for number in range(rounds):
+                costs[shape]["plain"].append(_plain_apart(options, shape))
+                costs[shape]["ours"].append(_ours(options, shape, f"{shape}-{number}"))
+    medians = {
+        shape: {name: statistics.median(taken) for name, taken in arms.items()}
+        for shape, arms in costs.items()
+    }
+    ratios = {
+        shape: statistics.median(a / b for a, b in zip(arms["ours"], arms["plain"], strict=True))
+        for shape, arms in costs.items()
+    }
+    lines = [
+        ["what", "value"],
+        ["waits for data, share of the time", f"{waits['share']:.4f}"],
+        ["longest wait, s", f"{waits['longest_s']:.3f}"],
+        ["first batch after, s", f"{waits['first_s']:.1f}"],
+    ]
+    for shape in options.shapes:
+        lines += [
+            [f"{shape}: CPU-s per pair, plain", f"{medians[shape]['plain']:.4f}"],
+            [f"{shape}: CPU-s per pair, ours", f"{medians[shape]['ours']:.4f}"],
+            [f"{shape}: ours over plain", f"{ratios[shape]:.3f}"],
+        ]
+    print(plain_table(lines))
     result = {
         "benchmark": "loader",
         "wait_share_with_stand_in": round(waits["share"], 4),
-        "cpu_s_per_pair_over_plain": round(ratio, 3),
-        "cpu_s_per_pair": {name: [round(x, 5) for x in taken] for name, taken in costs.items()},
+        "cpu_s_per_pair_over_plain": round(ratios[options.shapes[0]], 3),
+        "shapes": {
+            shape: {
+                "over_plain": round(ratios[shape], 3),
+                "workers": SHAPES[shape].workers,
+                "cpu_s_per_pair": {
+                    name: [round(x, 5) for x in taken] for name, taken in costs[shape].items()
+                },
+            }
+            for shape in options.shapes
+        },
         "longest_wait_s": round(waits["longest_s"], 3),
         "first_batch_s": round(waits["first_s"], 2),
         "pairs_per_step": run.data.order.global_batch,
         "ranks": RANKS,
-        "workers": options.workers,
-        "steps": list(window),
         "machine": f"{os.cpu_count()} cores {platform.machine()}",
     }
     print(json.dumps(result))
     return 0
 
 
-def _settings(options: argparse.Namespace) -> RunConfig:
+def _base(options: argparse.Namespace) -> Path:
+    return Path(options.folder) / "base"
+
+
+def _window(options: argparse.Namespace, shape: str) -> tuple[int, int]:
+    return SHAPES[shape].quick if options.quick else SHAPES[shape].window
+
+
+def _settings(options: argparse.Namespace, shape: str) -> RunConfig:
     """The demo's run, its data and storage in a folder of ours, without checkpoints on the way."""
     folder = Path(options.folder)
+    base = [] if SHAPES[shape].sizes is None else [f"model.base={_base(options)}"]
     run = read_run(
         options.config,
         [
@@ -98,7 +151,8 @@ def _settings(options: argparse.Namespace) -> RunConfig:
             "train.steps=100000",
             "train.checkpoint_every=100000",
             "train.progress_seconds=30",
-            f"train.num_workers={options.workers}",
+            f"train.num_workers={SHAPES[shape].workers}",
+            *base,
         ],
     )
     sources = tuple(
@@ -182,20 +236,22 @@ def _plain(run: RunConfig, begin: int, end: int) -> float:
     return (time.process_time() - began) / ((end - begin) * run.data.order.global_batch)
 
 
-def _plain_apart(options: argparse.Namespace, window: tuple[int, int]) -> float:
+def _plain_apart(options: argparse.Namespace, shape: str) -> float:
     """The same in a process of its own, which has not started Ray."""
-    arguments = ["--plain", "--folder", str(options.folder)]
-    arguments += ["--config", str(options.config), "--window", *map(str, window)]
+    arguments = ["--plain", shape, "--folder", str(options.folder)]
+    arguments += ["--config", str(options.config)]
+    arguments += ["--window", *map(str, _window(options, shape))]
     arguments += ["--quick"] if options.quick else []
     return float(run_apart(__file__, arguments, what="the plain process"))
 
 
-def _ours(options: argparse.Namespace, window: tuple[int, int], name: str) -> float:
+def _ours(options: argparse.Namespace, shape: str, name: str) -> float:
     """CPU-seconds per pair of a training run, all processes, steps `begin` to `end`."""
     from rematch_ray.workloads.run_directory import RunDirectory
     from rematch_ray.workloads.train import train
 
-    run = _settings(options).model_copy(update={"name": name})
+    run = _settings(options, shape).model_copy(update={"name": name})
+    window = _window(options, shape)
     directory = RunDirectory(run.directory)
     found: dict[int, float] = {}
     meter = CpuMeter()
@@ -230,11 +286,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps on fewer rows")
     parser.add_argument("--device", default="cpu", choices=["cpu"], help="CPU alone is measured")
-    parser.add_argument("--rounds", type=int, default=3, help="plain and ours in turn, so often")
-    parser.add_argument("--workers", type=int, default=1, help="training processes of (b)")
+    parser.add_argument("--rounds", type=int, default=2, help="plain and ours in turn, so often")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="of (b)")
     parser.add_argument("--config", type=Path, default=CONFIG, help="a run on the demo's data")
     parser.add_argument("--folder", type=Path, help="keep data and runs there")
-    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--plain", choices=SHAPES, help=argparse.SUPPRESS)
     parser.add_argument("--window", type=int, nargs=2, default=(0, 1), help=argparse.SUPPRESS)
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ Process = tuple[int, int]  # pid and start time
 class CpuMeter:
     """CPU-seconds of this process and all below it; those that ended keep what they were seen at.
 
-    Between two reads a process that ends loses what it used since the first of them.
+    Between two reads a process that ends loses what it used since the first of them. What reading
+    itself takes is left out.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,7 @@ class CpuMeter:
         self._names: dict[Process, str] = {}
         self._ticks = os.sysconf("SC_CLK_TCK")
         self._reading = threading.Lock()
+        self._spent_reading = 0.0
 
     def read(self) -> float:
         """Returns the sum up to now."""
@@ -33,6 +36,7 @@ class CpuMeter:
     def by_process(self) -> dict[Process, float]:
         """Returns what each process has used up to now."""
         with self._reading:
+            began = time.thread_time()
             parents: dict[int, int] = {}
             used: dict[int, tuple[int, float]] = {}
             names: dict[int, str] = {}
@@ -47,9 +51,11 @@ class CpuMeter:
                 used[pid] = int(fields[19]), (int(fields[11]) + int(fields[12])) / self._ticks
             for pid in _below(parents):
                 start, seconds = used[pid]
-                self._seen[(pid, start)] = seconds
+                own = self._spent_reading if pid == os.getpid() else 0.0
+                self._seen[(pid, start)] = seconds - own
                 if names[pid] != IDLE or (pid, start) not in self._names:
                     self._names[(pid, start)] = names[pid]  # a data task's, when seen at work
+            self._spent_reading += time.thread_time() - began
             return dict(self._seen)
 
     def by_name(self, seconds: Mapping[Process, float]) -> dict[str, float]:

@@ -91,12 +91,14 @@ class PauseBetweenSteps:
     loop of Ray 2.60 never waits: beside a training run it took 80 % of a core.
     """
 
+    seconds = 0.05
+
     def before_execution_starts(self, executor: Any) -> None:
         """Nothing to do."""
 
     def on_execution_step(self, executor: Any) -> None:
         """Rest; the loop still does all that is ready in one step."""
-        time.sleep(LOOP_PAUSE_S)
+        time.sleep(self.seconds)
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing to do."""
@@ -105,7 +107,13 @@ class PauseBetweenSteps:
         """Nothing to do."""
 
 
-def plain_context() -> None:
+class LongPauseBetweenSteps(PauseBetweenSteps):
+    """The same for a stream that is made many steps ahead of its consumer."""
+
+    seconds = 0.2
+
+
+def plain_context(pause: type[PauseBetweenSteps] = PauseBetweenSteps) -> None:
     """Set this process's Data context for our pipelines; a dataset captures it when it is made."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # it warns that there are no progress bars, which we asked for
@@ -113,15 +121,13 @@ def plain_context() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    context.custom_execution_callback_classes = [PauseBetweenSteps]
+    context.custom_execution_callback_classes = [pause]
 
 
 def reason_of(error: BaseException) -> str:
     """Return an error's message on one line, for a column or a log."""
     return " ".join(str(error).split()) or type(error).__name__
 
-
-LOOP_PAUSE_S = 0.05
 
 
 class EncodeSamples:

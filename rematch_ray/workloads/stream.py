@@ -26,7 +26,13 @@ from rematch_ray.data.readers.units import Unit
 from rematch_ray.data.sources import list_source
 from rematch_ray.errors import UserError
 from rematch_ray.workloads.ahead import stay_within
-from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls, reason_of
+from rematch_ray.workloads.stages import (
+    LongPauseBetweenSteps,
+    ReadCall,
+    plain_context,
+    read_calls,
+    reason_of,
+)
 
 if TYPE_CHECKING:
     from rematch_ray.config import DataSettings
@@ -97,7 +103,7 @@ def rank_steps(
         readers: read tasks that run at the same time.
         ahead: steps that are encoded before somebody takes them, at least 2.
     """
-    plain_context()
+    plain_context(LongPauseBetweenSteps)
     stay_within(ahead * world_size)
     # smaller than any block: Ray then hands on each one-row table as it comes, merging none
     ray.data.DataContext.get_current().target_max_block_size = 1
