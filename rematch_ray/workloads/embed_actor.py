@@ -16,6 +16,7 @@ from rematch_ray.data.batching import BatchLimits, cut_batches, padding_share
 from rematch_ray.data.prompts import Side
 from rematch_ray.data.rows import EncodedRow, rows_from_table
 from rematch_ray.workloads.embed_progress import ActorCounters
+from rematch_ray.workloads.heap import keep_freed_memory
 from rematch_ray.workloads.staging import OK, STAGED_FIELDS, STATUS_FIELD
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -60,7 +61,8 @@ class EmbedActor:
 
         from rematch_ray.model.embedder import Embedder
 
-        self._settings = settings
+        if settings.device == "cpu":
+            keep_freed_memory()
         self._side = settings.side
         self._model = Embedder.from_pretrained(settings.export, device=settings.device)
         if settings.precision is not None:

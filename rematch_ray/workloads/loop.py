@@ -28,6 +28,7 @@ from rematch_ray.training.measures import Meter, Work, WorkCounter
 from rematch_ray.training.step import Training
 from rematch_ray.training.strategies import precision_of
 from rematch_ray.workloads.checkpoints import STATE, TRAINER, Checkpoints
+from rematch_ray.workloads.heap import keep_freed_memory
 from rematch_ray.workloads.preemption import Preemption
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stages import EncodeSamples
@@ -49,6 +50,8 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
         or the loss does not allow to go on, `stopped` when somebody asked for it, `unsaved` with a
         reason when checkpoints cannot be written, and the steps that are `saved`.
     """
+    if ray.train.torch.get_device().type == "cpu":
+        keep_freed_memory()
     run, data = config["run"], config["data"]
     directory = RunDirectory(run.directory)
     try:

@@ -129,7 +129,6 @@ def reason_of(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-
 class EncodeSamples:
     """The stream's encode stage: a `SampleEncoder` that loads its processors once per process.
 

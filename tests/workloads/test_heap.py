@@ -1,0 +1,40 @@
+"""A process that keeps what it frees is not handed the same pages again and again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import torch
+from rematch_ray.workloads.heap import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+torch.set_num_threads(1)
+def step():
+    torch.ones(40_000_000).mul_(2)
+for _ in range(10):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has it")
+
+
+def page_faults(what: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, what], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+def test_freed_memory_is_used_again() -> None:
+    left = page_faults("leave")
+    assert left > 300_000  # 160 MB anew in each of ten steps, by pages of 4 KiB
+    assert page_faults("keep") < left / 4  # the heap may still grow once or twice
