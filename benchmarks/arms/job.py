@@ -14,7 +14,7 @@ import torch
 from meters.cpu import CpuMeter
 from meters.job_memory import watched
 
-from arms.setting import BATCH_ROWS, SETTINGS, Setting
+from arms.setting import BATCH_ROWS, SETTINGS, SMALL, Setting
 from rematch_ray.config import EmbedSettings
 from rematch_ray.model.embeddings import Embeddings
 from rematch_ray.workloads import embed as job
@@ -65,15 +65,20 @@ class StandInActor(EmbedActor):
 
 def ours(setting: Setting) -> dict[str, float]:
     """The job, all processes: what a long run takes above a short one, for each row of it."""
-    few, many = setting.size.marks
+    few, many = setting.marks
     walls: list[float] = []
     used: list[float] = []
     named: list[Mapping[str, float]] = []
     meter = CpuMeter()
+    # as many model processes as there are cores: on a CPU one thread each is the best use of them
+    on_cpu = {"num_actors": os.cpu_count() or 1} if setting.device == "cpu" else {}
+    settings = SETTINGS.model_copy(update=on_cpu)
     with _quiet_cluster(), meter.sampling():
-        for rows in (few, few, many):  # the first one warms up
+        # small windows to warm up: every process that will encode has then loaded its processors
+        warm = settings.model_copy(update={"window_rows": BATCH_ROWS})
+        for rows, told in ((few, warm), (few, settings), (many, settings)):
             before, began = meter.by_process(), time.monotonic()
-            result = _embed(setting, f"rows-{rows}", _new(setting), SETTINGS)
+            result = _embed(setting, f"rows-{rows}", _new(setting), told)
             walls.append(time.monotonic() - began)
             between = {p: s - before.get(p, 0.0) for p, s in meter.by_process().items()}
             used.append(sum(between.values()))
@@ -91,7 +96,7 @@ def ours(setting: Setting) -> dict[str, float]:
 
 def memory(setting: Setting, scale: int) -> dict[str, Any]:
     """Peaks of a job whose stages may hold little, at so many times the rows."""
-    settings = SETTINGS.model_copy(update={"buffer_bytes": setting.size.buffer})
+    settings = SMALL.model_copy(update={"buffer_bytes": setting.size.buffer})
     with _quiet_cluster(), watched() as held:
         _embed(setting, f"memory-{scale}", _new(setting), settings)
     return {

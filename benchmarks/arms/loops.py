@@ -18,7 +18,7 @@ def plain(setting: Setting) -> dict[str, float]:
     """One process that does everything in turn, one thread; the first rows warm up."""
     torch.set_num_threads(1)
     model = setting.load()
-    begin, end = setting.size.marks
+    begin, end = setting.marks
     done, began, began_wall, first = 0, 0.0, 0.0, 0
     for rows in encoded_windows(model, setting.rows):
         for chosen in cut_batches(*row_sizes(rows, model), LIMITS):
@@ -101,7 +101,7 @@ def st_stock(setting: Setting) -> dict[str, float]:
 def _timed(setting: Setting, encode: Callable[[Path], Any]) -> dict[str, float]:
     """Rows per second over all files, every core allowed, after a warm-up on other rows."""
     torch.set_num_threads(os.cpu_count() or 1)
-    encode(sorted(setting.data(f"rows-{setting.size.marks[0]}").glob("*.parquet"))[0])
+    encode(sorted(setting.data(f"rows-{setting.marks[0]}").glob("*.parquet"))[0])
     began = time.monotonic()
     made = encode(setting.rows)
     return {"rows_per_s": len(made) / (time.monotonic() - began)}

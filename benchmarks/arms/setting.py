@@ -6,12 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from shapes.mixed_corpus import write_corpus
+from shapes.random_rows import COMMITTED, write_base
+
 from rematch_ray.config import EmbedSettings
 from rematch_ray.data.batching import BatchLimits
 from rematch_ray.data.readers.formats import list_data, read_data
 from rematch_ray.data.rows import EncodedRow
 from rematch_ray.data.schema import items_from_table
 from rematch_ray.model.embedder import Embedder
+from rematch_ray.model.settings import ModelSettings
+from rematch_ray.model.tiny import TinySettings
+
+SHIPPED = Path(__file__).resolve().parents[2] / "rematch_ray" / "assets" / "tiny-base"
 
 BATCH_ROWS, WINDOW_ROWS = 32, 256
 LIMITS = BatchLimits(BATCH_ROWS, 10**9, 10**9)
@@ -25,29 +32,35 @@ SETTINGS = EmbedSettings(
 )
 
 
+# what bounds memory: batches by their tokens, small windows, writes and shards
+SMALL = SETTINGS.model_copy(
+    update={"batch_tokens": 8192, "window_rows": 64, "rows_per_write": 256, "rows_per_shard": 512}
+)
+BASES: dict[str, TinySettings | None] = {"committed": COMMITTED, "tiny": None}
+"""Hidden 512 and 8 layers with random weights, and the shipped base of hidden 128."""
+
+
 @dataclass(frozen=True)
 class Size:
     """How much is embedded.
 
     Attributes:
         stand_in: rows of the stand-in's run.
-        marks: rows of the short run and of the long one.
+        marks: rows of the short run and of the long one, for each model.
         memory: rows at 1x.
         buffer: bytes that may wait between stages while memory is measured.
         padding: rows whose lengths are looked at.
-        rounds: times that the arms run in turn.
     """
 
     stand_in: int
-    marks: tuple[int, int]
+    marks: dict[str, tuple[int, int]]
     memory: int
     buffer: int
     padding: int
-    rounds: int
 
 
-QUICK = Size(1024, (256, 1280), 512, 2 * 2**20, 512, 1)
-FULL = Size(8192, (1024, 6144), 4096, 8 * 2**20, 4096, 3)
+QUICK = Size(1024, {"tiny": (768, 2304)}, 1024, 4 * 2**20, 512)
+FULL = Size(8192, {"committed": (256, 768), "tiny": (2048, 8192)}, 4096, 4 * 2**20, 4096)
 
 
 @dataclass(frozen=True)
@@ -55,14 +68,14 @@ class Setting:
     """What an arm is told.
 
     Attributes:
-        folder: of the data, the export and all that is written.
-        base: the model that the export was built on.
+        folder: of the data, the models and all that is written.
+        shape: which model, of `BASES`.
         device: `cpu` or `cuda`.
-        quick: fewer rows, one round.
+        quick: fewer rows.
     """
 
     folder: Path
-    base: Path
+    shape: str
     device: str
     quick: bool
 
@@ -72,9 +85,19 @@ class Setting:
         return QUICK if self.quick else FULL
 
     @property
+    def marks(self) -> tuple[int, int]:
+        """Rows of the short run and of the long one."""
+        return self.size.marks[self.shape]
+
+    @property
+    def base(self) -> Path:
+        """The base that the model is built on."""
+        return SHIPPED if BASES[self.shape] is None else self.folder / f"base-{self.shape}"
+
+    @property
     def export(self) -> Path:
         """The model that every arm runs."""
-        return self.folder / "export"
+        return self.folder / f"export-{self.shape}"
 
     def data(self, name: str) -> Path:
         """A corpus by its name."""
@@ -83,7 +106,17 @@ class Setting:
     @property
     def rows(self) -> Path:
         """The corpus of the long run."""
-        return self.data(f"rows-{self.size.marks[1]}")
+        return self.data(f"rows-{self.marks[1]}")
+
+    def write(self) -> None:
+        """Writes the model and the corpora of its runs."""
+        sizes = BASES[self.shape]
+        if sizes is not None:
+            write_base(self.base, sizes)
+        embedder = Embedder.build(ModelSettings(base=str(self.base)), name="benchmark").eval()
+        embedder.save_pretrained(self.export)
+        for rows in self.marks:
+            write_corpus(self.data(f"rows-{rows}"), rows)
 
     def load(self) -> Embedder:
         """The model in this process."""
