@@ -13,12 +13,14 @@ BAD_ROWS = {"truncated": png()[:40], "text": b"not an image", "empty": b""}
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two files: 60 good rows of image, text or both, and 3 that cannot be embedded."""
+    """Two files: 60 good rows of image, text, both or two images, and 3 that cannot be embedded."""
     folder = tmp_path_factory.mktemp("corpus")
     items = []
     for number in range(GOOD_ROWS):
         image = png(COLOURS[number % 8], 32 + 16 * (number % 2))
-        parts = [[image], [f"document {number}"], [f"photo {number}", image]][number % 3]
+        other = png(COLOURS[(number + 3) % 8], 48)
+        forms = ([image], [f"document {number}"], [f"photo {number}", image], [image, "and", other])
+        parts = forms[number % 4]
         source = "photos" if number % 2 else "notes"
         payload = {"name": f"name {number}", "size": {"width": number}}
         items.append(Item.of(*parts, id=f"d{number}", source=source, payload=payload))
