@@ -29,7 +29,14 @@ from rematch_ray.model.checkpoint import read_meta, resolve_export
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.workloads.disk import held, streaming
 from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
-from rematch_ray.workloads.embed_progress import Done, Progress, every, say, write_summary
+from rematch_ray.workloads.embed_progress import (
+    Done,
+    Progress,
+    every,
+    say,
+    stop_when_hopeless,
+    write_summary,
+)
 from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
 from rematch_ray.workloads.runtime import Background, Bundle, connect
 from rematch_ray.workloads.shards import Job, finish, read_manifest
@@ -214,6 +221,12 @@ def _stream(
     )
     while not write.wait(every(settings.progress_seconds)):
         say(progress.line())
+        stop_when_hopeless(
+            staging.actors,
+            rows_in,
+            max_bad_share=settings.max_bad_share,
+            max_processes=settings.max_actors,
+        )
     with streaming(staging.root.parent):
         write.result()
     say(progress.line())

@@ -15,7 +15,7 @@ import pyarrow as pa
 from rematch_ray.data.batching import BatchLimits, cut_batches, padding_share
 from rematch_ray.data.prompts import Side
 from rematch_ray.data.rows import EncodedRow, rows_from_table
-from rematch_ray.workloads.embed_progress import ActorCounters
+from rematch_ray.workloads.embed_progress import ActorCounters, refuse_if_stopped
 from rematch_ray.workloads.heap import keep_freed_memory
 from rematch_ray.workloads.staging import OK, STAGED_FIELDS, STATUS_FIELD
 
@@ -75,10 +75,16 @@ class EmbedActor:
             max(1, settings.batch_pixels // self._model.row_encoder.patch_pixels),
         )
         self._device = threading.Lock()
-        self._counters = ActorCounters(Path(settings.progress))
+        self._progress = Path(settings.progress)
+        self._counters = ActorCounters(self._progress)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the staged columns, vectors and fused; zeros where the status is bad."""
+        """Return the staged columns, vectors and fused; zeros where the status is bad.
+
+        Raises:
+            UserError: the run was told to stop.
+        """
+        refuse_if_stopped(self._progress)
         status = np.array(table["status"].to_pylist(), dtype=object)
         good = np.flatnonzero(status == OK)
         rows = rows_from_table(table.take(pa.array(good)))
@@ -106,6 +112,7 @@ class EmbedActor:
             tokens=sum(lengths),
             padded=sum(lengths) / (1 - padding_share(lengths, batches)),
         )
+        self._counters.note(status[status != OK])
         self._counters.write()
         return _with_vectors(table, status, vectors, fused)
 

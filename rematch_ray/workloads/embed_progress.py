@@ -10,12 +10,17 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from rematch_ray.errors import UserError
+
 TERMINAL_SECONDS, LOG_SECONDS = 5.0, 60.0
+REASONS_KEPT = 3
+STOP = "stop"
 
 
 class ActorCounters:
@@ -29,6 +34,7 @@ class ActorCounters:
         self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         self._lock = threading.Lock()
         self._began = time.time()
+        self._reasons: list[str] = []
         self._sums = {"rows": 0.0, "bad": 0.0, "tokens": 0.0, "padded": 0.0, "busy_s": 0.0}
         self.write()
 
@@ -38,10 +44,17 @@ class ActorCounters:
             for name, value in more.items():
                 self._sums[name] += value
 
+    def note(self, reasons: Iterable[str]) -> None:
+        """Keep the first few reasons of bad rows."""
+        with self._lock:
+            missing = REASONS_KEPT - len(self._reasons)
+            self._reasons += islice(reasons, missing)
+
     def write(self) -> None:
         """Write the file anew."""
         with self._lock:
-            record = {**self._sums, "alive_s": time.time() - self._began}
+            alive_s = time.time() - self._began
+            record = {**self._sums, "alive_s": alive_s, "reasons": self._reasons}
             partial = self._path.with_suffix(".unfinished")
             partial.write_text(json.dumps(record))
             partial.replace(self._path)
@@ -59,6 +72,7 @@ class Done:
         busy_s: seconds that a forward pass ran, summed over processes.
         alive_s: seconds since each was ready, summed.
         processes: how many there have been.
+        reasons: of some bad rows.
     """
 
     rows: int = 0
@@ -68,6 +82,7 @@ class Done:
     busy_s: float = 0.0
     alive_s: float = 0.0
     processes: int = 0
+    reasons: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> "Done":
@@ -75,7 +90,9 @@ class Done:
         records = [json.loads(file.read_text()) for file in folder.glob("*.json")]
         sums = {name: sum(record[name] for record in records) for name in (*_WHOLE, *_SECONDS)}
         whole = {name: round(sums[name]) for name in _WHOLE}
-        return cls(**whole, **{n: sums[n] for n in _SECONDS}, processes=len(records))
+        reasons = tuple(islice(chain.from_iterable(r["reasons"] for r in records), REASONS_KEPT))
+        seconds = {name: sums[name] for name in _SECONDS}
+        return cls(**whole, **seconds, processes=len(records), reasons=reasons)
 
     @property
     def utilisation(self) -> float:
@@ -143,6 +160,45 @@ class Progress:
             f"embedded {finished}/{total} rows  {rate:.0f} rows/s  {left} left  "
             f"{done.bad} quarantined  actors {done.utilisation:.0%} busy"
         )
+
+
+def stop_when_hopeless(
+    folder: Path, rows_in: int | None, *, max_bad_share: float, max_processes: int
+) -> None:
+    """Tell the model processes to end when more rows are bad already than a whole run may have.
+
+    A process that was killed had counted rows that another one counts again: with more processes
+    than there are places for, nothing is said before the finishing step counts the rows themselves.
+
+    Args:
+        folder: the model processes' files.
+        rows_in: rows of the input; None where only reading tells.
+        max_bad_share: share of them that may be bad.
+        max_processes: processes that run at the same time.
+    """
+    done = Done.read(folder)
+    if rows_in is None or done.processes > max_processes or done.bad <= max_bad_share * rows_in:
+        return
+    partial = folder / f".{STOP}"
+    partial.write_text(
+        f"stopped: {done.bad} of {rows_in} rows cannot be embedded so far, more than max_bad_share "
+        f"{max_bad_share:g} allows ({'; '.join(done.reasons)}); mend them or raise max_bad_share, "
+        "and run the same command again: what was written is kept"
+    )
+    partial.replace(folder / STOP)
+
+
+def refuse_if_stopped(folder: Path) -> None:
+    """End a model process that was told to.
+
+    Raises:
+        UserError: the reason.
+    """
+    try:
+        reason = (folder / STOP).read_text()
+    except FileNotFoundError:
+        return
+    raise UserError(reason)
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ import platform
 
 # numbers of glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_NEVER, _LARGEST = 2**31-1, 2**30
+_NEVER, _LARGEST = 2**31 - 1, 2**30
 
 
 def keep_freed_memory() -> bool:

@@ -28,6 +28,7 @@ from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.workloads.embed import embed, embed_bundles, pipeline, window_rows
 from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
+from rematch_ray.workloads.embed_progress import stop_when_hopeless
 from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
 from rematch_ray.workloads.shards import Job
 from rematch_ray.workloads.staging import OK, Staging
@@ -74,6 +75,17 @@ def test_a_row_that_cannot_be_encoded_keeps_its_reason_and_harms_no_other(
     good = np.array(made["status"].to_pylist()) == OK
     assert np.allclose(norms[good], 1, atol=2e-3)
     assert not norms[~good].any()
+
+
+def test_a_model_process_ends_when_the_run_was_told_to_stop(
+    tiny_export: Path, corpus: Path, tmp_path: Path
+) -> None:
+    actor = EmbedActor(actor_settings(tiny_export, tmp_path))
+    rows = encoded(tiny_export, corpus)
+    actor(rows)
+    stop_when_hopeless(tmp_path, rows.num_rows, max_bad_share=0.01, max_processes=1)
+    with pytest.raises(UserError, match="3 of 63 rows cannot be embedded so far"):
+        actor(rows)
 
 
 @pytest.mark.parametrize("limit", [{"batch_rows": 3}, {"batch_tokens": 99}, {"batch_pixels": 5000}])

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from rematch_ray.workloads.embed_progress import ActorCounters, Done, Progress, every
+from rematch_ray.errors import UserError
+from rematch_ray.workloads.embed_progress import (
+    ActorCounters,
+    Done,
+    Progress,
+    every,
+    refuse_if_stopped,
+    stop_when_hopeless,
+)
 
 
 class Clock:
@@ -65,6 +73,35 @@ def test_the_counters_of_all_processes_are_summed(tmp_path: Path) -> None:
     done = Done.read(tmp_path)
     assert (done.rows, done.processes, done.padding) == (4, 2, 0.25)
     assert Done.read(tmp_path / "none").utilisation == 0
+
+
+def bad_rows(folder: Path, count: int) -> None:
+    """A process that saw so many of them, and nothing else."""
+    counters = ActorCounters(folder)
+    counters.count(rows=count, bad=count)
+    counters.note(f"row {number} is bad" for number in range(count))
+    counters.write()
+
+
+def test_a_run_with_more_bad_rows_than_it_may_have_ends_with_their_reasons(tmp_path: Path) -> None:
+    bad_rows(tmp_path, 10)
+    stop_when_hopeless(tmp_path, 1000, max_bad_share=0.01, max_processes=1)
+    refuse_if_stopped(tmp_path)  # ten of a thousand are accepted
+    stop_when_hopeless(tmp_path, None, max_bad_share=0.0, max_processes=1)
+    refuse_if_stopped(tmp_path)  # nobody knows yet of how many
+    stop_when_hopeless(tmp_path, 999, max_bad_share=0.01, max_processes=1)
+    with pytest.raises(UserError, match=r"10 of 999 .*0\.01 .*row 0 .*row 1 .*row 2 is bad\)"):
+        refuse_if_stopped(tmp_path)
+
+
+def test_rows_that_a_killed_process_counted_too_stop_nothing(tmp_path: Path) -> None:
+    for _ in range(2):
+        bad_rows(tmp_path, 10)
+    stop_when_hopeless(tmp_path, 1000, max_bad_share=0.01, max_processes=1)
+    refuse_if_stopped(tmp_path)
+    stop_when_hopeless(tmp_path, 1000, max_bad_share=0.01, max_processes=2)
+    with pytest.raises(UserError, match="20 of 1000"):
+        refuse_if_stopped(tmp_path)
 
 
 def test_a_terminal_has_a_line_every_five_seconds_and_a_log_every_minute(
