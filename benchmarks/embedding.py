@@ -112,7 +112,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "padding": padding,
         "stand_in": stand_in,
         "rounds": rounds,
-        "rows": {shape: list(marks) for shape, marks in size.marks.items()},
+        "rows": {shape: list(rows) for shape, rows in size.job.items()},
         "batch_rows": BATCH_ROWS,
         "device": options.device,
         "machine": f"{os.cpu_count()} cores {platform.machine()}, torch {torch.__version__}",
@@ -192,7 +192,7 @@ def _markdown(result: dict[str, Any], options: argparse.Namespace) -> str:
     names = ("ray", "transformers", "sentence-transformers", "pyarrow")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     repeated = 1 if options.quick else options.rounds
-    rows = ", ".join(f"{shape} {few} to {many}" for shape, (few, many) in size.marks.items())
+    rows = ", ".join(f"{shape} {few} to {many}" for shape, (few, many) in size.job.items())
     lines = [
         "# embedding: beside a bare loop, a plain process and sentence-transformers",
         "",

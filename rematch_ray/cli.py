@@ -131,8 +131,6 @@ def _dispatch(arguments: list[str]) -> int:
             f"'{name}' is not available in this version; 'rematch-ray --help' lists what is"
         )
     command = import_module(f"rematch_ray.commands.{verb.module}")
-    if refuse := getattr(command, "refuse", None):
-        refuse(arguments[1:])
     parser = verb_parser(name, command)
     # overrides may stand anywhere; sub-actions (index) cannot be parsed that way
     parse = parser.parse_args if parser.has_actions else parser.parse_intermixed_args

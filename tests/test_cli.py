@@ -135,14 +135,6 @@ def test_verbs_that_are_not_built_are_refused_by_name(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("action", ["add", "delete", "merge"])
-def test_actions_of_index_that_are_not_built_are_refused_by_name(
-    action: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["index", action, "--index", "x", "--ids", "y"]) == 2
-    assert f"'index {action}' is not available" in capsys.readouterr().err
-
-
 def test_help_lists_every_verb_and_says_which_are_not_built(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -183,6 +175,11 @@ def test_help_of_train_documents_keys_of_the_configuration(
         (["search", "--index", "/no/index", "a"], "/no/index"),
         (["search", "--index", "x", "--image", "/no/file.png"], "/no/file.png"),
         (["index", "info", "--index", "/no/index"], "/no/index"),
+        (["index", "add", "--index", "/no/index", "--embeddings", "/no/shards"], "/no/shards"),
+        (["index", "delete", "--index", "/no/index", "a"], "/no/index"),
+        (["index", "delete", "--index", "x"], "no ids to delete"),
+        (["index", "delete", "--index", "x", "--ids-from", "/no/ids"], "/no/ids"),
+        (["index", "merge", "--index", "/no/index"], "/no/index"),
         (["index", "build", "--embeddings", "a", "--out", "b", "--shards", "3"], "--shards 3"),
         (["embed", "--model", "m", "--data", "d", "--out", "o", "--side", "left"], "--side"),
         (["train", "--config", "/no/config.yaml"], "/no/config.yaml"),

@@ -14,7 +14,7 @@ import torch
 from meters.cpu import CpuMeter
 from meters.job_memory import watched
 
-from arms.setting import BATCH_ROWS, SETTINGS, SMALL, Setting
+from arms.setting import BATCH_ROWS, SETTINGS, SMALL, WARM_ROWS, Setting
 from rematch_ray.config import EmbedSettings
 from rematch_ray.model.embeddings import Embeddings
 from rematch_ray.workloads import embed as job
@@ -65,7 +65,7 @@ class StandInActor(EmbedActor):
 
 def ours(setting: Setting) -> dict[str, float]:
     """The job, all processes: what a long run takes above a short one, for each row of it."""
-    few, many = setting.marks
+    few, many = setting.job
     walls: list[float] = []
     used: list[float] = []
     named: list[Mapping[str, float]] = []
@@ -75,8 +75,8 @@ def ours(setting: Setting) -> dict[str, float]:
     settings = SETTINGS.model_copy(update=on_cpu)
     with _quiet_cluster(), meter.sampling():
         # small windows to warm up: every process that will encode has then loaded its processors
-        warm = settings.model_copy(update={"window_rows": BATCH_ROWS})
-        for rows, told in ((few, warm), (few, settings), (many, settings)):
+        warm = settings.model_copy(update={"window_rows": WARM_ROWS // 8})
+        for rows, told in ((WARM_ROWS, warm), (few, settings), (many, settings)):
             before, began = meter.by_process(), time.monotonic()
             result = _embed(setting, f"rows-{rows}", _new(setting), told)
             walls.append(time.monotonic() - began)

@@ -46,7 +46,9 @@ class Size:
 
     Attributes:
         stand_in: rows of the stand-in's run.
-        marks: rows of the short run and of the long one, for each model.
+        marks: for each model, rows that warm the arms up, and rows after which they end.
+        job: rows of the job's short run and of its long one: both have windows enough to start
+            every process that encodes, so that starting them is not counted.
         memory: rows at 1x.
         buffer: bytes that may wait between stages while memory is measured.
         padding: rows whose lengths are looked at.
@@ -54,13 +56,22 @@ class Size:
 
     stand_in: int
     marks: dict[str, tuple[int, int]]
+    job: dict[str, tuple[int, int]]
     memory: int
     buffer: int
     padding: int
 
 
-QUICK = Size(1024, {"tiny": (768, 2304)}, 1024, 4 * 2**20, 512)
-FULL = Size(8192, {"committed": (256, 768), "tiny": (2048, 8192)}, 4096, 4 * 2**20, 4096)
+QUICK = Size(1024, {"tiny": (256, 1280)}, {"tiny": (1024, 2560)}, 1024, 4 * 2**20, 512)
+FULL = Size(
+    2048,
+    {"committed": (256, 768), "tiny": (1024, 4096)},
+    {"committed": (768, 1536), "tiny": (2048, 8192)},
+    2048,
+    4 * 2**20,
+    2048,
+)
+WARM_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -86,8 +97,13 @@ class Setting:
 
     @property
     def marks(self) -> tuple[int, int]:
-        """Rows of the short run and of the long one."""
+        """Rows that warm an arm up, and rows after which it ends."""
         return self.size.marks[self.shape]
+
+    @property
+    def job(self) -> tuple[int, int]:
+        """Rows of the job's short run and of its long one."""
+        return self.size.job[self.shape]
 
     @property
     def base(self) -> Path:
@@ -105,7 +121,7 @@ class Setting:
 
     @property
     def rows(self) -> Path:
-        """The corpus of the long run."""
+        """The corpus of the arms without Ray."""
         return self.data(f"rows-{self.marks[1]}")
 
     def write(self) -> None:
@@ -115,7 +131,7 @@ class Setting:
             write_base(self.base, sizes)
         embedder = Embedder.build(ModelSettings(base=str(self.base)), name="benchmark").eval()
         embedder.save_pretrained(self.export)
-        for rows in self.marks:
+        for rows in {WARM_ROWS, *self.marks, *self.job}:
             write_corpus(self.data(f"rows-{rows}"), rows)
 
     def load(self) -> Embedder:

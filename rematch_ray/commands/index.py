@@ -1,4 +1,4 @@
-"""Build an index from embedding shards, describe one, or verify one."""
+"""Build an index from embedding shards, change it, describe it, or verify it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ from typing import Any
 from rematch_ray.commands.parser import OneLineParser, add_json_argument
 from rematch_ray.errors import UserError
 
-NOT_BUILT = {
-    "add": "add documents to an index",
-    "delete": "delete documents from an index",
-    "merge": "merge the segments of an index",
-}
-
 
 def add_arguments(parser: OneLineParser) -> None:
     """Add what ``rematch-ray index`` takes."""
@@ -25,15 +19,23 @@ def add_arguments(parser: OneLineParser) -> None:
     build.add_argument("--embeddings", type=Path, required=True, metavar="DIR")
     build.add_argument("--out", type=Path, required=True, metavar="DIR")
     build.add_argument("--shards", type=int, default=1, metavar="N", help="only 1 in this version")
+    add = actions.add_parser("add", help="add documents; those whose ids are there are replaced")
+    add.add_argument("--index", type=Path, required=True, metavar="DIR")
+    add.add_argument("--embeddings", type=Path, required=True, metavar="DIR")
+    delete = actions.add_parser("delete", help="delete documents by their ids")
+    delete.add_argument("--index", type=Path, required=True, metavar="DIR")
+    delete.add_argument("ids", nargs="*", metavar="ID")
+    delete.add_argument(
+        "--ids-from", metavar="FILE", help="a file with an id on each line; - reads standard input"
+    )
     for action, claim in (
+        ("merge", "make one segment of many, without deleted documents: smaller and faster"),
         ("info", "what an index holds: documents, ladder, model, bytes"),
         ("verify", "read every file of an index and check it against its manifest"),
     ):
         actions.add_parser(action, help=claim).add_argument(
             "--index", type=Path, required=True, metavar="DIR"
         )
-    for action, claim in NOT_BUILT.items():
-        actions.add_parser(action, help=f"{claim} [not available in this version]", add_help=False)
     for parser_of_action in actions.choices.values():
         add_json_argument(parser_of_action)
 
@@ -42,6 +44,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run one action; returns what it reports."""
     if options.action == "build":
         return _build(options)
+    if options.action in ("add", "delete", "merge"):
+        return _change(options)
     from rematch_ray.index.search import SearchIndex
 
     index = SearchIndex.open(options.index)
@@ -55,13 +59,41 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return info
 
 
-def refuse(arguments: list[str]) -> None:
-    """Refuse an action that is not built yet, by name, whatever its other arguments are."""
-    if arguments and arguments[0] in NOT_BUILT:
-        raise UserError(
-            f"'index {arguments[0]}' is not available in this version; "
-            "build a new index from embedding shards: 'rematch-ray index build'"
-        )
+def _change(options: argparse.Namespace) -> dict[str, Any]:
+    from rematch_ray.index.changes import add_documents, delete_documents, merge_segments
+
+    if options.action == "add":
+        change = add_documents(options.index, options.embeddings)
+        done = f"{change.added} added, {change.replaced} replaced"
+    elif options.action == "delete":
+        change = delete_documents(options.index, _ids(options))
+        done = f"{change.deleted} deleted, {change.unknown} were not there"
+    else:
+        change = merge_segments(options.index)
+        done = f"{change.merged} segments made one" if change.merged else "nothing to merge"
+    live = change.info.documents
+    print(f"{options.index}: {done}; {live} documents now", file=sys.stderr)
+    return change.to_json()
+
+
+def _ids(options: argparse.Namespace) -> list[str]:
+    """The ids of the command line and of a file, which may hold empty lines.
+
+    Raises:
+        UserError: no id, or the file cannot be read.
+    """
+    ids: list[str] = list(options.ids)
+    if options.ids_from is not None:
+        try:
+            text = (
+                sys.stdin.read() if options.ids_from == "-" else Path(options.ids_from).read_text()
+            )
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--ids-from {options.ids_from} cannot be read: {error}") from error
+        ids += filter(None, text.splitlines())
+    if not ids:
+        raise UserError("no ids to delete: give them as arguments, or a file with --ids-from")
+    return ids
 
 
 def _build(options: argparse.Namespace) -> dict[str, Any]:

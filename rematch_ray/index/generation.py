@@ -20,6 +20,7 @@ from rematch_ray.index.segment import Segment
 CURRENT_FILE = "CURRENT"
 GENERATIONS = "generations"
 SEGMENTS = "segments"
+TOMBSTONES = "tombstones"
 Rows = NDArray[np.int64]
 
 

@@ -125,6 +125,14 @@ class PayloadStore:
         )
         return {row: (name, json.loads(payload)) for row, name, payload in found}
 
+    def sources(self, rows: Sequence[int]) -> dict[int, str]:
+        """Source of each row."""
+        found = self._database.execute(
+            "SELECT row, source FROM documents WHERE row IN (SELECT value FROM json_each(?))",
+            (json.dumps([int(row) for row in rows]),),
+        )
+        return dict(found)
+
     def ids(self) -> list[str]:
         """All ids in row order."""
         return [name for (name,) in self._database.execute("SELECT id FROM documents ORDER BY row")]

@@ -24,13 +24,13 @@ from rematch_ray.index.cascade import (
 )
 from rematch_ray.index.coarse import COARSE_CHOICES
 from rematch_ray.index.exact import Float32
-from rematch_ray.index.generation import Generation
+from rematch_ray.index.generation import Generation, read_current
 from rematch_ray.index.hits import Hit, SearchResult
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.info import bytes_per_document, describe
 from rematch_ray.index.planner import Candidates, check_candidates, plan_search
 from rematch_ray.index.queries import Queries, QueryVectors
-from rematch_ray.index.stages import require_fused, score_documents
+from rematch_ray.index.stages import require_fused, score_documents, similarity_matrix
 from rematch_ray.scoring.budget import Budget, Ladder
 
 __all__ = ["Hit", "SearchIndex", "SearchResult"]
@@ -57,6 +57,15 @@ class SearchIndex:
             UserError: not an index, another format version, or a damaged one.
         """
         return cls(Generation(Path(path).absolute()))
+
+    def latest(self) -> SearchIndex:
+        """This index, or the published generation where that is another by now.
+
+        Raises:
+            UserError: the directory is no index any more, or a damaged one.
+        """
+        path = self._generation.path
+        return self if read_current(path) == self._generation.name else SearchIndex.open(path)
 
     def __len__(self) -> int:
         """Live documents."""
@@ -157,6 +166,31 @@ class SearchIndex:
         rungs = [self._resolve(budget) for budget in budgets]
         rows = np.flatnonzero(self._generation.select(filter))
         return score_documents(self._generation, queries, rows, rungs)
+
+    def explain(
+        self, query: QueryVectors, document_id: str, *, budget: str | Budget | None = None
+    ) -> Float32:
+        """Shows what a score is made of: query vectors against document vectors.
+
+        Args:
+            query: one query.
+            document_id: of the document.
+            budget: a rung; None takes the top one.
+
+        Returns:
+            (r_q, r_d) float32 similarities; the score is the mean of the rows' maxima. (1, 1) at
+            the fused rung.
+
+        Raises:
+            UserError: no such document or budget, or not one query that fits.
+        """
+        queries = self._check_queries(query)
+        if len(queries) != 1:
+            raise UserError(f"explain takes one query, not {len(queries)}")
+        row = self._generation.rows_of([document_id]).get(document_id)
+        if row is None:
+            raise UserError(f"document '{document_id}' is not in the index")
+        return similarity_matrix(self._generation, queries, row, self._resolve(budget))
 
     def ids(self, filter: Mapping[str, Any] | None = None) -> list[str]:
         """Ids of the live documents that pass a filter, in row order.

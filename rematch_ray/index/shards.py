@@ -230,7 +230,8 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, memory_map=True)
     except (OSError, pa.ArrowInvalid) as broken:
-        raise UserError(f"embedding shard {file} is not Parquet ({broken})") from broken
+        reason = " ".join(str(broken).split())
+        raise UserError(f"embedding shard {file} is not Parquet ({reason})") from broken
 
 
 def _flatten_struct(kind: pa.DataType, prefix: str = "") -> dict[str, str]:

@@ -48,6 +48,30 @@ def score_documents(
     return scores
 
 
+def similarity_matrix(generation: Generation, query: Queries, row: int, rung: Budget) -> Float32:
+    """Every query vector of a rung against every document vector of it.
+
+    Args:
+        generation: where the document lies.
+        query: one query.
+        row: the document.
+        rung: a rung of the index's ladder or the fused one.
+
+    Returns:
+        (r_q, r_d) float32, (1, 1) at the fused rung.
+
+    Raises:
+        UserError: the fused rung is asked for and the query has no fused vector.
+    """
+    rows = np.array([row])
+    if rung.is_fused:
+        fused = require_fused(query, "budget 'fused'")
+        return score_fused(fused, rows, generation.read_fused)
+    needed = [k for k, (start, _) in enumerate(generation.planes) if start < rung.r_d]
+    document = np.concatenate([generation.read_plane(k, rows)[0] for k in needed])
+    return (query.vectors[0, : rung.r_q] @ document.astype(np.float64).T).astype(np.float32)
+
+
 def find_candidates(
     generation: Generation, query: Queries, choice: str, limit: int, allowed: NDArray[np.bool_]
 ) -> Rows:

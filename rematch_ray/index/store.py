@@ -1,12 +1,13 @@
-"""Builds an index and publishes it: a new segment, a new generation, and CURRENT by rename.
+"""What every writer of an index does: lock, new segments, new generation, CURRENT by rename.
 
     CURRENT                        name of the published generation
     generations/<name>.json        what a generation is made of
     segments/<name>/               immutable files
+    tombstones/<generation>-...    which rows of a segment are deleted, a new file for each change
     LOCK                           held by the one writer
 
 Whatever fails or is killed on the way, readers find the generation that CURRENT named before. Knows
-nothing of searching. Middle floor.
+nothing of searching; what is written is decided in build.py and changes.py. Middle floor.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import fcntl
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,11 +26,11 @@ import faiss
 import numpy as np
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse import COARSE_CHOICES, CoarseKind
 from rematch_ray.index.generation import (
     CURRENT_FILE,
     GENERATIONS,
     SEGMENTS,
+    TOMBSTONES,
     Generation,
     generation_file,
     read_current,
@@ -43,13 +44,13 @@ from rematch_ray.index.manifest import (
     write_manifest,
 )
 from rematch_ray.index.segment import write_segment
-from rematch_ray.index.shards import EmbeddingShards
-from rematch_ray.scoring.budget import Ladder
+from rematch_ray.index.shards import EmbeddingBatch
 
 LOCK_FILE = "LOCK"
 KEPT_GENERATIONS = 2
 _BUILDING = ".building"
-_OWN_NAMES = {CURRENT_FILE, unfinished_name(CURRENT_FILE), LOCK_FILE, GENERATIONS, SEGMENTS}
+_DIRECTORIES = (GENERATIONS, SEGMENTS, TOMBSTONES)
+_OWN_NAMES = {CURRENT_FILE, unfinished_name(CURRENT_FILE), LOCK_FILE, *_DIRECTORIES}
 
 
 @dataclass(frozen=True)
@@ -77,64 +78,6 @@ class IndexInfo:
         return {**asdict(self), "ladder": list(self.ladder)}
 
 
-def build_index(
-    embeddings: str | Path,
-    out: str | Path,
-    *,
-    ladder: Ladder | Sequence[str] | None = None,
-    coarse: str | None = None,
-    coarse_kind: CoarseKind = "auto",
-    batch_rows: int = 1024,
-) -> IndexInfo:
-    """Builds an index from embedding shards, or replaces the documents of one, in bounded memory.
-
-    Args:
-        embeddings: embedding directory of the document side.
-        out: index directory, made when absent; an index there keeps answering until the end.
-        ladder: rungs to store planes for; None takes the model's.
-        coarse: default coarse choice (`fused`, `first`, `both`); None takes `fused` where there is
-            a fused vector.
-        coarse_kind: `flat`, `ivf` or `auto`: by size.
-        batch_rows: rows read at once.
-
-    Returns:
-        What was published.
-
-    Raises:
-        UserError: not an embedding directory, query-side embeddings, too few vectors for the
-            ladder, repeated ids, `out` holding something else, or another writer at work. Nothing
-            half-written is left.
-    """
-    out = Path(out)
-    shards = EmbeddingShards.open(embeddings)
-    rungs = _choose_ladder(shards, ladder)
-    default_coarse = _choose_coarse(shards, coarse)
-    if shards.num_rows == 0:
-        raise UserError(f"{embeddings} holds no rows: embed at least one document")
-    with _writer(out):
-        number = _next_generation(out)
-        sweep(out)
-        entry = _add_segment(out, shards, rungs, f"segment-{number:06d}-0", coarse_kind, batch_rows)
-        manifest = GenerationManifest(
-            generation=number,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            identity=shards.identity,
-            model_path=shards.manifest.get("model_path"),
-            ladder=tuple(rungs.texts()),
-            side=shards.side,
-            instruction=shards.manifest.get("instruction"),
-            dim=shards.dim,
-            fused_dim=shards.fused_dim,
-            default_coarse=default_coarse,
-            segments=(entry,),
-            calibration=None,
-            software=_software(),
-        )
-        publish(out, manifest)
-        sweep(out)
-        return _describe(out)
-
-
 def publish(path: Path, manifest: GenerationManifest) -> None:
     """Makes a generation the one that readers find; its segments must be on disk.
 
@@ -156,51 +99,66 @@ def sweep(path: Path) -> None:
     current = _current_or_none(path)
     names = sorted(file.stem for file in (path / GENERATIONS).glob("generation-*.json"))
     kept = [name for name in names if current is not None and name <= current][-KEPT_GENERATIONS:]
-    used = {
-        segment.name
+    entries = [
+        segment
         for name in kept
         for segment in GenerationManifest.read(generation_file(path, name)).segments
-    }
+    ]
+    used = {segment.name for segment in entries}
+    bitmaps = {segment.tombstones for segment in entries}
     for file in (path / GENERATIONS).iterdir():
         if file.stem not in kept:
             file.unlink()
     for segment in (path / SEGMENTS).iterdir():
         if segment.name not in used:
             shutil.rmtree(segment)
+    for file in (path / TOMBSTONES).iterdir():
+        if f"{TOMBSTONES}/{file.name}" not in bitmaps:
+            file.unlink()
 
 
-def _add_segment(
-    out: Path,
-    shards: EmbeddingShards,
-    ladder: Ladder,
-    name: str,
-    coarse_kind: CoarseKind,
-    batch_rows: int,
+def add_segment(
+    out: Path, name: str, batches: Iterable[EmbeddingBatch], **content: Any
 ) -> SegmentEntry:
+    """Writes a segment beside the others and makes it durable; no generation names it yet.
+
+    Args:
+        out: index directory, its lock held.
+        name: of the segment.
+        batches: its documents.
+        content: what else `write_segment` takes.
+
+    Returns:
+        How a generation names it.
+    """
     building = out / SEGMENTS / f"{_BUILDING}-{name}"
     building.mkdir()
     try:
-        digest = write_segment(
-            building,
-            shards.batches(batch_rows),
-            rows=shards.num_rows,
-            dim=shards.dim,
-            fused_dim=shards.fused_dim,
-            planes=ladder.planes(),
-            fields=shards.payload_fields(),
-            coarse_kind=coarse_kind,
-        )
+        digest = write_segment(building, batches, **content)
         building.rename(out / SEGMENTS / name)
     finally:
         # a kill leaves it behind; the next writer's sweep removes it
         shutil.rmtree(building, ignore_errors=True)
     sync_directory(out / SEGMENTS)
-    return SegmentEntry(name=name, rows=shards.num_rows, manifest_sha256=digest)
+    return SegmentEntry(name=name, rows=content["rows"], manifest_sha256=digest)
+
+
+def segment_name(generation: int) -> str:
+    """Name of the segment that a generation adds.
+
+    >>> segment_name(3)
+    'segment-000003-0'
+    """
+    return f"segment-{generation:06d}-0"
 
 
 @contextmanager
-def _writer(out: Path) -> Iterator[None]:
-    """Holds the directory's lock; a directory that is no index after all is left as it was."""
+def writing(out: Path) -> Iterator[None]:
+    """Holds the directory's lock; a directory that is no index after all is left as it was.
+
+    Raises:
+        UserError: the directory is something else, or another process writes to it.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give a directory for the index")
     existed = out.exists()
@@ -210,8 +168,8 @@ def _writer(out: Path) -> Iterator[None]:
             f"{out} holds {sorted(foreign)[0]!r}, which is not part of an index: "
             "give an empty directory, a new one, or an index"
         )
-    for directory in (out / GENERATIONS, out / SEGMENTS):
-        directory.mkdir(parents=True, exist_ok=True)
+    for name in _DIRECTORIES:
+        (out / name).mkdir(parents=True, exist_ok=True)
     with open(out / LOCK_FILE, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -221,55 +179,15 @@ def _writer(out: Path) -> Iterator[None]:
             yield
         finally:
             if _current_or_none(out) is None:
-                for name in (GENERATIONS, SEGMENTS):
+                for name in _DIRECTORIES:
                     shutil.rmtree(out / name)
                 (out / LOCK_FILE).unlink()
                 if not existed:
                     out.rmdir()
 
 
-def _choose_ladder(shards: EmbeddingShards, ladder: Ladder | Sequence[str] | None) -> Ladder:
-    if shards.side != "document":
-        raise UserError(
-            f"{shards.path} holds embeddings of the {shards.side} side: an index needs the "
-            "document side, run 'rematch-ray embed --side document'"
-        )
-    if ladder is None:
-        ladder = _rungs_within(shards)
-    rungs = ladder if isinstance(ladder, Ladder) else Ladder.parse(ladder)
-    if rungs.num_document_vectors > shards.num_vectors:
-        raise UserError(
-            f"the ladder ends at {rungs.top}, but {shards.path} holds {shards.num_vectors} vectors "
-            "per document: give a shorter ladder or embed with a model that makes more"
-        )
-    return rungs
-
-
-def _rungs_within(shards: EmbeddingShards) -> Ladder:
-    """The model's ladder as far as the stored prefix of its vectors reaches."""
-    texts = shards.identity.get("ladder")
-    if texts is None:
-        raise UserError(f"{shards.path} names no ladder in its identity: give one")
-    rungs = Ladder.parse(texts).rungs
-    within = tuple(rung for rung in rungs if rung.r_d <= shards.num_vectors)
-    if not within:
-        raise UserError(
-            f"{shards.path} holds {shards.num_vectors} vectors per document, fewer than any rung "
-            f"of the model's ladder ({', '.join(map(str, rungs))}): embed again with num_vectors "
-            "one of them"
-        )
-    return Ladder(within)
-
-
-def _choose_coarse(shards: EmbeddingShards, coarse: str | None) -> str:
-    allowed = COARSE_CHOICES if shards.fused_dim else ("first",)
-    choice = coarse or allowed[0]
-    if choice not in allowed:
-        raise UserError(f"coarse '{choice}' does not exist here; allowed: {', '.join(allowed)}")
-    return choice
-
-
-def _next_generation(out: Path) -> int:
+def next_generation(out: Path) -> int:
+    """Number of the generation that comes next."""
     current = _current_or_none(out)
     if current is None:
         return 1
@@ -280,7 +198,8 @@ def _current_or_none(path: Path) -> str | None:
     return read_current(path) if (path / CURRENT_FILE).is_file() else None
 
 
-def _describe(out: Path) -> IndexInfo:
+def describe_index(out: Path) -> IndexInfo:
+    """What the published generation is."""
     generation = Generation(out)
     files = [file for part in generation.segments for file in part.manifest.files.values()]
     size = sum(file.bytes for file in files)
@@ -290,10 +209,16 @@ def _describe(out: Path) -> IndexInfo:
         documents=generation.manifest.live,
         ladder=generation.manifest.ladder,
         bytes=size,
-        bytes_per_document=round(size / generation.manifest.live, 1),
+        bytes_per_document=round(size / max(1, generation.manifest.live), 1),
     )
 
 
-def _software() -> dict[str, str]:
+def now() -> str:
+    """The time of a manifest, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def software() -> dict[str, str]:
+    """Versions that a manifest records."""
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     return {**versions, "faiss": faiss.__version__}

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rematch_ray.index.store import build_index as build
+from rematch_ray.index.build import build_index as build
 
 
 def build_index(*, embeddings: str | Path, out: str | Path) -> dict[str, Any]:

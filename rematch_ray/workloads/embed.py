@@ -8,6 +8,7 @@ floor.
 
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,8 @@ def pipeline(
     units: Sequence[Unit], export: Path, job: Job, settings: EmbedSettings, staging: Staging
 ) -> ray.data.Dataset:
     """Return the stream of staged rows; nothing runs before it is written to `staging.rows`."""
+    # of a corpus with fewer windows than model processes, which is no mistake
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
     context = ray.data.DataContext.get_current().copy()
     with ray.data.DataContext.current(context):
         plain_context()

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rematch_ray.index.build import build_index
 from rematch_ray.index.generation import CURRENT_FILE, Generation
 from rematch_ray.index.mining_documents import Documents, ItemStore
 from rematch_ray.index.references import References
-from rematch_ray.index.store import build_index
 from rematch_ray.workloads.embed import embed
 from rematch_ray.workloads.mining_inputs import Inputs
 from rematch_ray.workloads.mining_runs import run_tasks, save_array, say

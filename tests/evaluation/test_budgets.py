@@ -10,8 +10,8 @@ import pytest
 
 from rematch_ray.evaluation.budgets import evaluate_index, evaluate_scores
 from rematch_ray.evaluation.tasks import RetrievalTask
+from rematch_ray.index.build import build_index
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.store import build_index
 from tests.evaluation.made_task import (
     DOCUMENT_IDS,
     QRELS,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rematch_ray.index.build import build_index
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.store import build_index
 from tests.index.made import unit, write_embeddings
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from rematch_ray.data.item import Item, Negative, Positive, Sample
 from rematch_ray.data.schema import samples_to_table
+from rematch_ray.index.build import build_index
 from rematch_ray.index.miner import Gallery, Mined, Miner, MinerSettings
 from rematch_ray.index.mining import MiningRules
 from rematch_ray.index.mining_documents import ItemStore, write_items
 from rematch_ray.index.mining_rows import RowScanner, links_of
 from rematch_ray.index.references import ReferenceMaker
-from rematch_ray.index.store import build_index
 from tests.index.made import Vectors, queries, unit, write_embeddings
 
 COUNT, ROWS = 60, 12

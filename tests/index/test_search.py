@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.build import build_index
 from rematch_ray.index.payload import document_key
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.store import build_index
 from rematch_ray.scoring.budget import Budget
 from rematch_ray.scoring.maxsim import fused_scores, maxsim
 from tests.index.made import GROUPS, LADDER, Vectors, queries, unit, write_embeddings
@@ -54,6 +54,20 @@ def test_all_candidates_rank_as_brute_force_does(index: SearchIndex, rung: str) 
         assert [hit.id for hit in result.hits] == [f"doc-{column:04d}" for column in order]
         scores = [hit.score for hit in result.hits]
         np.testing.assert_allclose(scores, expected[row][order], atol=2e-7)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_a_score_is_explained_by_its_matrix(index: SearchIndex, rung: str) -> None:
+    query = queries(1)
+    shape = (1, 1) if rung == "fused" else tuple(int(n) for n in rung.split("x"))
+    for hit in index.search(query, budget=rung)[0].hits:
+        matrix = index.explain(query, hit.id, budget=rung)
+        assert matrix.shape == shape
+        assert matrix.max(axis=1).mean() == pytest.approx(hit.score, abs=1e-6)
+    with pytest.raises(UserError, match="document 'nobody' is not in the index"):
+        index.explain(query, "nobody")
+    with pytest.raises(UserError, match="one query, not 2"):
+        index.explain(queries(2), "doc-0001")
 
 
 @pytest.mark.parametrize("rung", RUNGS)

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.errors import UserError
-from rematch_ray.index import planes, segment, store
+from rematch_ray.index import build, planes, segment, store
+from rematch_ray.index.build import build_index
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.store import build_index
 from tests.index.made import queries, unit, write_embeddings
 
 
@@ -126,9 +126,9 @@ def test_planes_sliced_one_vector_off_change_the_scores_of_every_rung_but_the_to
     build_index(embeddings, tmp_path / "right")
     append = segment.EmbeddingBatch
     monkeypatch.setattr(
-        store.EmbeddingShards,
+        build.EmbeddingShards,
         "batches",
-        lambda self, rows, read=store.EmbeddingShards.batches: (
+        lambda self, rows, read=build.EmbeddingShards.batches: (
             append(b.ids, np.roll(b.vectors, shift, axis=1), b.fused, b.sources, b.payloads)
             for b in read(self, rows)
         ),
@@ -211,7 +211,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, failing_write: int) -> None:
 
 BUILD_UNTIL_KILLED = """
 import os, signal, sys
-from rematch_ray.index import manifest, planes, store
+from rematch_ray.index import build, manifest, planes
 real, calls = {point}, []
 def fatal(*given, **named):
     calls.append(given)
@@ -219,7 +219,7 @@ def fatal(*given, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*given, **named)
 {point} = fatal
-store.build_index(sys.argv[1], sys.argv[2], batch_rows=16)
+build.build_index(sys.argv[1], sys.argv[2], batch_rows=16)
 """
 
 
@@ -231,7 +231,7 @@ store.build_index(sys.argv[1], sys.argv[2], batch_rows=16)
         ("manifest.os.replace", 1),  # the segment's manifest
         ("manifest.os.replace", 2),  # the generation's
         ("manifest.os.replace", 3),  # CURRENT
-        ("store.publish", 1),
+        ("build.publish", 1),
     ],
 )
 def test_a_killed_build_leaves_the_index_before_it_and_the_next_one_cleans_up(
@@ -263,7 +263,7 @@ def test_a_killed_build_leaves_the_index_before_it_and_the_next_one_cleans_up(
 def test_one_writer_at_a_time(embeddings: Path, tmp_path: Path) -> None:
     build_index(embeddings, tmp_path / "index")
     with (
-        store._writer(tmp_path / "index"),
+        store.writing(tmp_path / "index"),
         pytest.raises(UserError, match="is being written by another process"),
     ):
         build_index(embeddings, tmp_path / "index")
@@ -352,7 +352,7 @@ def test_tombstones_hide_documents_from_every_stage(index: SearchIndex, tmp_path
     [hit] = index.search(queries(1), candidates="all", top_k=1)[0].hits
     deleted = np.zeros(300, bool)
     deleted[int(hit.id[4:])] = True
-    (path / "tombstones").mkdir()
+    (path / "tombstones").mkdir(exist_ok=True)
     np.save(path / "tombstones" / "one.npy", np.packbits(deleted, bitorder="little"))
     [file] = (path / "generations").iterdir()
     manifest = json.loads(file.read_text())

@@ -22,8 +22,8 @@ from PIL import Image
 
 from rematch_ray.data.item import Item
 from rematch_ray.data.media import decode_image
+from rematch_ray.index.build import build_index
 from rematch_ray.index.search import Hit, SearchResult
-from rematch_ray.index.store import build_index
 from rematch_ray.model.embedder import Embedder, Embeddings
 from rematch_ray.serve.backend import EncodedQuery, NotReadyError, SearchPlan, ServedIndex
 from rematch_ray.serve.limits import KeyRing

@@ -11,8 +11,8 @@ import pytest
 from rematch_ray.config import EvaluationConfig, TaskSettings
 from rematch_ray.data.schema import QRELS_SCHEMA, Item, items_to_table, write_parquet
 from rematch_ray.errors import UserError
+from rematch_ray.index.build import build_index
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.store import build_index
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.workloads.evaluate import evaluate, gallery_of, read_triplets
 from tests.data.readers.layouts import write_rows

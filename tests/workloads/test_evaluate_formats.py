@@ -6,7 +6,7 @@ import pytest
 
 from rematch_ray.config import EmbedSettings, EvaluationConfig, TaskSettings
 from rematch_ray.data.readers.settings import ReaderSettings
-from rematch_ray.index.store import build_index
+from rematch_ray.index.build import build_index
 from rematch_ray.workloads.embed import embed
 from rematch_ray.workloads.evaluate import evaluate
 from tests.data.readers.layouts import write_image, write_rows
