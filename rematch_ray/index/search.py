@@ -58,6 +58,11 @@ class SearchIndex:
         """
         return cls(Generation(Path(path).absolute()))
 
+    @property
+    def generation(self) -> str:
+        """Name of the generation that is searched."""
+        return self._generation.name
+
     def latest(self) -> SearchIndex:
         """This index, or the published generation where that is another by now.
 

@@ -63,7 +63,7 @@ class HandleBackend:
         return await _answer(self._shard.payload.remote(document_id))
 
     async def served(self) -> ServedIndex:
-        """Facts of the model and the index, asked for once: this generation does not change."""
+        """Facts of the model and the index, as of the last look whether both are ready."""
         if self._served is None:
             await self.ready()
         assert self._served is not None

@@ -56,7 +56,7 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class ServedIndex:
-    """Facts of the served pair of model and index, fixed while a generation lasts.
+    """Facts of the served pair of model and index, as of one generation.
 
     Attributes:
         index: what `SearchIndex.info` says: documents, generation, bytes, ...
