@@ -64,15 +64,23 @@ class StandInActor(EmbedActor):
 
 
 def ours(setting: Setting) -> dict[str, float]:
-    """The job, all processes: what a long run takes above a short one, for each row of it."""
+    """The job as a user with all these cores runs it: a model process on each, of one thread."""
+    processes = (os.cpu_count() or 1) if setting.device == "cpu" else 1
+    return _job(setting, SETTINGS.model_copy(update={"num_actors": processes}))
+
+
+def one_process(setting: Setting) -> dict[str, float]:
+    """The job with one model process, as the plain process is one."""
+    return _job(setting, SETTINGS)
+
+
+def _job(setting: Setting, settings: EmbedSettings) -> dict[str, float]:
+    """All processes: what a long run takes above a short one, for each row of it."""
     few, many = setting.job
     walls: list[float] = []
     used: list[float] = []
     named: list[Mapping[str, float]] = []
     meter = CpuMeter()
-    # as many model processes as there are cores: on a CPU one thread each is the best use of them
-    on_cpu = {"num_actors": os.cpu_count() or 1} if setting.device == "cpu" else {}
-    settings = SETTINGS.model_copy(update=on_cpu)
     with _quiet_cluster(), meter.sampling():
         # small windows to warm up: every process that will encode has then loaded its processors
         warm = settings.model_copy(update={"window_rows": WARM_ROWS // 8})
