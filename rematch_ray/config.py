@@ -327,7 +327,7 @@ class EmbedSettings(Settings):
     cpus_per_encoder: float = Field(default=1.0, gt=0)
     """Logical CPUs of each task that decodes images and runs the processor."""
     buffer_bytes: int = Field(default=2**29, gt=0)
-    """Bytes of rows that may wait between stages in the object store, for each model process."""
+    """Bytes of rows that may wait between stages, for each model process; some windows at least."""
     rows_per_write: int = Field(default=2048, gt=0)
     """Rows that are written together: what a killed run embeds again at most, per model process."""
     rows_per_shard: int = Field(default=4096, gt=0)
