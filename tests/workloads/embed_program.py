@@ -21,7 +21,7 @@ def main(export: str, data: str, out: str, readers: str, nodes: str) -> None:
     """One node in this process, or two of which one is taken away after the first files."""
     variables = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY), READERS: readers, OUT: out}
     environment = {"env_vars": variables, "worker_process_setup_hook": install}
-    settings, taken = SETTINGS, None
+    settings, taken, cluster = SETTINGS, None, None
     if nodes == "2":
         settings = SETTINGS.model_copy(update={"num_actors": 2, "cpus_per_actor": 2.0})
         # sizes by which Ray puts one model process on each node, and one node has room for both
@@ -37,6 +37,10 @@ def main(export: str, data: str, out: str, readers: str, nodes: str) -> None:
     result = embed(model=export, data=data, out=out, settings=settings)
     if taken is not None:
         taken.join()
+    # the driver first: one that loses its node at the end of the program exits with 1
+    ray.shutdown()
+    if cluster is not None:
+        cluster.shutdown()
     print(json.dumps(result))
 
 
