@@ -12,13 +12,10 @@ from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import (
     IndexInfo,
     add_segment,
-    describe_index,
-    next_generation,
     now,
     publish,
     segment_name,
     software,
-    sweep,
     writing,
 )
 from rematch_ray.scoring.budget import Ladder
@@ -58,9 +55,7 @@ def build_index(
     default_coarse = _choose_coarse(shards, coarse)
     if shards.num_rows == 0:
         raise UserError(f"{embeddings} holds no rows: embed at least one document")
-    with writing(out):
-        number = next_generation(out)
-        sweep(out)
+    with writing(out) as number:
         entry = add_segment(
             out,
             segment_name(number),
@@ -87,9 +82,7 @@ def build_index(
             calibration=None,
             software=software(),
         )
-        publish(out, manifest)
-        sweep(out)
-        return describe_index(out)
+        return publish(out, manifest)
 
 
 def _choose_ladder(shards: EmbeddingShards, ladder: Ladder | Sequence[str] | None) -> Ladder:

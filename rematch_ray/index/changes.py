@@ -29,12 +29,10 @@ from rematch_ray.index.store import (
     IndexInfo,
     add_segment,
     describe_index,
-    next_generation,
     now,
     publish,
     segment_name,
     software,
-    sweep,
     writing,
 )
 from rematch_ray.scoring.budget import Ladder
@@ -85,12 +83,10 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
     """
     path, shards = Path(path), EmbeddingShards.open(embeddings)
     read_current(path)
-    with writing(path):
+    with writing(path) as number:
         generation = Generation(path)
         manifest = generation.manifest
         _refuse_other_vectors(shards, generation)
-        number = next_generation(path)
-        sweep(path)
         entry = add_segment(
             path,
             segment_name(number),
@@ -105,8 +101,8 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
         before = manifest.live
         entries = _mark_deleted(generation, number, new.payload.ids())
         replaced = before - sum(e.rows - e.deleted for e in entries)
-        _publish(generation, number, [*_with_documents(entries), entry])
-        return Change(describe_index(path), added=entry.rows - replaced, replaced=replaced)
+        info = _publish(generation, number, [*_with_documents(entries), entry])
+        return Change(info, added=entry.rows - replaced, replaced=replaced)
 
 
 def delete_documents(path: str | Path, ids: Iterable[str]) -> Change:
@@ -125,16 +121,15 @@ def delete_documents(path: str | Path, ids: Iterable[str]) -> Change:
     path = Path(path)
     read_current(path)
     wanted = list(dict.fromkeys(ids))
-    with writing(path):
+    with writing(path) as number:
         generation = Generation(path)
         known = sum(len(generation.rows_of(some)) for some in _chunks(wanted, _IDS_AT_ONCE))
-        if known:
-            number = next_generation(path)
-            sweep(path)
-            entries = _mark_deleted(generation, number, wanted)
-            # an index without a document keeps a segment: its shape, its planes
-            _publish(generation, number, _with_documents(entries) or entries[:1])
-        return Change(describe_index(path), deleted=known, unknown=len(wanted) - known)
+        if not known:
+            return Change(describe_index(path), unknown=len(wanted))
+        entries = _mark_deleted(generation, number, wanted)
+        # an index without a document keeps a segment: its shape, its planes
+        info = _publish(generation, number, _with_documents(entries) or entries[:1])
+        return Change(info, deleted=known, unknown=len(wanted) - known)
 
 
 def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
@@ -152,13 +147,11 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
     """
     path = Path(path)
     read_current(path)
-    with writing(path):
+    with writing(path) as number:
         generation = Generation(path)
         manifest, segments = generation.manifest, generation.segments
         if not manifest.live or (len(segments) == 1 and manifest.live == manifest.documents):
             return Change(describe_index(path))
-        number = next_generation(path)
-        sweep(path)
         fields: dict[str, str] = {}
         for segment in segments:
             fields.update(segment.manifest.fields)
@@ -172,8 +165,7 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
             planes=generation.planes,
             fields=fields,
         )
-        _publish(generation, number, [entry])
-        return Change(describe_index(path), merged=len(segments))
+        return Change(_publish(generation, number, [entry]), merged=len(segments))
 
 
 def _refuse_other_vectors(shards: EmbeddingShards, generation: Generation) -> None:
@@ -228,7 +220,7 @@ def _write_bitmap(path: Path, deleted: NDArray[np.bool_]) -> None:
         os.fsync(file.fileno())
 
 
-def _publish(generation: Generation, number: int, segments: Sequence[SegmentEntry]) -> None:
+def _publish(generation: Generation, number: int, segments: Sequence[SegmentEntry]) -> IndexInfo:
     manifest = dataclasses.replace(
         generation.manifest,
         generation=number,
@@ -236,8 +228,7 @@ def _publish(generation: Generation, number: int, segments: Sequence[SegmentEntr
         segments=tuple(segments),
         software=software(),
     )
-    publish(generation.path, manifest)
-    sweep(generation.path)
+    return publish(generation.path, manifest)
 
 
 def _live_batches(segments: Sequence[Segment], batch_rows: int) -> Iterator[EmbeddingBatch]:

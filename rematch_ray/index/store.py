@@ -78,16 +78,21 @@ class IndexInfo:
         return {**asdict(self), "ladder": list(self.ladder)}
 
 
-def publish(path: Path, manifest: GenerationManifest) -> None:
-    """Makes a generation the one that readers find; its segments must be on disk.
+def publish(path: Path, manifest: GenerationManifest) -> IndexInfo:
+    """Makes a generation the one that readers find, and removes what none names any more.
 
     Args:
-        path: index directory.
-        manifest: the generation.
+        path: index directory, its lock held.
+        manifest: the generation; its segments and bitmaps must be on disk.
+
+    Returns:
+        What the index is now.
     """
     name = f"generation-{manifest.generation:06d}"
     write_manifest(generation_file(path, name), manifest.to_json())
     write_durably(path / CURRENT_FILE, name + "\n")
+    sweep(path)
+    return describe_index(path)
 
 
 def sweep(path: Path) -> None:
@@ -153,8 +158,10 @@ def segment_name(generation: int) -> str:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[int]:
     """Holds the directory's lock; a directory that is no index after all is left as it was.
+
+    What an earlier writer left behind is removed. Gives the number of the generation to come.
 
     Raises:
         UserError: the directory is something else, or another process writes to it.
@@ -176,7 +183,8 @@ def writing(out: Path) -> Iterator[None]:
         except BlockingIOError as taken:
             raise UserError(f"{out} is being written by another process: wait for it") from taken
         try:
-            yield
+            sweep(out)
+            yield _next_generation(out)
         finally:
             if _current_or_none(out) is None:
                 for name in _DIRECTORIES:
@@ -186,8 +194,7 @@ def writing(out: Path) -> Iterator[None]:
                     out.rmdir()
 
 
-def next_generation(out: Path) -> int:
-    """Number of the generation that comes next."""
+def _next_generation(out: Path) -> int:
     current = _current_or_none(out)
     if current is None:
         return 1
