@@ -60,34 +60,53 @@ static const struct path *find_path(const char *name) {
     return strcmp(name, portable_path.name) ? NULL : &portable_path;
 }
 
-/* Takes the next vectors; their scales are only fetched here and read by `read_scales`. */
-static void fill(struct chunk *chunk, struct cursor *at) {
+/* The next vectors of consecutive documents. */
+static int fill_in_order(struct chunk *chunk, struct cursor *at) {
+    const int64_t first = at->document * at->vectors_per_document + at->position;
+    const int64_t left = at->count * at->vectors_per_document - first;
+    const int count = left < CHUNK ? (int)left : CHUNK;
+    const uint8_t *codes = at->codes + first * at->dim;
+    for (int i = 0; i < count; i++) chunk->vectors[i] = codes + (int64_t)i * at->dim;
+    chunk->scale_run = at->scales + first;
+    at->document = (first + count) / at->vectors_per_document;
+    at->position = (first + count) % at->vectors_per_document;
+    return count;
+}
+
+/* The next vectors of chosen documents; their scales are fetched, not waited for. */
+static int fill_by_rows(struct chunk *chunk, struct cursor *at) {
     const int n = at->vectors_per_document, dim = at->dim;
     int count = 0;
-    chunk->document = at->document;
-    chunk->position = at->position;
+    chunk->scale_run = NULL;
     while (count < CHUNK && at->document < at->count) {
-        int64_t row = at->rows ? at->rows[at->document] : at->document;
-        int64_t vector = row * n + at->position;
-        int take = n - at->position < CHUNK - count ? n - at->position : CHUNK - count;
-        const uint8_t *codes = at->codes + vector * dim;
-        const float *scales = at->scales + vector;
-        for (int i = 0; i < take; i++) {
-            chunk->vectors[count + i] = codes + (int64_t)i * dim;
-            chunk->scale_places[count + i] = scales + i;
+        const int64_t first = at->rows[at->document] * n + at->position;
+        const int take = n - at->position < CHUNK - count ? n - at->position : CHUNK - count;
+        const uint8_t *codes = at->codes + first * dim;
+        const float *scales = at->scales + first;
+        for (int i = 0; i < take; i++, count++) {
+            chunk->vectors[count] = codes + (int64_t)i * dim;
+            chunk->scale_places[count] = scales + i;
+            if (i % 16 == 0) __builtin_prefetch(scales + i);
         }
-        for (int i = 0; i < take; i += 16) __builtin_prefetch(scales + i);
-        __builtin_prefetch(scales + take - 1);
-        count += take;
         at->position += take;
         if (at->position == n) at->position = 0, at->document++;
     }
+    return count;
+}
+
+static void fill(struct chunk *chunk, struct cursor *at) {
+    chunk->document = at->document;
+    chunk->position = at->position;
+    const int count = at->rows ? fill_by_rows(chunk, at) : fill_in_order(chunk, at);
     chunk->count = count;
     for (int i = 0; count && i < SLACK; i++) chunk->vectors[count + i] = chunk->vectors[count - 1];
 }
 
 static void read_scales(struct chunk *chunk) {
-    for (int i = 0; i < chunk->count; i++) chunk->scales[i] = *chunk->scale_places[i];
+    if (chunk->scale_run)
+        memcpy(chunk->scales, chunk->scale_run, chunk->count * sizeof(float));
+    else
+        for (int i = 0; i < chunk->count; i++) chunk->scales[i] = *chunk->scale_places[i];
     memset(chunk->scales + chunk->count, 0, SLACK * sizeof(float));
 }
 

@@ -27,8 +27,9 @@ struct chunk {
     int64_t document; /* of the first vector */
     int position;     /* of the first vector within its document */
     const uint8_t *vectors[CHUNK + SLACK];
-    const float *scale_places[CHUNK];
-    float scales[CHUNK + SLACK];
+    const float *scale_run;            /* the scales where they lie side by side, or NULL */
+    const float *scale_places[CHUNK];  /* and where they do not */
+    float scales[CHUNK + SLACK];       /* copied once they are needed */
 };
 
 /* out[v][width] = scale[v] * (float)dot(vector v, row), fetching `ahead` (or NULL) on the way. */

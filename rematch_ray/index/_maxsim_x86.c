@@ -89,6 +89,13 @@ AVX512 INLINE __m512i add_up(const __m512i *sums, const int width) {
                             add_pairs_of_128(add_within_128(sums + 8), add_within_128(sums + 12)));
 }
 
+/* Products of four codes each, added to `sums`; the empty statement keeps gcc from copying it. */
+AVX512 INLINE __m512i multiply_add(__m512i sums, __m512i codes, __m512i query) {
+    sums = _mm512_dpbusd_epi32(sums, codes, query);
+    __asm__("" : "+v"(sums));
+    return sums;
+}
+
 AVX512 INLINE void score_avx512_width(const struct chunk *chunk, const struct chunk *ahead,
                                       const struct group *group, int dim, float *out,
                                       const int width, const int block) {
@@ -113,17 +120,16 @@ AVX512 INLINE void score_avx512_width(const struct chunk *chunk, const struct ch
         const int8_t *query = group->packed;
         int d = 0;
         for (; d + bytes <= dim; d += bytes, query += 64) {
-            const __m512i codes = _mm512_load_si512(query);
+            const __m512i row = _mm512_load_si512(query);
 #pragma GCC unroll 16
             for (int j = 0; j < block; j++)
-                sums[j] = _mm512_dpbusd_epi32(sums[j], spread(vectors[j] + d, width), codes);
+                sums[j] = multiply_add(sums[j], spread(vectors[j] + d, width), row);
         }
         if (d < dim) {
-            const __m512i codes = _mm512_load_si512(query);
+            const __m512i row = _mm512_load_si512(query);
 #pragma GCC unroll 16
             for (int j = 0; j < block; j++)
-                sums[j] = _mm512_dpbusd_epi32(sums[j], spread_last(vectors[j] + d, dim - d, width),
-                                              codes);
+                sums[j] = multiply_add(sums[j], spread_last(vectors[j] + d, dim - d, width), row);
         }
 #pragma GCC unroll 16
         for (int j = 0; j < block; j += tile) {
@@ -155,6 +161,12 @@ AVX512 static void fold_avx512(const struct chunk *chunk, const struct group *gr
     const int width = group->width;
     int position = chunk->position;
     float *row = best + chunk->document * stride + group->first;
+    if (vectors_per_document == 1 && stride == width && group->rows == width) {
+        /* maxima lie as the scores do */
+        for (int i = 0; i < chunk->count * width; i++)
+            row[i] = scores[i] > row[i] ? scores[i] : row[i];
+        return;
+    }
     for (int v = 0; v < chunk->count; row += stride, position = 0) {
         int stop = v + vectors_per_document - position;
         if (stop > chunk->count) stop = chunk->count;
