@@ -24,8 +24,9 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")  # before anything starts its threads
+os.environ.update(  # before anything starts its threads; torch's and ours are arguments
+    {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "RAYON")}
+)
 
 import numpy as np
 import torch
