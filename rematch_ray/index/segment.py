@@ -18,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse import CoarseKind, CoarseList, build_coarse, coarse_file
+from rematch_ray.index.coarse import CoarseList
+from rematch_ray.index.coarse_entries import Entries
+from rematch_ray.index.coarse_keys import prefix_planes
+from rematch_ray.index.coarse_training import CoarseWriter
 from rematch_ray.index.manifest import (
     FileEntry,
     SegmentEntry,
@@ -47,7 +50,7 @@ def write_segment(
     fused_dim: int | None,
     planes: Sequence[tuple[int, int]],
     fields: dict[str, str],
-    coarse_kind: CoarseKind = "auto",
+    coarse: CoarseWriter,
 ) -> str:
     """Writes a whole segment from a stream of batches; its manifest comes last.
 
@@ -59,7 +62,7 @@ def write_segment(
         fused_dim: F, or None.
         planes: document token ranges.
         fields: payload fields and their types, as a filter may name them.
-        coarse_kind: see `build_coarse`.
+        coarse: makes the coarse lists, and knows of which keys and kind.
 
     Returns:
         SHA-256 of the segment's manifest.
@@ -68,10 +71,11 @@ def write_segment(
         UserError: an id occurs twice, or a payload cannot be stored.
     """
     files = _write_vectors(directory, batches, rows, dim, fused_dim, planes)
-    coarse = {}
-    for key, vectors in _coarse_vectors(directory, rows, dim, fused_dim, planes[0]).items():
-        coarse[key] = build_coarse(directory / coarse_file(key), vectors, kind=coarse_kind)
-    for name in [KEYS_FILE, PAYLOAD_FILE, *(entry["file"] for entry in coarse.values())]:
+    lists = {}
+    for key in coarse.keys:
+        entries = _coarse_entries(directory, key, rows, dim, fused_dim, planes)
+        lists[key] = coarse.write(directory, key, entries)
+    for name in [KEYS_FILE, PAYLOAD_FILE, *(entry["file"] for entry in lists.values())]:
         sync_file(directory / name)
         files[name] = describe_file(directory / name)
     manifest = SegmentManifest(
@@ -81,7 +85,7 @@ def write_segment(
         dtype=DTYPE.name,
         planes=tuple(planes),
         files=files,
-        coarse=coarse,
+        coarse=lists,
         fields={"source": "string", **fields},
     )
     digest = write_manifest(directory / SEGMENT_FILE, manifest.to_json())
@@ -127,15 +131,22 @@ def _write_vectors(
     return files
 
 
-def _coarse_vectors(
-    directory: Path, rows: int, dim: int, fused_dim: int | None, first_plane: tuple[int, int]
-) -> dict[str, NDArray[np.float16]]:
-    start, stop = first_plane
-    first = open_plane(directory / plane_file(start, stop), (rows, stop - start, dim))
-    vectors = {"first": first[:, 0]}
-    if fused_dim is not None:
-        vectors["fused"] = open_plane(directory / FUSED_FILE, (rows, fused_dim))
-    return vectors
+def _coarse_entries(
+    directory: Path,
+    key: str,
+    rows: int,
+    dim: int,
+    fused_dim: int | None,
+    planes: Sequence[tuple[int, int]],
+) -> Entries:
+    if key == "fused":
+        assert fused_dim is not None, "a fused list of documents without fused vectors"
+        return Entries.of(open_plane(directory / FUSED_FILE, (rows, fused_dim)))
+    parts = [
+        open_plane(directory / plane_file(start, stop), (rows, stop - start, dim))
+        for start, stop in planes[: prefix_planes(planes)]
+    ]
+    return Entries(parts if key == "prefix" else [parts[0][:, :1]])
 
 
 class Segment:
@@ -145,17 +156,24 @@ class Segment:
         directory: the segment's directory.
         entry: how the generation names it.
         tombstones: the bitmap file, or None.
+        gpu: search coarse lists on a GPU where there is one.
 
     Raises:
         UserError: a file is missing or of another size than its manifest says.
     """
 
     def __init__(
-        self, directory: Path, entry: SegmentEntry, tombstones: Path | None = None
+        self,
+        directory: Path,
+        entry: SegmentEntry,
+        tombstones: Path | None = None,
+        *,
+        gpu: bool = False,
     ) -> None:
         self.directory = directory
         self.manifest = SegmentManifest.read(directory / SEGMENT_FILE)
         self._entry = entry
+        self._gpu = gpu
         for name, file in self.manifest.files.items():
             path = directory / name
             size = path.stat().st_size if path.is_file() else None
@@ -203,7 +221,8 @@ class Segment:
     def coarse(self, key: str) -> CoarseList:
         """The coarse list of a key, mapped on first use."""
         if key not in self._coarse:
-            self._coarse[key] = CoarseList(self.directory, dict(self.manifest.coarse[key]))
+            description = dict(self.manifest.coarse[key])
+            self._coarse[key] = CoarseList(self.directory, description, gpu=self._gpu)
         return self._coarse[key]
 
     def verify(self) -> int:
