@@ -6,7 +6,7 @@ Every list is built as an index builds it and searched one query at a time; time
 query, medians. Choices of several keys merge their lists by rank and cost their sum. Nothing of the
 stages behind the candidates is timed here.
 
-    python benchmarks/coarse.py [--quick] [--documents 100000] [--threads 1] [--agreement 0.3]
+    python benchmarks/coarse.py [--quick] [--documents 100000] [--threads 1] [--agreement 0.5]
 """
 
 from __future__ import annotations
@@ -226,9 +226,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10,000 documents, 20 queries")
     parser.add_argument("--documents", type=int, default=100_000)
-    parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--agreement", type=float, default=0.3)
-    parser.add_argument("--blur", type=float, default=1.0)
+    parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--agreement", type=float, default=0.5)
+    parser.add_argument("--blur", type=float, default=1.3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     kinds = [kind for kind in COARSE_KINDS if kind != "auto"]

@@ -52,7 +52,7 @@ class NestedVectors:
         num_documents: int,
         *,
         dim: int = 128,
-        agreement: float = 0.3,
+        agreement: float = 0.5,
         blur: float = 1.3,
         fused_noise: float = 0.8,
         documents_per_topic: int = 200,

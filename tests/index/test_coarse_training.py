@@ -9,11 +9,13 @@ import faiss
 import numpy as np
 import pytest
 
+from rematch_ray import cli
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import add_documents, delete_documents, merge_segments
 from rematch_ray.index.coarse import CoarseList, build_coarse
 from rematch_ray.index.coarse_entries import Entries
+from rematch_ray.index.coarse_keys import COARSE_CHOICES
 from rematch_ray.index.coarse_kinds import COARSE_KINDS
 from rematch_ray.index.coarse_training import CoarseWriter, train_coarse
 from rematch_ray.index.manifest import hash_file
@@ -24,7 +26,7 @@ TRAINABLE = [kind for kind in COARSE_KINDS if kind not in ("auto", "flat")]
 KEYS = ("fused", "first", "prefix")
 
 
-def embeddings(path: Path, count: int, seed: int, *, first_id: int = 0) -> Path:
+def embed(path: Path, count: int, seed: int, *, first_id: int = 0) -> Path:
     ids = [f"d{first_id + row}" for row in range(count)]
     return write_embeddings(path, unit((count, 8, 16), seed), unit((count, 24), seed + 1), ids=ids)
 
@@ -53,7 +55,8 @@ def test_training_is_repeatable_and_holds_no_entries(tmp_path: Path, kind: str) 
     assert faiss.read_index(str(tmp_path / "a")).ntotal == 0
 
 
-@pytest.mark.parametrize("kind", TRAINABLE)
+# a graph is built by several threads and is another each time
+@pytest.mark.parametrize("kind", [kind for kind in TRAINABLE if kind != "hnsw"])
 def test_a_filled_copy_answers_as_a_list_that_was_trained_in_place(
     tmp_path: Path, kind: str
 ) -> None:
@@ -77,29 +80,29 @@ def test_a_quantiser_of_another_dim_is_refused(tmp_path: Path) -> None:
 
 def test_later_writers_use_what_the_first_build_trained(tmp_path: Path) -> None:
     index = tmp_path / "index"
-    build_index(embeddings(tmp_path / "a", 900, 1), index, coarse="all", coarse_kind="ivf_sq8")
+    build_index(embed(tmp_path / "a", 900, 1), index, coarse="all", coarse_kind="ivf_sq8")
     first = trained(index)
     assert sorted(first) == sorted(KEYS)
     for entry in first.values():
         assert hash_file(index / entry["file"]) == entry["sha256"]
         assert entry["documents"] == 900
-    add_documents(index, embeddings(tmp_path / "few", 20, 11, first_id=1000))
-    add_documents(index, embeddings(tmp_path / "many", 400, 21, first_id=2000))
+    add_documents(index, embed(tmp_path / "few", 20, 11, first_id=1000))
+    add_documents(index, embed(tmp_path / "many", 400, 21, first_id=2000))
     assert [set(found.values()) for found in kinds(index)] == [{"ivf_sq8"}, {"flat"}, {"ivf_sq8"}]
     assert trained(index) == first
     merge_segments(index)
     assert [set(found.values()) for found in kinds(index)] == [{"ivf_sq8"}]
     assert trained(index) == first
-    build_index(embeddings(tmp_path / "b", 1000, 31), index, coarse="all", coarse_kind="ivf_sq8")
+    build_index(embed(tmp_path / "b", 1000, 31), index, coarse="all", coarse_kind="ivf_sq8")
     assert trained(index) == first
     assert len(list((index / "coarse").iterdir())) == 3
 
 
 def test_what_outgrew_its_quantiser_is_trained_again(tmp_path: Path) -> None:
     index = tmp_path / "index"
-    build_index(embeddings(tmp_path / "a", 300, 1), index, coarse="first", coarse_kind="ivf")
+    build_index(embed(tmp_path / "a", 300, 1), index, coarse="first", coarse_kind="ivf")
     first = trained(index)["first"]
-    add_documents(index, embeddings(tmp_path / "b", 1300, 11, first_id=1000))
+    add_documents(index, embed(tmp_path / "b", 1300, 11, first_id=1000))
     assert [found["first"] for found in kinds(index)] == ["ivf", "flat"]
     merge_segments(index)
     second = trained(index)["first"]
@@ -114,15 +117,15 @@ def test_what_outgrew_its_quantiser_is_trained_again(tmp_path: Path) -> None:
 
 def test_another_kind_or_model_is_trained_anew(tmp_path: Path) -> None:
     index = tmp_path / "index"
-    build_index(embeddings(tmp_path / "a", 600, 1), index, coarse_kind="ivf")
+    build_index(embed(tmp_path / "a", 600, 1), index, coarse_kind="ivf")
     before = trained(index)
-    build_index(embeddings(tmp_path / "b", 600, 1), index, coarse_kind="ivf_sq8")
+    build_index(embed(tmp_path / "b", 600, 1), index, coarse_kind="ivf_sq8")
     assert {entry["kind"] for entry in trained(index).values()} == {"ivf_sq8"}
-    other = embeddings(tmp_path / "c", 600, 31)
+    other = embed(tmp_path / "c", 600, 31)
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["identity"]["digest"] = "e2" * 32
     (other / "manifest.json").write_text(json.dumps(manifest))
-    build_index(embeddings(tmp_path / "d", 600, 1), index, coarse_kind="ivf")
+    build_index(embed(tmp_path / "d", 600, 1), index, coarse_kind="ivf")
     assert trained(index) == before
     build_index(other, index, coarse_kind="ivf")
     assert trained(index).keys() == before.keys()
@@ -131,7 +134,7 @@ def test_another_kind_or_model_is_trained_anew(tmp_path: Path) -> None:
 
 def test_a_merge_of_too_few_documents_for_a_kind_is_scanned(tmp_path: Path) -> None:
     index = tmp_path / "index"
-    build_index(embeddings(tmp_path / "a", 300, 1), index, coarse_kind="ivf")
+    build_index(embed(tmp_path / "a", 300, 1), index, coarse_kind="ivf")
     delete_documents(index, [f"d{row}" for row in range(290)])
     merge_segments(index)
     assert {kind for found in kinds(index) for kind in found.values()} == {"flat"}
@@ -139,16 +142,16 @@ def test_a_merge_of_too_few_documents_for_a_kind_is_scanned(tmp_path: Path) -> N
 
 def test_a_build_of_too_few_documents_for_a_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="40 documents are too few for coarse kind 'ivf_pq'"):
-        build_index(embeddings(tmp_path / "a", 40, 1), tmp_path / "index", coarse_kind="ivf_pq")
+        build_index(embed(tmp_path / "a", 40, 1), tmp_path / "index", coarse_kind="ivf_pq")
     assert not (tmp_path / "index").exists()
     with pytest.raises(UserError, match="coarse kind 'tree' does not exist"):
-        build_index(embeddings(tmp_path / "b", 40, 1), tmp_path / "index", coarse_kind="tree")
+        build_index(embed(tmp_path / "b", 40, 1), tmp_path / "index", coarse_kind="tree")
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed"])
 def test_a_damaged_trained_file_is_named(tmp_path: Path, damage: str) -> None:
     index = tmp_path / "index"
-    build_index(embeddings(tmp_path / "a", 600, 1), index, coarse_kind="ivf")
+    build_index(embed(tmp_path / "a", 600, 1), index, coarse_kind="ivf")
     path = index / trained(index)["first"]["file"]
     if damage == "missing":
         path.unlink()
@@ -179,26 +182,24 @@ def test_several_indexes_share_one_trained_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "one" / "coarse") == os.listdir(tmp_path / "two" / "coarse")
 
 
-@pytest.mark.parametrize("coarse", ["fused", "first", "prefix", "both", "fused+prefix", "all"])
 @pytest.mark.parametrize("kind", ["flat", *TRAINABLE])
-def test_deleted_and_replaced_documents_never_come_back(
-    tmp_path: Path, kind: str, coarse: str
-) -> None:
+def test_deleted_and_replaced_documents_never_come_back(tmp_path: Path, kind: str) -> None:
     index = tmp_path / "index"
-    build_index(embeddings(tmp_path / "a", 400, 1), index, coarse="all", coarse_kind=kind)
+    build_index(embed(tmp_path / "a", 400, 1), index, coarse="all", coarse_kind=kind)
     gone = [f"d{row}" for row in range(0, 400, 3)]
     delete_documents(index, gone)
-    add_documents(index, embeddings(tmp_path / "b", 40, 11, first_id=380))
+    add_documents(index, embed(tmp_path / "b", 40, 11, first_id=380))
     opened = SearchIndex.open(index)
     truth = [
         {hit.id: hit.score for hit in result.hits}
         for result in opened.search(queries(4), candidates="all", top_k=500)
     ]
-    found = opened.search(queries(4), candidates=60, top_k=60, coarse=coarse)
-    for result, known in zip(found, truth):
-        assert len(result.hits) == 60
-        assert not {hit.id for hit in result.hits} & {f"d{row}" for row in range(0, 380, 3)}
-        assert all(known[hit.id] == hit.score for hit in result.hits)
+    for coarse in COARSE_CHOICES:
+        found = opened.search(queries(4), candidates=60, top_k=60, coarse=coarse)
+        for result, known in zip(found, truth):
+            assert len(result.hits) == 60
+            assert not {hit.id for hit in result.hits} & {f"d{row}" for row in range(0, 380, 3)}
+            assert all(known[hit.id] == hit.score for hit in result.hits)
 
 
 def test_the_prefix_choice_gives_the_best_documents_of_two_by_four(
@@ -232,3 +233,16 @@ def test_an_index_offers_the_choices_that_its_keys_allow(
     for number, (options, message) in enumerate(refused):
         with pytest.raises(UserError, match=message):
             make_index(vectors, fused, name=f"refused-{number}", **options)
+
+
+def test_the_command_line_chooses_keys_kind_and_default(
+    embeddings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--embeddings", str(embeddings), "--out", str(tmp_path / "index")]
+    chosen = ["--coarse-keys", "first,prefix", "--coarse", "prefix", "--coarse-kind", "sq8"]
+    assert cli.main(["index", "build", *given, *chosen]) == 0
+    info = SearchIndex.open(tmp_path / "index").info()
+    assert info["coarse"] == {"first": "sq8", "prefix": "sq8"}
+    assert info["default_coarse"] == "prefix"
+    assert cli.main(["index", "build", *given, "--coarse-kind", "sq9"]) == 2
+    assert "did you mean sq8?" in capsys.readouterr().err
