@@ -22,7 +22,7 @@ from rematch_ray.index.cascade import (
     search_exhaustively,
     stage,
 )
-from rematch_ray.index.coarse import COARSE_CHOICES
+from rematch_ray.index.coarse_keys import choices_of
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.generation import Generation, read_current
 from rematch_ray.index.hits import Hit, SearchResult
@@ -50,13 +50,17 @@ class SearchIndex:
         self.identity: Mapping[str, Any] = self._manifest.identity
 
     @classmethod
-    def open(cls, path: str | Path) -> SearchIndex:
+    def open(cls, path: str | Path, *, gpu: bool = False) -> SearchIndex:
         """Opens the published generation; checks versions and file sizes, reads no vectors.
+
+        Args:
+            path: index directory.
+            gpu: search coarse lists on a GPU where FAISS has one; nothing changes where not.
 
         Raises:
             UserError: not an index, another format version, or a damaged one.
         """
-        return cls(Generation(Path(path).absolute()))
+        return cls(Generation(Path(path).absolute(), gpu=gpu))
 
     @property
     def generation(self) -> str:
@@ -70,7 +74,9 @@ class SearchIndex:
             UserError: the directory is no index any more, or a damaged one.
         """
         path = self._generation.path
-        return self if read_current(path) == self._generation.name else SearchIndex.open(path)
+        if read_current(path) == self._generation.name:
+            return self
+        return SearchIndex.open(path, gpu=self._generation.gpu)
 
     def __len__(self) -> int:
         """Live documents."""
@@ -96,6 +102,7 @@ class SearchIndex:
         filter: Mapping[str, Any] | None = None,
         group_by: str | None = None,
         coarse: str | None = None,
+        nprobe: int | None = None,
     ) -> list[SearchResult]:
         """Finds the best documents of each query.
 
@@ -108,7 +115,8 @@ class SearchIndex:
             top_k: hits per query; fewer when fewer documents pass.
             filter: payload field -> value, or list of allowed values; all fields must hold.
             group_by: payload field of which each value gives at most one hit, its best.
-            coarse: `fused`, `first` or `both`; None takes the index's default.
+            coarse: where candidates come from, of `COARSE_CHOICES`; None takes the index's default.
+            nprobe: inverted lists that the coarse stage looks through; None: the stored number.
 
         Returns:
             One result per query.
@@ -127,7 +135,12 @@ class SearchIndex:
         allowed = self._generation.select(filter)
         num_allowed = int(allowed.sum())
         plan = plan_search(
-            rung, self.ladder, candidates=candidates, num_allowed=num_allowed, top_k=top_k
+            rung,
+            self.ladder,
+            candidates=candidates,
+            num_allowed=num_allowed,
+            num_live=len(self),
+            top_k=top_k,
         )
         filter_ms = ms_since(started) / max(1, len(queries))
         request = Request(
@@ -137,8 +150,9 @@ class SearchIndex:
             top_k=top_k,
             group_by=group_by,
             filter_stage=stage("filter", len(self), num_allowed, filter_ms),
+            nprobe=nprobe,
         )
-        if plan.coarse_candidates is None:
+        if plan.is_exhaustive:
             return search_exhaustively(self._generation, queries, request)
         return [
             search_cascade(self._generation, queries[row : row + 1], request)
@@ -254,7 +268,7 @@ class SearchIndex:
         Raises:
             UserError: names the first file that differs.
         """
-        read = sum(segment.verify() for segment in self._generation.segments)
+        read = self._generation.verify()
         return {"generation": self._generation.name, "documents": len(self), "bytes": read}
 
     def _check_queries(self, query: QueryVectors) -> Queries:
@@ -272,7 +286,7 @@ class SearchIndex:
 
     def _resolve_coarse(self, coarse: str | None) -> str:
         choice = coarse or self._manifest.default_coarse
-        allowed = COARSE_CHOICES if self.has_fused else ("first",)
+        allowed = choices_of(self._generation.coarse_keys)
         if choice not in allowed:
             raise UserError(f"coarse '{choice}' does not exist here; allowed: {', '.join(allowed)}")
         return choice
