@@ -29,7 +29,8 @@ import torch
 from shapes.nested_vectors import NestedVectors
 
 from rematch_ray.evaluation.report import plain_table
-from rematch_ray.index.coarse import CoarseList, build_coarse
+from rematch_ray.index.coarse import CoarseList
+from rematch_ray.index.coarse_building import build_coarse
 from rematch_ray.index.coarse_entries import Entries
 from rematch_ray.index.coarse_keys import CHOICE_KEYS, COARSE_KEYS, QUERY_VECTORS
 from rematch_ray.index.coarse_kinds import COARSE_KINDS, has_lists

@@ -1,9 +1,9 @@
 """Coarse lists in FAISS: which documents of a segment deserve a closer look.
 
-One list per key, over the same float16 values that the planes hold. FAISS scores each entry on its
-own, so that on an exact list a document's coarse score depends neither on the batch of queries nor
-on its neighbours; the cut of an exact list is widened while equal scores straddle it, so that the
-caller can break ties. Knows nothing of keys, plans or deletions. Middle floor.
+FAISS scores each entry on its own, so that on an exact list a document's coarse score depends
+neither on the batch of queries nor on its neighbours; the cut of an exact list is widened while
+equal scores straddle it, so that the caller can break ties. Knows nothing of keys, plans or
+deletions. Middle floor.
 """
 
 from __future__ import annotations
@@ -17,81 +17,18 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.coarse_documents import gather_documents
-from rematch_ray.index.coarse_entries import Entries
 from rematch_ray.index.coarse_gpu import MOST_FOUND, GpuList, has_gpu
-from rematch_ray.index.coarse_kinds import (
-    DEFAULT_NPROBE,
-    has_lists,
-    kind_for,
-    make_untrained,
-    training_rows,
-)
+from rematch_ray.index.coarse_kinds import has_lists, read_list
 from rematch_ray.index.planner import few_survive
 
 # FAISS's own stubs describe its C++ constructors, not the Python ones
 _FAISS: Any = faiss
-SEED = 1234
-_ADD_ENTRIES = 16_384
 _LEAST_EF_SEARCH = 128
 # entries that each query vector finds at first, per document wanted, and documents scored at once
 _ENTRIES_PER_DOCUMENT = {True: 4, False: 2}
 _EXACT_DOCUMENTS = 8192
 Rows = NDArray[np.int64]
 Float32 = NDArray[np.float32]
-
-
-def coarse_file(key: str) -> str:
-    """File name of the coarse list of a key."""
-    return f"coarse_{key}.faiss"
-
-
-def build_coarse(
-    path: Path,
-    vectors: Entries | NDArray[Any],
-    *,
-    kind: str = "auto",
-    trained: Path | None = None,
-    seed: int = SEED,
-) -> dict[str, Any]:
-    """Writes the coarse list of one segment.
-
-    Args:
-        path: file to write.
-        vectors: the entries, or an array (N, dim) or (N, W, dim); may be memory maps.
-        kind: see `coarse_kinds`; `auto` goes by the number of documents.
-        trained: a file of `train_coarse` for this kind, of which the list is a filled copy; None
-            trains anew.
-        seed: of training.
-
-    Returns:
-        What the segment's manifest says of it: file, kind, `width` (entries per document), and
-        `nlist`, `nprobe` where there are inverted lists.
-
-    Raises:
-        UserError: an unknown kind, too few documents or a dim that it cannot take, or a trained
-            file of another dim.
-    """
-    entries = Entries.of(vectors)
-    kind = kind_for(kind, entries.rows)
-    if trained is None:
-        index = make_untrained(kind, entries.dim, len(entries), seed=seed)
-        index.train(entries.sample(training_rows(kind, len(entries)), seed))
-    else:
-        index = _read(trained, 0)
-        if index.d != entries.dim:
-            raise UserError(
-                f"{trained} was trained for vectors of dim {index.d}, these have {entries.dim}: "
-                "train anew, or use the model that it was trained with"
-            )
-    step = max(1, _ADD_ENTRIES // entries.width)
-    for start in range(0, entries.rows, step):
-        index.add(entries.of_documents(slice(start, start + step)))
-    faiss.write_index(index, str(path))
-    description: dict[str, Any] = {"file": path.name, "kind": kind, "width": entries.width}
-    if has_lists(kind):
-        num_lists = int(faiss.extract_index_ivf(index).nlist)
-        description |= {"nlist": num_lists, "nprobe": min(DEFAULT_NPROBE, num_lists)}
-    return description
 
 
 class CoarseList:
@@ -111,7 +48,7 @@ class CoarseList:
         self.width: int = description.get("width", 1)
         self._num_lists: int = description.get("nlist", 0)
         self._nprobe: int = description.get("nprobe", 0)
-        self._index = _read(directory / description["file"], faiss.IO_FLAG_MMAP_IFC)
+        self._index = read_list(directory / description["file"], mapped=True)
         self._gpu = GpuList(self._index) if gpu and self.kind != "hnsw" and has_gpu() else None
 
     @property
@@ -256,16 +193,10 @@ class _View:
 
 def _cut(rows: Rows, scores: Float32, limit: int) -> tuple[Rows, Float32]:
     """The best `limit`, and what equals the last of them."""
+    if not len(rows):
+        return rows, scores
     limit = min(limit, len(rows))
     threshold = np.partition(scores, len(scores) - limit)[len(scores) - limit]
     kept = np.flatnonzero(scores >= threshold)
     order = kept[np.argsort(-scores[kept], kind="stable")]
     return rows[order], scores[order]
-
-
-def _read(path: Path, flags: int) -> Any:
-    try:
-        return faiss.read_index(str(path), flags)
-    except RuntimeError as broken:
-        reason = str(broken).strip().splitlines()[-1]
-        raise UserError(f"{path} cannot be read ({reason}): the index is damaged") from broken

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import faiss
@@ -141,3 +142,16 @@ def make_untrained(kind: str, dim: int, num_entries: int, *, seed: int) -> Any:
             # the float16 values of the planes themselves, not their distance from a centre
             lists.by_residual = False
     return index
+
+
+def read_list(path: Path, *, mapped: bool = False) -> Any:
+    """Reads a FAISS index, or maps its entries.
+
+    Raises:
+        UserError: the file is missing or no such index.
+    """
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+    except RuntimeError as broken:
+        reason = str(broken).strip().splitlines()[-1]
+        raise UserError(f"{path} cannot be read ({reason}): the index is damaged") from broken

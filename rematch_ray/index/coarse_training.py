@@ -14,51 +14,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import faiss
-import numpy as np
-from numpy.typing import NDArray
-
-from rematch_ray.index.coarse import SEED, build_coarse, coarse_file
+from rematch_ray.index.coarse_building import SEED, build_coarse, coarse_file, train_coarse
 from rematch_ray.index.coarse_entries import Entries
 from rematch_ray.index.coarse_kinds import (
     SCAN,
     check_kind,
     holds,
     kind_for,
-    make_untrained,
     training_rows,
 )
 from rematch_ray.index.manifest import (
     TrainedEntry,
     describe_file,
     sync_directory,
-    sync_file,
 )
 
 TRAINED = "coarse"
 # a quantiser has about 4 sqrt(entries) lists: within this factor, half or twice as many as ideal
 _FITS_WITHIN = 4
-
-
-def train_coarse(
-    path: Path, sample: NDArray[np.float32], *, kind: str, num_entries: int, seed: int = SEED
-) -> None:
-    """Writes a trained list without entries.
-
-    Args:
-        path: file to write, durable when this returns.
-        sample: (n, dim) float32 entries; of those of `training_rows` or more a good list is made.
-        kind: any but `auto` and `flat`, which needs no training.
-        num_entries: that a list will hold, about; the number of inverted lists follows.
-        seed: makes the same file of the same sample.
-
-    Raises:
-        UserError: too few entries for the kind, or a dim that it cannot take.
-    """
-    index = make_untrained(kind, sample.shape[1], num_entries, seed=seed)
-    index.train(sample)
-    faiss.write_index(index, str(path))
-    sync_file(path)
 
 
 class CoarseWriter:

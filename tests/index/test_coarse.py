@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse import CoarseList, build_coarse
+from rematch_ray.index.coarse import CoarseList
+from rematch_ray.index.coarse_building import build_coarse
 from rematch_ray.index.coarse_documents import gather_documents
 from rematch_ray.index.coarse_entries import Entries
 from rematch_ray.index.coarse_kinds import COARSE_KINDS, kind_for

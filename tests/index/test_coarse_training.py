@@ -13,11 +13,12 @@ from rematch_ray import cli
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import add_documents, delete_documents, merge_segments
-from rematch_ray.index.coarse import CoarseList, build_coarse
+from rematch_ray.index.coarse import CoarseList
+from rematch_ray.index.coarse_building import build_coarse, train_coarse
 from rematch_ray.index.coarse_entries import Entries
 from rematch_ray.index.coarse_keys import COARSE_CHOICES
 from rematch_ray.index.coarse_kinds import COARSE_KINDS
-from rematch_ray.index.coarse_training import CoarseWriter, train_coarse
+from rematch_ray.index.coarse_training import CoarseWriter
 from rematch_ray.index.manifest import hash_file
 from rematch_ray.index.search import SearchIndex
 from tests.index.made import queries, unit, write_embeddings
