@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.coarse import COARSE_CHOICES, CoarseKind
+from rematch_ray.index.lexical_settings import LexicalSettings, choose_lexical
 from rematch_ray.index.manifest import GenerationManifest
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import (
@@ -28,6 +29,7 @@ def build_index(
     ladder: Ladder | Sequence[str] | None = None,
     coarse: str | None = None,
     coarse_kind: CoarseKind = "auto",
+    lexical: Sequence[str] | LexicalSettings | None = None,
     batch_rows: int = 1024,
 ) -> IndexInfo:
     """Builds an index from embedding shards, or replaces the documents of one, in bounded memory.
@@ -39,6 +41,8 @@ def build_index(
         coarse: default coarse choice (`fused`, `first`, `both`); None takes `fused` where there is
             a fused vector.
         coarse_kind: `flat`, `ivf` or `auto`: by size.
+        lexical: payload fields whose texts are indexed for hybrid search, or settings; None takes
+            `text` where there is such a field, and an empty sequence nothing.
         batch_rows: rows read at once.
 
     Returns:
@@ -46,13 +50,14 @@ def build_index(
 
     Raises:
         UserError: not an embedding directory, query-side embeddings, too few vectors for the
-            ladder, repeated ids, `out` holding something else, or another writer at work. Nothing
-            half-written is left.
+            ladder, repeated ids, a lexical field without text, `out` holding something else, or
+            another writer at work. Nothing half-written is left.
     """
     out = Path(out)
     shards = EmbeddingShards.open(embeddings)
     rungs = _choose_ladder(shards, ladder)
     default_coarse = _choose_coarse(shards, coarse)
+    texts = choose_lexical(lexical, shards.payload_fields())
     if shards.num_rows == 0:
         raise UserError(f"{embeddings} holds no rows: embed at least one document")
     with writing(out) as number:
@@ -66,6 +71,7 @@ def build_index(
             planes=rungs.planes(),
             fields=shards.payload_fields(),
             coarse_kind=coarse_kind,
+            lexical=texts,
         )
         manifest = GenerationManifest(
             generation=number,
@@ -81,6 +87,7 @@ def build_index(
             segments=(entry,),
             calibration=None,
             software=software(),
+            lexical=None if texts is None else texts.stored(),
         )
         return publish(out, manifest)
 

@@ -43,6 +43,7 @@ class SegmentManifest:
         files: every file of the segment but this manifest, by name.
         coarse: coarse lists by key (`fused`, `first`): file, kind and the parameters of the kind.
         fields: payload fields that a filter may name, with their Arrow types.
+        lexical: what `write_postings` counted; None where texts are not indexed.
     """
 
     rows: int
@@ -53,6 +54,7 @@ class SegmentManifest:
     files: Mapping[str, FileEntry]
     coarse: Mapping[str, Mapping[str, Any]]
     fields: Mapping[str, str]
+    lexical: Mapping[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """This manifest as plain JSON types, the format version first."""
@@ -82,6 +84,8 @@ class SegmentEntry:
         tombstones: file below the index (`.npy`, packed bits, one per row, 1 = deleted), or None
             while nothing of the segment is deleted. A new bitmap is a new file.
         deleted: rows that the bitmap marks.
+        text_documents: rows that are not marked and have a text, where texts are indexed.
+        text_tokens: terms of their texts.
     """
 
     name: str
@@ -89,6 +93,8 @@ class SegmentEntry:
     manifest_sha256: str
     tombstones: str | None = None
     deleted: int = 0
+    text_documents: int = 0
+    text_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,7 @@ class GenerationManifest:
         segments: in row order.
         calibration: what the doctor measured; None until it has.
         software: versions that wrote the index.
+        lexical: which texts are indexed and how, as `LexicalSettings.stored` gives it, or None.
     """
 
     generation: int
@@ -124,6 +131,7 @@ class GenerationManifest:
     segments: tuple[SegmentEntry, ...]
     calibration: Mapping[str, Any] | None
     software: Mapping[str, str]
+    lexical: Mapping[str, Any] | None = None
 
     @property
     def documents(self) -> int:

@@ -2,7 +2,8 @@
 
     plane_0_1.npy ...   vectors by token range      keys.npy         tie-breakers
     fused.npy           fused vectors               payload.sqlite   ids and payloads
-    coarse_*.faiss      coarse lists                segment.json     what is here, with checksums
+    coarse_*.faiss      coarse lists                lexical*         postings of its texts
+    segment.json        what is here, with checksums
 
 Knows nothing of other segments, deletions or searches. Middle floor.
 """
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.coarse import CoarseKind, CoarseList, build_coarse, coarse_file
+from rematch_ray.index.lexical_settings import LexicalSettings
 from rematch_ray.index.manifest import (
     FileEntry,
     SegmentEntry,
@@ -31,6 +33,7 @@ from rematch_ray.index.manifest import (
 )
 from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore, PayloadWriter, document_key
 from rematch_ray.index.planes import DTYPE, PlaneWriter, open_plane, plane_file
+from rematch_ray.index.postings import POSTINGS_FILES, Postings, count_texts, write_postings
 from rematch_ray.index.shards import EmbeddingBatch
 
 SEGMENT_FILE = "segment.json"
@@ -48,6 +51,7 @@ def write_segment(
     planes: Sequence[tuple[int, int]],
     fields: dict[str, str],
     coarse_kind: CoarseKind = "auto",
+    lexical: LexicalSettings | None = None,
 ) -> str:
     """Writes a whole segment from a stream of batches; its manifest comes last.
 
@@ -60,6 +64,7 @@ def write_segment(
         planes: document token ranges.
         fields: payload fields and their types, as a filter may name them.
         coarse_kind: see `build_coarse`.
+        lexical: which texts to index, or None.
 
     Returns:
         SHA-256 of the segment's manifest.
@@ -71,7 +76,9 @@ def write_segment(
     coarse = {}
     for key, vectors in _coarse_vectors(directory, rows, dim, fused_dim, planes[0]).items():
         coarse[key] = build_coarse(directory / coarse_file(key), vectors, kind=coarse_kind)
-    for name in [KEYS_FILE, PAYLOAD_FILE, *(entry["file"] for entry in coarse.values())]:
+    postings = None if lexical is None else _index_texts(directory, lexical)
+    written = [KEYS_FILE, PAYLOAD_FILE, *(entry["file"] for entry in coarse.values())]
+    for name in [*written, *(POSTINGS_FILES if lexical else ())]:
         sync_file(directory / name)
         files[name] = describe_file(directory / name)
     manifest = SegmentManifest(
@@ -83,6 +90,7 @@ def write_segment(
         files=files,
         coarse=coarse,
         fields={"source": "string", **fields},
+        lexical=postings,
     )
     digest = write_manifest(directory / SEGMENT_FILE, manifest.to_json())
     sync_directory(directory)
@@ -125,6 +133,12 @@ def _write_vectors(
             files[FUSED_FILE] = fused.finish()
     np.save(directory / KEYS_FILE, keys)
     return files
+
+
+def _index_texts(directory: Path, lexical: LexicalSettings) -> dict[str, int]:
+    payload = PayloadStore(directory / PAYLOAD_FILE)
+    texts = map(lexical.text_of, payload.payloads())
+    return write_postings(directory, texts, lexical.tokeniser())
 
 
 def _coarse_vectors(
@@ -205,6 +219,23 @@ class Segment:
         if key not in self._coarse:
             self._coarse[key] = CoarseList(self.directory, dict(self.manifest.coarse[key]))
         return self._coarse[key]
+
+    @cached_property
+    def postings(self) -> Postings:
+        """The postings of its texts, opened on first use."""
+        return Postings(self.directory)
+
+    def count_texts(self, live: NDArray[np.bool_] | None = None) -> dict[str, int]:
+        """What a generation stores of the texts of its live rows; nothing without postings.
+
+        Args:
+            live: (N,) True where a row is not deleted; None counts all rows.
+        """
+        if self.manifest.lexical is None:
+            return {}
+        lengths = self.postings.lengths
+        counts = count_texts(lengths if live is None else lengths[live])
+        return {f"text_{what}": count for what, count in counts.items()}
 
     def verify(self) -> int:
         """Reads every file and checks it against its checksum; returns the bytes read.

@@ -17,7 +17,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from rematch_ray.index.manifest import (
     write_durably,
     write_manifest,
 )
-from rematch_ray.index.segment import write_segment
+from rematch_ray.index.segment import Segment, write_segment
 from rematch_ray.index.shards import EmbeddingBatch
 
 LOCK_FILE = "LOCK"
@@ -145,7 +145,8 @@ def add_segment(
         # a kill leaves it behind; the next writer's sweep removes it
         shutil.rmtree(building, ignore_errors=True)
     sync_directory(out / SEGMENTS)
-    return SegmentEntry(name=name, rows=content["rows"], manifest_sha256=digest)
+    entry = SegmentEntry(name=name, rows=content["rows"], manifest_sha256=digest)
+    return replace(entry, **Segment(out / SEGMENTS / name, entry).count_texts())
 
 
 def segment_name(generation: int) -> str:
