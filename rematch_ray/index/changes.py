@@ -207,7 +207,7 @@ def _mark_deleted(generation: Generation, number: int, ids: Sequence[str]) -> li
         name = f"{number:06d}-{entry.name}.npy"
         _write_bitmap(folder / name, ~live)
         changed = dataclasses.replace(entry, tombstones=f"{TOMBSTONES}/{name}", deleted=deleted)
-        entries.append(dataclasses.replace(changed, **segment.count_texts(live)))
+        entries.append(segment.count_texts(changed, live))
     sync_directory(folder)
     return entries
 

@@ -132,7 +132,7 @@ def _ranks(scores: NDArray[np.floating]) -> Float64:
     """Ranks from 1 by falling score; equal ones share the first of theirs."""
     ascending = np.sort(scores)
     better = len(scores) - np.searchsorted(ascending, scores, side="right")
-    return better + 1.0
+    return np.asarray(better + 1, dtype=np.float64)
 
 
 def _stretch(scores: NDArray[np.floating]) -> Float64:
@@ -140,7 +140,10 @@ def _stretch(scores: NDArray[np.floating]) -> Float64:
     if not len(wide):
         return wide
     low, high = wide.min(), wide.max()
-    return np.ones_like(wide) if low == high else (wide - low) / (high - low)
+    if low == high:
+        return np.ones_like(wide)
+    stretched: Float64 = (wide - low) / (high - low)
+    return stretched
 
 
 def _add_up(lists: Sequence[tuple[Rows, Float64]]) -> tuple[Rows, Float64]:

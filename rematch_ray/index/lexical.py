@@ -102,8 +102,13 @@ def bm25(
         the factor k1 + 1, which changes no order.
 
     >>> one = bm25(
-    ...     np.array([1, 2]), np.array([4, 4]),
-    ...     frequency=2, documents=9, average_length=4, k1=1, b=0.5,
+    ...     np.array([1, 2]),
+    ...     np.array([4, 4]),
+    ...     frequency=2,
+    ...     documents=9,
+    ...     average_length=4,
+    ...     k1=1,
+    ...     b=0.5,
     ... )
     >>> one.round(4).tolist()
     [0.6931, 0.9242]
@@ -160,9 +165,7 @@ class LexicalIndex:
         scores = self.scores(text, statistics=statistics)
         return self.best(scores, limit, self._generation.live if allowed is None else allowed)
 
-    def best(
-        self, scores: Float32, limit: int, allowed: NDArray[np.bool_]
-    ) -> tuple[Rows, Float32]:
+    def best(self, scores: Float32, limit: int, allowed: NDArray[np.bool_]) -> tuple[Rows, Float32]:
         """The best of `scores`, as `search` gives them."""
         rows = np.flatnonzero((scores > 0) & allowed)
         order = order_best(scores[rows], self._generation.keys[rows], limit)

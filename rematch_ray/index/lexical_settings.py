@@ -17,7 +17,11 @@ from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.tokeniser import Tokeniser, tokeniser_name
 
 DEFAULT_FIELD = "text"
-_TEXT_TYPE = re.compile(r"(large_)?string(_view)?|.*list.*<\w+: (large_)?string(_view)?( not null)?>.*")
+_TEXT = r"(large_)?string(_view)?"
+# as Arrow spells them; a field in which no document has a value yet is of type null
+_TEXT_TYPE = re.compile(
+    rf"{_TEXT}|\w*list\w*<\w+: {_TEXT}( not null)?>(\[\d+\])?|dictionary<values={_TEXT},.*|null"
+)
 
 
 class LexicalSettings(Settings):
@@ -37,10 +41,10 @@ class LexicalSettings(Settings):
         return Tokeniser(self.stemmer)
 
     def text_of(self, payload: Mapping[str, Any]) -> str:
-        """The text of a document: its fields' texts, one after another.
+        r"""The text of a document: its fields' texts, one after another.
 
         >>> LexicalSettings(fields=("a.b", "tags")).text_of({"a": {"b": "x"}, "tags": ["y", 1]})
-        'x\\ny'
+        'x\ny'
         """
         return "\n".join(text for field in self.fields for text in _texts(payload, field))
 

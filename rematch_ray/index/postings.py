@@ -47,9 +47,7 @@ Integers = NDArray[np.uint32]
 _INTEGER = np.dtype("<u4")
 
 
-def write_postings(
-    directory: Path, texts: Iterable[str], tokeniser: Tokeniser
-) -> dict[str, int]:
+def write_postings(directory: Path, texts: Iterable[str], tokeniser: Tokeniser) -> dict[str, int]:
     """Writes the postings of a segment.
 
     Memory grows with the vocabulary, not with the documents: postings go to a file in the order of

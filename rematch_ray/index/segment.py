@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -225,17 +226,20 @@ class Segment:
         """The postings of its texts, opened on first use."""
         return Postings(self.directory)
 
-    def count_texts(self, live: NDArray[np.bool_] | None = None) -> dict[str, int]:
-        """What a generation stores of the texts of its live rows; nothing without postings.
+    def count_texts(
+        self, entry: SegmentEntry, live: NDArray[np.bool_] | None = None
+    ) -> SegmentEntry:
+        """The entry with what a generation stores of the texts of its live rows.
 
         Args:
+            entry: how the generation names this segment.
             live: (N,) True where a row is not deleted; None counts all rows.
         """
         if self.manifest.lexical is None:
-            return {}
+            return entry
         lengths = self.postings.lengths
         counts = count_texts(lengths if live is None else lengths[live])
-        return {f"text_{what}": count for what, count in counts.items()}
+        return replace(entry, text_documents=counts["documents"], text_tokens=counts["tokens"])
 
     def verify(self) -> int:
         """Reads every file and checks it against its checksum; returns the bytes read.

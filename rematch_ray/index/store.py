@@ -17,7 +17,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def add_segment(
         shutil.rmtree(building, ignore_errors=True)
     sync_directory(out / SEGMENTS)
     entry = SegmentEntry(name=name, rows=content["rows"], manifest_sha256=digest)
-    return replace(entry, **Segment(out / SEGMENTS / name, entry).count_texts())
+    return Segment(out / SEGMENTS / name, entry).count_texts(entry)
 
 
 def segment_name(generation: int) -> str:

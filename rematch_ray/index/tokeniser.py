@@ -1,8 +1,8 @@
 """Text -> terms of the lexical index: case, accents, words, and scripts without spaces.
 
 What Unicode calls a script, a letter or a mark is the `regex` library's to know, how words are
-shortened to stems is Snowball's (PyStemmer, extra `lexical`); chosen here is only what of it makes a
-term. The same text gives the same terms everywhere. Knows nothing of documents or scores.
+shortened to stems is Snowball's (PyStemmer, extra `lexical`); chosen here is only what of it makes
+a term. The same text gives the same terms everywhere. Knows nothing of documents or scores.
 Middle floor.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import regex
@@ -105,7 +106,7 @@ def _fold_case(text: str) -> str:
 
 
 def _grams(run: str, *, is_query: bool) -> Sequence[str]:
-    pairs = [first + second for first, second in zip(run, run[1:])]
+    pairs = [first + second for first, second in pairwise(run)]
     return pairs if is_query and pairs else [*run, *pairs]
 
 

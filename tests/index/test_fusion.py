@@ -31,17 +31,13 @@ def candidates(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def fuse(found: Any, fusion: Fusion, *, depth: int = 100, weight: float = 0.5) -> dict[int, float]:
     """Fused score of every document that stands in a list."""
-    positions, scores = fuse_candidates(
-        *found, depth=depth, fusion=fusion, lexical_weight=weight
-    )
+    positions, scores = fuse_candidates(*found, depth=depth, fusion=fusion, lexical_weight=weight)
     return dict(zip(positions.tolist(), scores.tolist(), strict=True))
 
 
 @fusions
 @given(found=candidates(), weight=st.floats(0, 1))
-def test_a_document_that_leads_both_lists_leads(
-    fusion: Fusion, found: Any, weight: float
-) -> None:
+def test_a_document_that_leads_both_lists_leads(fusion: Fusion, found: Any, weight: float) -> None:
     vector, lexical, keys = found
     vector, lexical = np.append(vector, 2.0), np.append(lexical, 2.0)
     keys = np.append(keys, np.uint64(99))

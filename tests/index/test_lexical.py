@@ -40,7 +40,9 @@ def embeddings_of(path: Path, payloads: Mapping[str, Mapping[str, Any]]) -> Path
 
 
 def build(path: Path, texts: Mapping[str, str | None], **options: Any) -> LexicalIndex:
-    payloads = {name: {"text": text, "odd": bool(n % 2)} for n, (name, text) in enumerate(texts.items())}
+    payloads = {
+        name: {"text": text, "odd": bool(n % 2)} for n, (name, text) in enumerate(texts.items())
+    }
     build_index(embeddings_of(path / "embeddings", payloads), path / "index", **options)
     return open_lexical(path / "index")
 
@@ -89,7 +91,7 @@ def assert_same(found: list[tuple[str, float]], expected: list[tuple[str, float]
 texts = st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(corpus=st.lists(texts, min_size=1, max_size=12), query=texts, data=st.data())
 def test_scores_are_those_of_the_formula(
     corpus: Sequence[str], query: str, data: st.DataObject
@@ -119,9 +121,10 @@ def test_scores_of_any_text_are_those_of_the_formula(tmp_path: Path) -> None:
         "none": None,
     }
     index = build(tmp_path, documents)
-    queries = ["STRASSE", "strasse füsse", "café", "Cafés", "猫", "東京", "東京タワー", "タワ",
-               "고양이", "🐱", "cat hat", "3", "x" * 70, "cat cat dog", "北京 東京 cat"]  # fmt: skip
-    for query in queries:
+    asked = (
+        "STRASSE|strasse füsse|café|Cafés|猫|東京|東京タワー|タワ|고양이|🐱|cat hat|3|cat cat dog"
+    )
+    for query in [*asked.split("|"), "北京 東京 cat", "x" * 70]:
         assert_same(found_by(index, query), naive(documents, query))
     assert {name for name, _ in found_by(index, "猫")} == {"japanese", "chinese", "mixed"}
     assert [name for name, _ in found_by(index, "strasse")] == ["german"]
@@ -173,7 +176,7 @@ def answers(index: LexicalIndex) -> Any:
     ]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_after_any_changes_an_index_scores_as_one_built_anew(seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
     documents = {f"d{n}": random_text(draw) for n in range(draw.randint(1, 20))}

@@ -36,8 +36,7 @@ def test_case_accents_and_forms_of_a_letter_make_no_difference(left: str, right:
 
 def test_words_are_runs_of_letters_digits_and_marks() -> None:
     text = "A dog's 3.5-kg_ball,\tisn't it?\nüber-groß"
-    found = Tokeniser().terms(text)
-    assert found == "a dog s 3 5 kg ball isn t it uber gross".split()
+    assert " ".join(Tokeniser().terms(text)) == "a dog s 3 5 kg ball isn t it uber gross"
 
 
 def test_marks_that_are_vowels_stay() -> None:
