@@ -27,12 +27,17 @@ _UNSPACED = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Bopomofo}\p{Hangul}"
     r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 )
-_UNSPACED_WORD = regex.compile(rf"(?V1)[[\p{{L}}\p{{N}}\p{{M}}]&&[{_UNSPACED}]]+")
+_UNSPACED_RUN = rf"[[\p{{L}}\p{{N}}\p{{M}}]&&[{_UNSPACED}]]+"
+_UNSPACED_WORD = regex.compile(_UNSPACED_RUN, regex.VERSION1)
 _WORD = regex.compile(
-    rf"(?V1){_UNSPACED_WORD.pattern.removeprefix('(?V1)')}"
-    r"|\p{Extended_Pictographic}"
-    rf"|[[\p{{L}}\p{{N}}]--[{_UNSPACED}]][[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]*"
+    _UNSPACED_RUN
+    + r"|[\p{Extended_Pictographic}&&[\u2000-\U0010ffff]]"
+    + rf"|[[\p{{L}}\p{{N}}]--[{_UNSPACED}]][[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]*",
+    regex.VERSION1,
 )
+# what follows below gives the same for texts without such scripts and emoji, several times faster
+_BEYOND = re.compile("[\u0e00-\U0010ffff]")
+_SPACED_WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*")
 _ASCII_WORD = re.compile("[a-z0-9]+")
 # a mark on these is an accent; elsewhere (Devanagari, Arabic) it may be a vowel
 _ACCENTED = regex.compile(r"[\p{Latin}\p{Greek}\p{Cyrillic}]")
@@ -70,8 +75,11 @@ class Tokeniser:
         """The words of a text before stems and accents are cut: what `term` takes."""
         if text.isascii():
             return _ASCII_WORD.findall(text.lower())
+        folded = _fold_case(text)
+        if not _BEYOND.search(folded):
+            return _SPACED_WORD.findall(folded)
         words: list[str] = []
-        for word in _WORD.findall(_fold_case(text)):
+        for word in _WORD.findall(folded):
             if _UNSPACED_WORD.match(word):
                 words += _grams(word, is_query=is_query)
             else:
