@@ -128,9 +128,16 @@ def test_the_stages_are_reported_with_counts_and_times(path: Path) -> None:
     assert all(stage["ms"] >= 0 for stage in result.stages)
 
 
-def test_one_group_gives_one_hit(path: Path) -> None:
-    [result] = SearchIndex.open(path).search(queries(1), text="red", group_by="group", top_k=10)
-    assert sorted(hit.payload["group"] for hit in result.hits) == ["g0", "g1", "g2", "g3"]
+def test_one_group_gives_one_hit_the_best_by_the_fused_score(path: Path) -> None:
+    index = SearchIndex.open(path)
+    scores = naive(index, "rrf")
+    results = index.search(queries(3), candidates="all", text=TEXTS, group_by="group")
+    for result, fused in zip(results, scores, strict=True):
+        best: dict[str, str] = {}
+        for name in sorted(fused, key=lambda n: (-np.float32(fused[n]), document_key(n))):
+            best.setdefault(payload_of(int(name.removeprefix("doc-")))["group"], name)
+        assert [hit.id for hit in result.hits] == list(best.values())
+        assert len(best) == 4
 
 
 @pytest.mark.parametrize("text", ["", "\x00 ?", "never heard"])
