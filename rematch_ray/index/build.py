@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse import COARSE_CHOICES, CoarseKind
+from rematch_ray.index.coarse import COARSE_CHOICES
 from rematch_ray.index.lexical_settings import LexicalSettings, choose_lexical
 from rematch_ray.index.manifest import GenerationManifest
 from rematch_ray.index.shards import EmbeddingShards
@@ -28,7 +28,8 @@ def build_index(
     *,
     ladder: Ladder | Sequence[str] | None = None,
     coarse: str | None = None,
-    coarse_kind: CoarseKind = "auto",
+    coarse_kind: str = "auto",
+    originals: bool = True,
     lexical: Sequence[str] | LexicalSettings | None = None,
     batch_rows: int = 1024,
 ) -> IndexInfo:
@@ -40,7 +41,9 @@ def build_index(
         ladder: rungs to store planes for; None takes the model's.
         coarse: default coarse choice (`fused`, `first`, `both`); None takes `fused` where there is
             a fused vector.
-        coarse_kind: `flat`, `ivf` or `auto`: by size.
+        coarse_kind: `scan`, `flat`, `ivf` or `auto`: by size.
+        originals: whether to keep float16 vectors beside the 8-bit ones: two thirds of the bytes,
+            and what makes scores exact.
         lexical: payload fields whose texts are indexed for hybrid search, or settings; None takes
             `text` where there is such a field, and an empty sequence nothing.
         batch_rows: rows read at once.
@@ -71,6 +74,7 @@ def build_index(
             planes=rungs.planes(),
             fields=shards.payload_fields(),
             coarse_kind=coarse_kind,
+            originals=originals,
             lexical=texts,
         )
         manifest = GenerationManifest(

@@ -16,13 +16,16 @@ import numpy as np
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.cascade import Request, ms_since, stage
+from rematch_ray.index.certified import keeps_originals
 from rematch_ray.index.exact import Float32, Rows
 from rematch_ray.index.fusion import FUSIONS, Fusion, fuse_candidates
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import Hit, SearchResult, best_hits
 from rematch_ray.index.lexical import LexicalIndex, LexicalStatistics
+from rematch_ray.index.maxima import coded_scores
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.stages import score_documents
+from rematch_ray.scoring.budget import Budget
 
 VectorSearch = Callable[[Queries, Request], list[SearchResult]]
 _LEAST_DEPTH = 100
@@ -115,14 +118,16 @@ def search_hybrid(
         query, text = queries[row : row + 1], hybrid.texts[row]
         candidates, stages = add_lexical(generation, query, text, deep, found, lexical)
         hits, last = _rank(generation, candidates, request, hybrid)
-        added = len(candidates.rows) - len(found.hits)
+        # all that the words add has been scored already where every allowed document was
+        knows_all = found.scored == request.filter_stage["out"]
+        added = 0 if knows_all else len(candidates.rows) - len(found.hits)
         results.append(
             replace(
                 found,
                 hits=hits,
                 stages=[*found.stages, *stages, last],
-                candidates=found.candidates if found.exact else found.candidates + added,
-                scored=found.scored if found.exact else found.scored + added,
+                candidates=found.candidates + added,
+                scored=found.scored + added,
             )
         )
     return results
@@ -177,8 +182,7 @@ def add_lexical(
     vector = np.array([hit.score for hit in found.hits], np.float32)
     only_lexical = np.setdiff1d(best, rows)
     if len(only_lexical):
-        budget = request.plan.budget
-        scores = score_documents(generation, query, only_lexical, [budget])[str(budget)][0]
+        scores = _score(generation, query, only_lexical, request.plan.budget)
         # as hits are: float16 norms may exceed 1 by 5e-4
         vector = np.concatenate([vector, np.clip(scores, -1.0, 1.0)])
         rows = np.concatenate([rows, only_lexical])
@@ -186,6 +190,13 @@ def add_lexical(
         stage(f"lexical:{request.plan.budget}", len(best), len(only_lexical), ms_since(started))
     )
     return Candidates(rows, vector, texts[rows]), stages
+
+
+def _score(generation: Generation, query: Queries, rows: Rows, rung: Budget) -> Float32:
+    """Scores of one query as the vector search gives them, (len(rows),)."""
+    if keeps_originals(generation, rung):
+        return score_documents(generation, query, rows, [rung])[str(rung)][0]
+    return coded_scores(generation, query, rows, rung)[0]
 
 
 def _rank(

@@ -119,7 +119,7 @@ def test_the_stages_are_reported_with_counts_and_times(path: Path) -> None:
     )
     stages = {stage["name"]: (stage["in"], stage["out"]) for stage in result.stages}
     assert list(stages) == [
-        "filter", "coarse:fused", "4x8", "lexical", "lexical:4x8", "fusion:rrf",
+        "filter", "coarse:fused", "4x8", "exact", "lexical", "lexical:4x8", "fusion:rrf",
     ]  # fmt: skip
     matching = [r for r in range(1, ROWS, 2) if r % 5 == 0 or r % 3 == 2]
     assert stages["lexical"] == (150, len(matching))
@@ -149,6 +149,18 @@ def test_words_that_nothing_matches_leave_the_order_of_the_vectors(
     [plain] = index.search(queries(1), candidates="all")
     [result] = index.search(queries(1), candidates="all", text=text, fusion=fusion)
     assert [hit.id for hit in result.hits] == [hit.id for hit in plain.hits]
+
+
+def test_an_index_without_originals_scores_all_candidates_alike(tmp_path: Path) -> None:
+    embeddings = embeddings_of(tmp_path / "embeddings", range(ROWS))
+    build_index(embeddings, tmp_path / "index", originals=False)
+    index = SearchIndex.open(tmp_path / "index")
+    [plain] = index.search(queries(1), candidates="all", top_k=ROWS)
+    scores = {hit.id: hit.score for hit in plain.hits}
+    for candidates in ("all", 10):
+        [result] = index.search(queries(1), candidates=candidates, text="red star")
+        assert result.scores == "int8"
+        assert all(hit.parts["vector"] == scores[hit.id] for hit in result.hits)
 
 
 def test_a_filter_that_nothing_passes_finds_nothing(path: Path) -> None:
