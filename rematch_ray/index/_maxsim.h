@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-/* Document vectors scored between two folds: with 16 query vectors their scores are 6 KiB. */
-#define CHUNK 96
+/* Document vectors scored between two folds: with 16 query vectors their scores are 3 KiB. */
+#define CHUNK 48
 /* Scorers work on whole blocks, at most this many vectors past the last. */
 #define SLACK 16
 #define GROUP_ROWS 16

@@ -19,8 +19,10 @@ static void pack_avx512(struct group *group, const int8_t *rows, int dim) {
     int8_t *packed = group->packed;
     int32_t start[GROUP_ROWS] = {0};
     for (int r = 0; r < group->rows; r++) {
-        for (int d = 0; d < dim; d++)
-            packed[d / bytes * 64 + r * bytes + d % bytes] = rows[(int64_t)r * dim + d];
+        const int8_t *row = rows + (int64_t)r * dim;
+        int8_t *lanes = packed + r * bytes;
+        for (int d = 0; d < dim; d += bytes, lanes += 64)
+            memcpy(lanes, row + d, dim - d < bytes ? dim - d : bytes);
         start[r * (bytes / 4)] = group->start[r];
     }
     memcpy(group->start, start, sizeof start);
