@@ -122,7 +122,7 @@ def test_extreme_codes_neither_saturate_nor_round(path: str, dim: int, sign: int
     query = np.full((17, dim), 127, np.int8)
     codes = np.full((3, 2, dim), 127 * sign, np.int8)
     # an odd number, so that a sum that was rounded on the way shows
-    codes[:, 0, -1] = 126
+    codes[:, :, -1] = 126
     stored, scales = to_offset(codes), np.ones((3, 2), np.float32)
     best = new_maxima(3, 17)
     carry_maxima(best, query, stored, scales, path=path)
@@ -137,12 +137,12 @@ def test_a_slice_of_columns_leaves_the_others_alone(
 ) -> None:
     query, stored, scales = drawn(3, num_rows, 70, vectors, 64)
     for first in range(columns - num_rows + 1):
-        wide = np.full((70, columns), 7, np.float32)
+        wide = np.full((70, columns), -7, np.float32)
         chosen = slice(first, first + num_rows)
         wide[:, chosen] = -np.inf
         carry_maxima(wide[:, chosen], query, stored, scales, path=path)
         assert np.array_equal(wide[:, chosen], plain_maxima(query, stored, scales))
-        assert (np.delete(wide, np.s_[chosen], axis=1) == 7).all()
+        assert (np.delete(wide, np.s_[chosen], axis=1) == -7).all()
 
 
 @pytest.mark.parametrize("path", PATHS)
