@@ -190,7 +190,10 @@ int maxsim_int8_1_carry(const char *name, const int8_t *query, int num_rows, int
 /* means[c] = (sum over i < r_q of (float)(best[c][i] * scales[i])) / r_q, added in order. */
 void maxsim_int8_1_mean(const float *best, int64_t stride, int64_t count, const float *scales,
                         int r_q, float *means) {
-    for (int64_t c = 0; c < count; c++) {
+    /* the same without a division; 0 + x, since the sum below has no negative zero */
+    if (r_q == 1)
+        for (int64_t c = 0; c < count; c++) means[c] = 0.0f + best[c * stride] * scales[0];
+    for (int64_t c = 0; r_q > 1 && c < count; c++) {
         double total = 0;
         for (int i = 0; i < r_q; i++) total += best[c * stride + i] * scales[i];
         means[c] = (float)(total / r_q);
