@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.coarse import COARSE_CHOICES, CoarseKind
@@ -51,38 +53,87 @@ def build_index(
     """
     out = Path(out)
     shards = EmbeddingShards.open(embeddings)
+    form = choose_form(shards, ladder=ladder, coarse=coarse, coarse_kind=coarse_kind)
+    with writing(out) as number:
+        return publish(out, write_generation(out, number, shards, form, batch_rows=batch_rows))
+
+
+@dataclass(frozen=True)
+class IndexForm:
+    """How an index is to be built.
+
+    Args:
+        ladder: rungs as text.
+        default_coarse: coarse choice when a search names none.
+        coarse_kind: see `build_coarse`.
+    """
+
+    ladder: tuple[str, ...]
+    default_coarse: str
+    coarse_kind: CoarseKind
+
+
+def choose_form(
+    shards: EmbeddingShards,
+    *,
+    ladder: Ladder | Sequence[str] | None,
+    coarse: str | None,
+    coarse_kind: CoarseKind,
+) -> IndexForm:
+    """What a build of these embeddings makes; arguments and errors as of `build_index`."""
     rungs = _choose_ladder(shards, ladder)
     default_coarse = _choose_coarse(shards, coarse)
     if shards.num_rows == 0:
-        raise UserError(f"{embeddings} holds no rows: embed at least one document")
-    with writing(out) as number:
-        entry = add_segment(
-            out,
-            segment_name(number),
-            shards.batches(batch_rows),
-            rows=shards.num_rows,
-            dim=shards.dim,
-            fused_dim=shards.fused_dim,
-            planes=rungs.planes(),
-            fields=shards.payload_fields(),
-            coarse_kind=coarse_kind,
-        )
-        manifest = GenerationManifest(
-            generation=number,
-            created=now(),
-            identity=shards.identity,
-            model_path=shards.manifest.get("model_path"),
-            ladder=tuple(rungs.texts()),
-            side=shards.side,
-            instruction=shards.manifest.get("instruction"),
-            dim=shards.dim,
-            fused_dim=shards.fused_dim,
-            default_coarse=default_coarse,
-            segments=(entry,),
-            calibration=None,
-            software=software(),
-        )
-        return publish(out, manifest)
+        raise UserError(f"{shards.path} holds no rows: embed at least one document")
+    return IndexForm(tuple(rungs.texts()), default_coarse, coarse_kind)
+
+
+def write_generation(
+    out: Path,
+    number: int,
+    shards: EmbeddingShards,
+    form: IndexForm,
+    *,
+    batch_rows: int,
+    source: Mapping[str, Any] | None = None,
+) -> GenerationManifest:
+    """Writes all rows as one segment, and gives the generation that it makes; publishes nothing.
+
+    Args:
+        out: index directory, its lock held.
+        number: of the generation.
+        shards: the rows.
+        form: how the index is to be built.
+        batch_rows: rows read at once.
+        source: what the manifest records of where the rows come from.
+    """
+    entry = add_segment(
+        out,
+        segment_name(number),
+        shards.batches(batch_rows),
+        rows=shards.num_rows,
+        dim=shards.dim,
+        fused_dim=shards.fused_dim,
+        planes=Ladder.parse(form.ladder).planes(),
+        fields=shards.payload_fields(),
+        coarse_kind=form.coarse_kind,
+    )
+    return GenerationManifest(
+        generation=number,
+        created=now(),
+        identity=shards.identity,
+        model_path=shards.manifest.get("model_path"),
+        ladder=form.ladder,
+        side=shards.side,
+        instruction=shards.manifest.get("instruction"),
+        dim=shards.dim,
+        fused_dim=shards.fused_dim,
+        default_coarse=form.default_coarse,
+        segments=(entry,),
+        calibration=None,
+        software=software(),
+        source=source,
+    )
 
 
 def _choose_ladder(shards: EmbeddingShards, ladder: Ladder | Sequence[str] | None) -> Ladder:

@@ -109,6 +109,8 @@ class GenerationManifest:
         segments: in row order.
         calibration: what the doctor measured; None until it has.
         software: versions that wrote the index.
+        source: the embeddings that this is exactly the index of, and the settings it was made with;
+            None once documents have been added or deleted.
     """
 
     generation: int
@@ -124,6 +126,7 @@ class GenerationManifest:
     segments: tuple[SegmentEntry, ...]
     calibration: Mapping[str, Any] | None
     software: Mapping[str, str]
+    source: Mapping[str, Any] | None = None
 
     @property
     def documents(self) -> int:

@@ -24,12 +24,14 @@ from rematch_ray.index.cascade import (
 )
 from rematch_ray.index.coarse import COARSE_CHOICES
 from rematch_ray.index.exact import Float32
-from rematch_ray.index.generation import Generation, read_current
+from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import Hit, SearchResult
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.info import bytes_per_document, describe
 from rematch_ray.index.planner import Candidates, check_candidates, plan_search
 from rematch_ray.index.queries import Queries, QueryVectors
+from rematch_ray.index.scatter import search_shards
+from rematch_ray.index.sharded import ShardedGeneration, current_name, open_generation
 from rematch_ray.index.stages import require_fused, score_documents, similarity_matrix
 from rematch_ray.scoring.budget import Budget, Ladder
 
@@ -53,10 +55,13 @@ class SearchIndex:
     def open(cls, path: str | Path) -> SearchIndex:
         """Opens the published generation; checks versions and file sizes, reads no vectors.
 
+        Args:
+            path: directory of an index, or of one that is split into shards.
+
         Raises:
             UserError: not an index, another format version, or a damaged one.
         """
-        return cls(Generation(Path(path).absolute()))
+        return cls(open_generation(Path(path).absolute()))
 
     @property
     def generation(self) -> str:
@@ -70,7 +75,7 @@ class SearchIndex:
             UserError: the directory is no index any more, or a damaged one.
         """
         path = self._generation.path
-        return self if read_current(path) == self._generation.name else SearchIndex.open(path)
+        return self if current_name(path) == self._generation.name else SearchIndex.open(path)
 
     def __len__(self) -> int:
         """Live documents."""
@@ -138,6 +143,10 @@ class SearchIndex:
             group_by=group_by,
             filter_stage=stage("filter", len(self), num_allowed, filter_ms),
         )
+        if isinstance(self._generation, ShardedGeneration):
+            return search_shards(
+                self._generation.group, queries, self._generation.ask(request, filter)
+            )
         if plan.coarse_candidates is None:
             return search_exhaustively(self._generation, queries, request)
         return [
@@ -254,7 +263,7 @@ class SearchIndex:
         Raises:
             UserError: names the first file that differs.
         """
-        read = sum(segment.verify() for segment in self._generation.segments)
+        read = self._generation.verify()
         return {"generation": self._generation.name, "documents": len(self), "bytes": read}
 
     def _check_queries(self, query: QueryVectors) -> Queries:

@@ -87,14 +87,25 @@ def find_candidates(
     Raises:
         UserError: the choice needs fused query vectors and the query has none.
     """
+    lists = coarse_lists(generation, query, choice, limit, allowed)
+    ranked = [rows[order_best(scores, generation.keys[rows], limit)] for rows, scores in lists]
+    return interleave(ranked, limit)
+
+
+def coarse_lists(
+    generation: Generation, query: Queries, choice: str, limit: int, allowed: NDArray[np.bool_]
+) -> list[tuple[Rows, Float32]]:
+    """Rows and scores of each list of a coarse choice, the `limit` best of each among them.
+
+    Arguments and errors as of `find_candidates`, which cuts and merges them.
+    """
     vectors = {"first": query.vectors[0, 0]}
     if choice != "first":
         vectors["fused"] = require_fused(query, f"coarse '{choice}'")[0]
-    ranked = []
-    for key in ("fused", "first") if choice == "both" else (choice,):
-        rows, scores = generation.find_coarse(key, vectors[key].astype(np.float32), limit, allowed)
-        ranked.append(rows[order_best(scores, generation.keys[rows], limit)])
-    return interleave(ranked, limit)
+    keys = ("fused", "first") if choice == "both" else (choice,)
+    return [
+        generation.find_coarse(key, vectors[key].astype(np.float32), limit, allowed) for key in keys
+    ]
 
 
 def require_fused(queries: Queries, what: str) -> NDArray[np.float64]:

@@ -1,0 +1,127 @@
+"""What a search asks of one shard: the phases between which candidates are cut over all shards.
+
+    coarse      the best documents of each coarse list, with scores and keys
+    score       scores of chosen documents at a rung
+    best        the best of all documents at a rung
+    documents   ids and payloads of hits
+
+Each takes and gives arrays and plain values and keeps nothing between calls, so a shard may as well
+live in another process. Knows nothing of other shards, plans or cuts. Middle floor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rematch_ray.index.exact import Float32, Rows
+from rematch_ray.index.generation import Generation, check_filter
+from rematch_ray.index.hits import best_positions
+from rematch_ray.index.queries import Queries
+from rematch_ray.index.stages import coarse_lists, score_documents
+from rematch_ray.scoring.budget import Budget
+
+Filter = Mapping[str, Any] | None
+# scores of one exhaustive pass held at once: 2**25 float32 are 128 MiB
+_HELD_SCORES = 1 << 25
+_KEPT_FILTERS = 4
+
+
+@dataclass(frozen=True)
+class Found:
+    """Some documents of a shard, in any order.
+
+    Args:
+        rows: (n,) rows of the shard.
+        scores: (n,) float32.
+        keys: (n,) tie-breakers.
+    """
+
+    rows: Rows
+    scores: Float32
+    keys: NDArray[np.uint64]
+
+
+class Shard(Protocol):
+    """One shard of an index, here or elsewhere, at one generation."""
+
+    def coarse(self, query: Queries, choice: str, limit: int, filter: Filter) -> list[Found]:
+        """The best documents of each list of a coarse choice.
+
+        Args:
+            query: one query.
+            choice: `fused`, `first` or `both`.
+            limit: of each list the so many best are among what comes back, with all that equal the
+                last.
+            filter: as in `SearchIndex.search`; a field that this shard lacks passes nothing.
+        """
+
+    def score(self, query: Queries, rows: Rows, budget: Budget) -> Float32:
+        """Scores of one query for some documents at a rung, (len(rows),) float32."""
+
+    def best(
+        self, queries: Queries, budget: Budget, limit: int, filter: Filter, group_by: str | None
+    ) -> list[Found]:
+        """For each query the `limit` best of all documents that pass, one per group if asked."""
+
+    def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
+        """Id and payload of each row, in the order asked."""
+
+
+class LocalShard:
+    """A shard whose generation is open in this process; safe to ask from several threads.
+
+    Args:
+        generation: what to search.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._passing = lru_cache(maxsize=_KEPT_FILTERS)(self._read_passing)
+
+    def allowed(self, filter: Filter) -> NDArray[np.bool_]:
+        """(rows,) True where a document is live and passes; the last few filters are remembered."""
+        if not filter:
+            return self._generation.live
+        # whether the field exists at all was checked against all shards
+        return self._passing(json.dumps(check_filter(filter, dict.fromkeys(filter, ""))))
+
+    def coarse(self, query: Queries, choice: str, limit: int, filter: Filter) -> list[Found]:
+        """See `Shard.coarse`."""
+        lists = coarse_lists(self._generation, query, choice, limit, self.allowed(filter))
+        return [Found(rows, scores, self._generation.keys[rows]) for rows, scores in lists]
+
+    def score(self, query: Queries, rows: Rows, budget: Budget) -> Float32:
+        """See `Shard.score`."""
+        return score_documents(self._generation, query, rows, [budget])[str(budget)][0]
+
+    def best(
+        self, queries: Queries, budget: Budget, limit: int, filter: Filter, group_by: str | None
+    ) -> list[Found]:
+        """See `Shard.best`."""
+        rows = np.flatnonzero(self.allowed(filter))
+        if len(rows) == 0:
+            nothing = Found(rows, np.empty(0, np.float32), np.empty(0, np.uint64))
+            return [nothing] * len(queries)
+        found = []
+        step = max(1, _HELD_SCORES // len(rows))
+        for start in range(0, len(queries), step):
+            part = queries[start : start + step]
+            for scores in score_documents(self._generation, part, rows, [budget])[str(budget)]:
+                places = best_positions(self._generation, rows, scores, limit, group_by)
+                kept = rows[places]
+                found.append(Found(kept, scores[places], self._generation.keys[kept]))
+        return found
+
+    def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
+        """See `Shard.documents`."""
+        return self._generation.documents(rows)
+
+    def _read_passing(self, conditions: str) -> NDArray[np.bool_]:
+        return self._generation.passing(json.loads(conditions))
