@@ -89,7 +89,7 @@ def best_hits(
 def best_positions(
     held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: str | None = None
 ) -> NDArray[np.intp]:
-    """Positions in `rows` of what `best_hits` gives; no payload is read unless groups ask for it."""
+    """Positions in `rows` of what `best_hits` gives; payloads are read for groups only."""
     if group_by is None:
         return order_best(scores, held.keys[rows], top_k)
     found = _best(held, rows, scores, top_k, group_by)

@@ -1,4 +1,4 @@
-"""What every change of an index is made of: new rows, new bitmaps of deleted ones, a new generation.
+"""What every change of an index is made of: new rows, bitmaps of deleted ones, a new generation.
 
 Segments never change: a change writes a new one, or a new bitmap for an old one, and the caller
 holds the lock. Middle floor.

@@ -1,4 +1,4 @@
-"""Changes of an index that may be split into shards: every document goes to the shard it belongs to.
+"""Changes of an index that may be split into shards: each document goes to the shard it belongs to.
 
 An index that is not split is changed as changes.py does. Of a split one each shard publishes at
 most one generation, and the set is published last, so that readers find all of a change or nothing
