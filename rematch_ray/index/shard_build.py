@@ -256,17 +256,22 @@ def _plan(
     planned = []
     for number in range(num_shards):
         path = out / shard_name(number, num_shards)
-        if _source_in(path) == source:
-            continue
-        is_there = (path / CURRENT_FILE).is_file()
-        if is_there and read_current(path) != named.get(path.name, read_current(path)):
+        if _source_in(path) != source and _is_ahead(path, named.get(path.name)):
             roll_back(path, named[path.name])
-        files, drops = _new_files(embeddings, source, _source_in(path))
+        held = _source_in(path)
+        if held == source:
+            continue
+        files, drops = _new_files(embeddings, source, held)
         task = ShardTask(
             out, number, num_shards, embeddings, form, source, files, drops, 0, batch_rows
         )
         planned.append(task)
     return SetBuild(out, num_shards, embeddings, tuple(planned))
+
+
+def _is_ahead(path: Path, named: str | None) -> bool:
+    """Whether a shard has published a generation that the set, if it names one, does not name."""
+    return named is not None and (path / CURRENT_FILE).is_file() and read_current(path) != named
 
 
 def _new_files(

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+
 from rematch_ray.errors import UserError
 from rematch_ray.index import changes
 from rematch_ray.index.changes import Change
@@ -42,7 +44,7 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
         raise UserError(f"{shards.path} holds no rows: embed at least one document")
     with changing(path) as found:
         entries = shards.manifest["shards"]
-        counts = sum(count_rows(shards, entry, found.num_shards) for entry in entries)
+        counts = np.sum([count_rows(shards, e, found.num_shards) for e in entries], axis=0)
 
         def add(number: int, shard: Path) -> Change | None:
             rows = int(counts[number])
