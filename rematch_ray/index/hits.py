@@ -60,7 +60,9 @@ class SearchResult:
 class Documents(Protocol):
     """Where documents lie: an open generation, or the candidates of several shards."""
 
-    keys: NDArray[np.uint64]
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """Tie-breaker of each row."""
 
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
         """Id and payload of each row, in the order asked."""

@@ -16,6 +16,8 @@ from rematch_ray.errors import UserError
 from rematch_ray.index import changes
 from rematch_ray.index.changes import Change
 from rematch_ray.index.revision import append_rows
+from rematch_ray.index.routing import count_rows
+from rematch_ray.index.shard_rows import ShardRows
 from rematch_ray.index.shard_set import (
     ShardSet,
     changing,
@@ -23,7 +25,7 @@ from rematch_ray.index.shard_set import (
     publish_set,
     refuse_shard_of_set,
 )
-from rematch_ray.index.sharding import ShardRows, count_rows, route, shard_name
+from rematch_ray.index.sharding import route, shard_name
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import writing
 

@@ -17,10 +17,15 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.cascade import Request
-from rematch_ray.index.generation import Generation, check_filter, read_current
+from rematch_ray.index.generation import (
+    Generation,
+    check_filter,
+    generation_file,
+    read_current,
+)
 from rematch_ray.index.phases import LocalShard
 from rematch_ray.index.scatter import ShardedRequest, ShardGroup
-from rematch_ray.index.shard_set import ShardSet, is_sharded
+from rematch_ray.index.shard_set import SET_FILE, ShardSet, is_sharded
 from rematch_ray.index.sharding import route
 
 
@@ -49,6 +54,15 @@ def current_name(path: Path) -> str:
         UserError: not an index.
     """
     return ShardSet.read(path).name if is_sharded(path) else read_current(path)
+
+
+def current_file(path: Path) -> Path:
+    """The file whose bytes tell what an index directory publishes, be it split into shards or not.
+
+    Raises:
+        UserError: not an index.
+    """
+    return path / SET_FILE if is_sharded(path) else generation_file(path, read_current(path))
 
 
 class ShardedGeneration(Generation):

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rematch_ray.index.build import build_index as build
-from rematch_ray.index.shard_build import SetBuild, build_shard, building
-from rematch_ray.index.sharding import count_rows
+from rematch_ray.index.routing import count_rows
+from rematch_ray.index.shard_build import SetBuild, building
+from rematch_ray.index.shard_task import build_shard
 from rematch_ray.workloads.embed_progress import every, say
 from rematch_ray.workloads.runtime import Bundle, connect, user_error_in
 
@@ -70,7 +71,7 @@ def _run_tasks(made: SetBuild) -> None:
     shared = ray.put(made.embeddings)
     counting = ray.remote(num_cpus=COUNT_CPUS)(count_rows)
     counts = _gather(
-        [counting.remote(shared, entry, made.num_shards) for entry in made.entries],
+        [counting.remote(shared, entry, made.num_shards, made.routed) for entry in made.entries],
         lambda done: f"index: {len(done)}/{len(made.entries)} embedding files checked",
     )
     tasks = made.tasks(counts)

@@ -13,11 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.errors import UserError
-from rematch_ray.index import shard_changes
+from rematch_ray.index import shard_build, shard_changes
 from rematch_ray.index.build import build_index
+from rematch_ray.index.routing import count_rows
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.shard_build import build_shard, build_sharded, building
-from rematch_ray.index.sharding import ShardRows, count_rows, keys_of, shard_name, shard_of
+from rematch_ray.index.shard_build import build_sharded, building
+from rematch_ray.index.shard_rows import ShardRows
+from rematch_ray.index.shard_set import ROUTED
+from rematch_ray.index.shard_task import build_shard
+from rematch_ray.index.sharding import keys_of, shard_name, shard_of
 from rematch_ray.index.shards import EmbeddingShards
 from tests.index.test_changes import POOL, added, after, embeddings_of, gone, killed_writers
 from tests.index.test_sharded import SOME, answers
@@ -238,3 +242,29 @@ def test_a_killed_writer_leaves_the_set_before_or_after_its_change(
         found = {name: payload["version"] for name, payload in zip(ids, payloads) if payload}
         assert len(ids) == len(set(ids)) == len(found)
         assert found in (after(states, done), after(states, done + 1))
+
+
+@pytest.mark.parametrize("direct", [0, 99])
+def test_copies_in_the_order_of_shards_give_what_the_files_give(
+    direct: int, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_build, "DIRECT_SHARDS", direct)
+    out = tmp_path / "out"
+    with building(embeddings, out, 7) as build:
+        counts = [count_rows(build.embeddings, e, 7, build.routed) for e in build.entries]
+        assert (out / ROUTED).exists() == (direct == 0)
+        # as after a kill: what is copied is not read again, and counted all the same
+        if direct == 0:
+            monkeypatch.setattr(EmbeddingShards, "verify_file", None)
+        again = [count_rows(build.embeddings, e, 7, build.routed) for e in build.entries]
+        np.testing.assert_array_equal(again, counts)
+        for task in build.tasks(counts):
+            wanted = [f"d{n}" for n in range(30) if shard_of(f"d{n}", 7) == task.number]
+            batches = list(task.shard_rows().batches(2))
+            assert [name for batch in batches for name in batch.ids] == wanted
+            assert max((len(batch.ids) for batch in batches), default=0) <= 2
+            build_shard(task)
+        build.publish()
+    monkeypatch.undo()
+    assert not (out / ROUTED).exists()
+    assert_equals_one_index(out, embeddings)
