@@ -216,7 +216,7 @@ def write_shard(pieces: Sequence[Piece], path: Path, form: ShardForm) -> dict[st
     """
     schema = form.schema_of(pieces[0]).with_metadata(dict(form.metadata))
     stored = (form.store(b) for piece in pieces for b in read_rows(piece.source, piece.rows))
-    options = {"compression": "zstd", "use_dictionary": _dictionary_columns(schema)}
+    options = {"compression": "zstd", "use_dictionary": dictionary_columns(schema)}
     with whole_file(path) as new, pq.ParquetWriter(new, schema, **options) as writer:
         for group in _groups(stored):
             table = group.replace_schema_metadata(schema.metadata)
@@ -224,7 +224,7 @@ def write_shard(pieces: Sequence[Piece], path: Path, form: ShardForm) -> dict[st
     return describe(path, sum(len(piece.rows) for piece in pieces))
 
 
-def _dictionary_columns(schema: pa.Schema) -> list[str]:
+def dictionary_columns(schema: pa.Schema) -> list[str]:
     """Columns that are stored as numbers of a dictionary: all but those of 16 and 32 bit floats.
 
     Hardly two entries of a vector are equal, and a dictionary makes them six times slower to read.
