@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse import COARSE_CHOICES, CoarseKind
+from rematch_ray.index.coarse import COARSE_CHOICES
 from rematch_ray.index.manifest import GenerationManifest
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import (
@@ -29,7 +29,8 @@ def build_index(
     *,
     ladder: Ladder | Sequence[str] | None = None,
     coarse: str | None = None,
-    coarse_kind: CoarseKind = "auto",
+    coarse_kind: str = "auto",
+    originals: bool = True,
     batch_rows: int = 1024,
 ) -> IndexInfo:
     """Builds an index from embedding shards, or replaces the documents of one, in bounded memory.
@@ -40,7 +41,9 @@ def build_index(
         ladder: rungs to store planes for; None takes the model's.
         coarse: default coarse choice (`fused`, `first`, `both`); None takes `fused` where there is
             a fused vector.
-        coarse_kind: `flat`, `ivf` or `auto`: by size.
+        coarse_kind: `scan`, `flat`, `ivf` or `auto`: by size.
+        originals: whether to keep float16 vectors beside the 8-bit ones: two thirds of the bytes,
+            and what makes scores exact.
         batch_rows: rows read at once.
 
     Returns:
@@ -53,7 +56,9 @@ def build_index(
     """
     out = Path(out)
     shards = EmbeddingShards.open(embeddings)
-    form = choose_form(shards, ladder=ladder, coarse=coarse, coarse_kind=coarse_kind)
+    form = choose_form(
+        shards, ladder=ladder, coarse=coarse, coarse_kind=coarse_kind, originals=originals
+    )
     with writing(out) as number:
         return publish(out, write_generation(out, number, shards, form, batch_rows=batch_rows))
 
@@ -65,12 +70,14 @@ class IndexForm:
     Args:
         ladder: rungs as text.
         default_coarse: coarse choice when a search names none.
-        coarse_kind: see `build_coarse`.
+        coarse_kind: as asked for.
+        originals: whether float16 vectors are kept beside the 8-bit ones.
     """
 
     ladder: tuple[str, ...]
     default_coarse: str
-    coarse_kind: CoarseKind
+    coarse_kind: str
+    originals: bool
 
 
 def choose_form(
@@ -78,14 +85,15 @@ def choose_form(
     *,
     ladder: Ladder | Sequence[str] | None,
     coarse: str | None,
-    coarse_kind: CoarseKind,
+    coarse_kind: str,
+    originals: bool,
 ) -> IndexForm:
     """What a build of these embeddings makes; arguments and errors as of `build_index`."""
     rungs = _choose_ladder(shards, ladder)
     default_coarse = _choose_coarse(shards, coarse)
     if shards.num_rows == 0:
         raise UserError(f"{shards.path} holds no rows: embed at least one document")
-    return IndexForm(tuple(rungs.texts()), default_coarse, coarse_kind)
+    return IndexForm(tuple(rungs.texts()), default_coarse, coarse_kind, originals)
 
 
 def write_generation(
@@ -117,6 +125,7 @@ def write_generation(
         planes=Ladder.parse(form.ladder).planes(),
         fields=shards.payload_fields(),
         coarse_kind=form.coarse_kind,
+        originals=form.originals,
     )
     return GenerationManifest(
         generation=number,

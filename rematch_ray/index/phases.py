@@ -1,8 +1,8 @@
 """What a search asks of one shard: the phases between which candidates are cut over all shards.
 
     coarse      the best documents of each coarse list, with scores and keys
-    score       scores of chosen documents at a rung
-    best        the best of all documents at a rung
+    score       8-bit scores of chosen documents at a rung, for a cut on the way
+    best        the best of chosen documents, or of all, by exact scores at the last rung
     documents   ids and payloads of hits
 
 Each takes and gives arrays and plain values and keeps nothing between calls, so a shard may as well
@@ -20,16 +20,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rematch_ray.index.certified import best_rows
 from rematch_ray.index.exact import Float32, Rows
 from rematch_ray.index.generation import Generation, check_filter
-from rematch_ray.index.hits import best_positions
+from rematch_ray.index.maxima import coded_scores
 from rematch_ray.index.queries import Queries
-from rematch_ray.index.stages import coarse_lists, score_documents
+from rematch_ray.index.stages import coarse_lists
 from rematch_ray.scoring.budget import Budget
 
 Filter = Mapping[str, Any] | None
 # scores of one exhaustive pass held at once: 2**25 float32 are 128 MiB
-_HELD_SCORES = 1 << 25
+HELD_SCORES = 1 << 25
 _KEPT_FILTERS = 4
 
 
@@ -41,11 +42,13 @@ class Found:
         rows: (n,) rows of the shard.
         scores: (n,) float32.
         keys: (n,) tie-breakers.
+        read: documents whose float16 originals were read to find these.
     """
 
     rows: Rows
     scores: Float32
     keys: NDArray[np.uint64]
+    read: int = 0
 
 
 class Shard(Protocol):
@@ -63,12 +66,28 @@ class Shard(Protocol):
         """
 
     def score(self, query: Queries, rows: Rows, budget: Budget) -> Float32:
-        """Scores of one query for some documents at a rung, (len(rows),) float32."""
+        """8-bit scores of one query for some documents at a rung, (len(rows),) float32."""
 
     def best(
-        self, queries: Queries, budget: Budget, limit: int, filter: Filter, group_by: str | None
+        self,
+        queries: Queries,
+        budget: Budget,
+        limit: int,
+        *,
+        rows: Rows | None,
+        filter: Filter,
+        group_by: str | None,
     ) -> list[Found]:
-        """For each query the `limit` best of all documents that pass, one per group if asked."""
+        """The best documents of each query by exact scores (8-bit ones without originals).
+
+        Args:
+            queries: B queries.
+            budget: a rung of the ladder or the fused one.
+            limit: most documents per query.
+            rows: documents to choose from; None takes all that pass the filter.
+            filter: as of `coarse`.
+            group_by: payload field of which each value gives one document, or None.
+        """
 
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
         """Id and payload of each row, in the order asked."""
@@ -99,24 +118,33 @@ class LocalShard:
 
     def score(self, query: Queries, rows: Rows, budget: Budget) -> Float32:
         """See `Shard.score`."""
-        return score_documents(self._generation, query, rows, [budget])[str(budget)][0]
+        return coded_scores(self._generation, query, rows, budget)[0]
 
     def best(
-        self, queries: Queries, budget: Budget, limit: int, filter: Filter, group_by: str | None
+        self,
+        queries: Queries,
+        budget: Budget,
+        limit: int,
+        *,
+        rows: Rows | None,
+        filter: Filter,
+        group_by: str | None,
     ) -> list[Found]:
         """See `Shard.best`."""
-        rows = np.flatnonzero(self.allowed(filter))
+        generation = self._generation
+        if rows is None:
+            rows = np.flatnonzero(self.allowed(filter))
         if len(rows) == 0:
             nothing = Found(rows, np.empty(0, np.float32), np.empty(0, np.uint64))
             return [nothing] * len(queries)
         found = []
-        step = max(1, _HELD_SCORES // len(rows))
+        step = max(1, HELD_SCORES // len(rows))
         for start in range(0, len(queries), step):
             part = queries[start : start + step]
-            for scores in score_documents(self._generation, part, rows, [budget])[str(budget)]:
-                places = best_positions(self._generation, rows, scores, limit, group_by)
-                kept = rows[places]
-                found.append(Found(kept, scores[places], self._generation.keys[kept]))
+            for number, coded in enumerate(coded_scores(generation, part, rows, budget)):
+                one = part[number : number + 1]
+                best = best_rows(generation, one, rows, coded, budget, limit, group_by)
+                found.append(Found(best[0], best[1], generation.keys[best[0]], best[2]))
         return found
 
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:

@@ -129,6 +129,7 @@ def _segment_of(
         fused_dim=generation.manifest.fused_dim,
         planes=generation.planes,
         fields=shards.payload_fields(),
+        originals=generation.has_originals,
     )
 
 

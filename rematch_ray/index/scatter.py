@@ -43,6 +43,7 @@ class ShardedRequest:
         group_by: payload field of which each value gives one hit, or None.
         filter_stage: what the filter kept, as a stage of the result.
         live: live documents of all shards.
+        is_float: whether hits are in the order of exact scores.
         generation: name of the set of generations that is searched.
     """
 
@@ -53,6 +54,7 @@ class ShardedRequest:
     group_by: str | None
     filter_stage: dict[str, Any]
     live: int
+    is_float: bool
     generation: str
 
     def result(
@@ -66,7 +68,8 @@ class ShardedRequest:
             stages=[self.filter_stage, *stages],
             scored=scored,
             live=self.live,
-            exact=scored == self.filter_stage["out"],
+            scores="float" if self.is_float else "int8",
+            exact=self.is_float and scored == self.filter_stage["out"],
             generation=self.generation,
         )
 
@@ -118,7 +121,7 @@ class Candidates:
         return Candidates(self.group, self.codes[places], self.keys[places])
 
     def score(self, query: Queries, budget: Budget) -> Float32:
-        """Scores of one query at a rung, (C,) float32."""
+        """8-bit scores of one query at a rung, (C,) float32."""
         scores = np.empty(len(self), np.float32)
         rows, owners = np.divmod(self.codes, len(self.group))
 
@@ -129,6 +132,23 @@ class Candidates:
 
         self.group.each(ask)
         return scores
+
+    def best(self, query: Queries, request: ShardedRequest) -> list[Found]:
+        """The best of each shard for one query at the plan's last rung."""
+        rows, owners = np.divmod(self.codes, len(self.group))
+
+        def ask(number: int, shard: Shard) -> Found:
+            [found] = shard.best(
+                query,
+                request.plan.budget,
+                request.top_k,
+                rows=rows[owners == number],
+                filter=None,
+                group_by=request.group_by,
+            )
+            return found
+
+        return self.group.each(ask)
 
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
         """Id and payload of the candidates at some places, in the order asked."""
@@ -160,15 +180,23 @@ def _search_exhaustively(
         return [request.result([], 0, 0, []) for _ in range(len(queries))]
     answers = group.each(
         lambda _, shard: shard.best(
-            queries, budget, request.top_k, request.filter, request.group_by
+            queries,
+            budget,
+            request.top_k,
+            rows=None,
+            filter=request.filter,
+            group_by=request.group_by,
         )
     )
     ms = ms_since(started) / max(1, len(queries))
     results = []
     for found in zip(*answers):
-        pool, scores = _pool(group, found)
-        hits = best_hits(pool, np.arange(len(pool)), scores, request.top_k, request.group_by)
-        stages = [stage(str(budget), num_allowed, len(hits), ms)]
+        started = time.perf_counter()
+        hits, read = _merge(group, found, request)
+        stages = [
+            stage(str(budget), num_allowed, read, ms),
+            stage("exact", read, len(hits), ms_since(started)),
+        ]
         results.append(request.result(hits, num_allowed, num_allowed, stages))
     return results
 
@@ -187,9 +215,14 @@ def _search_cascade(group: ShardGroup, query: Queries, request: ShardedRequest) 
         stages.append(stage(str(rung), len(pool), len(kept), ms_since(started)))
         pool = kept
     started = time.perf_counter()
-    scores = pool.score(query, plan.budget)
-    hits = best_hits(pool, np.arange(len(pool)), scores, request.top_k, request.group_by)
-    stages.append(stage(str(plan.budget), len(pool), len(hits), ms_since(started)))
+    best = pool.best(query, request)
+    ms = ms_since(started)
+    started = time.perf_counter()
+    hits, read = _merge(group, best, request)
+    stages += [
+        stage(str(plan.budget), len(pool), read, ms),
+        stage("exact", read, len(hits), ms_since(started)),
+    ]
     return request.result(hits, num_candidates, len(pool), stages)
 
 
@@ -208,6 +241,15 @@ def _find_candidates(group: ShardGroup, query: Queries, request: ShardedRequest)
     merged = interleave([each.codes for each in lists], limit)
     known, first = np.unique(codes, return_index=True)
     return Candidates(group, merged, keys[first[np.searchsorted(known, merged)]])
+
+
+def _merge(
+    group: ShardGroup, found: Sequence[Found], request: ShardedRequest
+) -> tuple[list[Hit], int]:
+    """The best of what every shard found best, and how many originals that took."""
+    pool, scores = _pool(group, found)
+    hits = best_hits(pool, np.arange(len(pool)), scores, request.top_k, request.group_by)
+    return hits, sum(each.read for each in found)
 
 
 def _pool(group: ShardGroup, found: Sequence[Found]) -> tuple[Candidates, Float32]:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import IndexForm, choose_form
-from rematch_ray.index.coarse import CoarseKind
 from rematch_ray.index.generation import CURRENT_FILE, read_current
 from rematch_ray.index.routing import count_rows
 from rematch_ray.index.shard_set import ROUTED, ShardSet, is_sharded, publish_set, refuse_foreign
@@ -103,7 +102,8 @@ def building(
     *,
     ladder: Ladder | Sequence[str] | None = None,
     coarse: str | None = None,
-    coarse_kind: CoarseKind = "auto",
+    coarse_kind: str = "auto",
+    originals: bool = True,
     batch_rows: int = 1024,
 ) -> Iterator[SetBuild]:
     """Plans a build and holds the directory until it is published or given up.
@@ -117,6 +117,7 @@ def building(
         ladder: see `build_index`.
         coarse: see `build_index`.
         coarse_kind: see `build_index`.
+        originals: see `build_index`.
         batch_rows: rows read at once.
 
     Raises:
@@ -125,7 +126,9 @@ def building(
     if num_shards < 1:
         raise UserError(f"--shards {num_shards} is not possible: give a whole number of at least 1")
     out, known = Path(out).absolute(), EmbeddingShards.open(embeddings)
-    form = choose_form(known, ladder=ladder, coarse=coarse, coarse_kind=coarse_kind)
+    form = choose_form(
+        known, ladder=ladder, coarse=coarse, coarse_kind=coarse_kind, originals=originals
+    )
     refuse_foreign(out, num_shards)
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.cascade import Request
+from rematch_ray.index.certified import keeps_originals
 from rematch_ray.index.generation import (
     Generation,
     check_filter,
@@ -132,6 +133,7 @@ class ShardedGeneration(Generation):
             group_by=request.group_by,
             filter_stage=request.filter_stage,
             live=self.manifest.live,
+            is_float=keeps_originals(self, request.plan.budget),
             generation=self.name,
         )
 
