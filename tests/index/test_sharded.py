@@ -11,6 +11,8 @@ import pytest
 from rematch_ray.errors import UserError
 from rematch_ray.index import changes, planner, shard_changes
 from rematch_ray.index.build import build_index
+from rematch_ray.index.miner import Gallery
+from rematch_ray.index.mining_documents import DOCUMENTS
 from rematch_ray.index.search import SearchIndex, SearchResult
 from rematch_ray.index.shard_build import build_sharded
 from rematch_ray.index.shard_set import SET_FILE
@@ -339,3 +341,29 @@ def test_a_reader_that_was_overtaken_opens_the_set_that_is_there_now(
     opened = sharded.open_generation(index)
     assert overtaken == ["set-000001"]
     assert opened.manifest.live == 0
+
+
+def test_shards_without_originals_agree_by_8_bit_scores(
+    tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(tied, tmp_path / "one", originals=False)
+    build_sharded(tied, tmp_path / "five", 5, originals=False)
+    monkeypatch.setattr(planner, "EXHAUSTIVE_COST", 1)
+    monkeypatch.setattr(planner, "AUTO_CANDIDATES", 250)
+    mine, theirs = (answers(SearchIndex.open(tmp_path / name)) for name in ("five", "one"))
+    assert {result[2] for results in mine for result in results} == {"float", "int8"}
+    assert mine == theirs
+
+
+def test_a_miner_reads_shards_as_one_gallery(tied: Path, one: SearchIndex, tmp_path: Path) -> None:
+    build_sharded(tied, tmp_path / "set", 5)
+    lines = np.empty(300, DOCUMENTS)
+    whole, split = Gallery.open(one.info()["path"], lines), Gallery.open(tmp_path / "set", lines)
+    ids = whole.generation.ids()[:7]
+    mine = np.array([split.generation.rows_of(ids)[name] for name in ids])
+    theirs = np.array([whole.generation.rows_of(ids)[name] for name in ids])
+    query = queries(3)
+    np.testing.assert_array_equal(
+        split.scores(query, mine, "4x8"), whole.scores(query, theirs, "4x8")
+    )
+    np.testing.assert_array_equal(split.keys(mine), whole.keys(theirs))
