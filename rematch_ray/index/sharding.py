@@ -25,7 +25,7 @@ def shard_of(document_id: str, num_shards: int) -> int:
     """Number of the shard that a document belongs to.
 
     >>> [shard_of(name, 4) for name in ("a", "b", "c")]
-    [0, 2, 3]
+    [3, 1, 3]
     """
     return document_key(document_id) % num_shards
 

@@ -6,7 +6,7 @@ the set is published when all are whole. Top floor.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ COUNT_CPUS, BUILD_CPUS = 0.5, 1.0
 
 
 def build_index(
-    *, embeddings: str | Path, out: str | Path, shards: int | None = None
+    *, embeddings: str | Path, out: str | Path, shards: int | None = None, **options: Any
 ) -> dict[str, Any]:
     """Build an index from embedding shards, or replace the documents of one.
 
@@ -31,6 +31,7 @@ def build_index(
         shards: number of shards to split it into, each built by a task on a Ray cluster; shards
             that an earlier run finished are kept, and what was added to the embeddings becomes new
             segments. None builds an index that is not split, in this process.
+        options: what else `rematch_ray.index.build.build_index` takes.
 
     Returns:
         What was published, and the seconds it took.
@@ -40,16 +41,18 @@ def build_index(
     """
     started = time.monotonic()
     if shards is None:
-        result = build(Path(embeddings), Path(out)).to_json()
+        result = build(Path(embeddings), Path(out), **options).to_json()
     else:
-        result = _build_shards(Path(embeddings), Path(out).expanduser(), shards)
+        result = _build_shards(Path(embeddings), Path(out).expanduser(), shards, options)
     seconds = round(time.monotonic() - started, 2)
     say(f"index: {result['documents']} documents in {seconds} s: {out}")
     return {**result, "seconds": seconds}
 
 
-def _build_shards(embeddings: Path, out: Path, num_shards: int) -> dict[str, Any]:
-    with building(embeddings.expanduser().absolute(), out, num_shards) as made:
+def _build_shards(
+    embeddings: Path, out: Path, num_shards: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    with building(embeddings.expanduser().absolute(), out, num_shards, **options) as made:
         if made.planned:
             with connect([Bundle("shard task", BUILD_CPUS)]):
                 _run_tasks(made)
