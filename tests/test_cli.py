@@ -180,7 +180,7 @@ def test_help_of_train_documents_keys_of_the_configuration(
         (["index", "delete", "--index", "x"], "no ids to delete"),
         (["index", "delete", "--index", "x", "--ids-from", "/no/ids"], "/no/ids"),
         (["index", "merge", "--index", "/no/index"], "/no/index"),
-        (["index", "build", "--embeddings", "a", "--out", "b", "--shards", "3"], "--shards 3"),
+        (["index", "build", "--embeddings", "a", "--out", "b", "--shards", "0"], "--shards"),
         (["embed", "--model", "m", "--data", "d", "--out", "o", "--side", "left"], "--side"),
         (["train", "--config", "/no/config.yaml"], "/no/config.yaml"),
         (["serve", "--index", "/no/index"], "/no/index"),

@@ -33,6 +33,7 @@ def describe(generation: Generation) -> dict[str, Any]:
         "created": manifest.created,
         "documents": manifest.documents,
         "live": manifest.live,
+        "shards": generation.num_shards,
         "segments": len(segments),
         "bytes": sum(file.bytes for segment in segments for file in segment.files.values()),
         "bytes_per_document": sizes,

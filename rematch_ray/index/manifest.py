@@ -152,6 +152,8 @@ class GenerationManifest:
         coarse_kind: kind of coarse list that segments get, as it was asked for.
         coarse_trained: by key, what was trained for those lists; empty while all are scanned.
         lexical: which texts are indexed and how, as `LexicalSettings.stored` gives it, or None.
+        source: the embeddings that this is exactly the index of, and the settings it was made with;
+            None once documents have been added or deleted.
     """
 
     generation: int
@@ -170,6 +172,7 @@ class GenerationManifest:
     coarse_kind: str = "auto"
     coarse_trained: Mapping[str, TrainedEntry] = field(default_factory=dict)
     lexical: Mapping[str, Any] | None = None
+    source: Mapping[str, Any] | None = None
 
     @property
     def documents(self) -> int:

@@ -24,13 +24,15 @@ from rematch_ray.index.cascade import (
 )
 from rematch_ray.index.coarse_keys import choices_of
 from rematch_ray.index.exact import Float32
-from rematch_ray.index.generation import Generation, read_current
+from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import Hit, SearchResult
 from rematch_ray.index.hybrid import Hybrid, list_depth, search_hybrid
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.info import bytes_per_document, describe
 from rematch_ray.index.planner import Candidates, check_candidates, plan_search
 from rematch_ray.index.queries import Queries, QueryVectors
+from rematch_ray.index.scatter import search_shards
+from rematch_ray.index.sharded import ShardedGeneration, current_name, open_generation
 from rematch_ray.index.stages import require_fused, score_documents, similarity_matrix
 from rematch_ray.scoring.budget import Budget, Ladder
 
@@ -55,13 +57,13 @@ class SearchIndex:
         """Opens the published generation; checks versions and file sizes, reads no vectors.
 
         Args:
-            path: index directory.
+            path: directory of an index, or of one that is split into shards.
             gpu: search coarse lists on a GPU where FAISS has one; nothing changes where not.
 
         Raises:
             UserError: not an index, another format version, or a damaged one.
         """
-        return cls(Generation(Path(path).absolute(), gpu=gpu))
+        return cls(open_generation(Path(path).absolute(), gpu=gpu))
 
     @property
     def generation(self) -> str:
@@ -75,7 +77,7 @@ class SearchIndex:
             UserError: the directory is no index any more, or a damaged one.
         """
         path = self._generation.path
-        if read_current(path) == self._generation.name:
+        if current_name(path) == self._generation.name:
             return self
         return SearchIndex.open(path, gpu=self._generation.gpu)
 
@@ -159,6 +161,7 @@ class SearchIndex:
             group_by=group_by,
             filter_stage=stage("filter", len(self), num_allowed, filter_ms),
             nprobe=nprobe,
+            filter=filter,
         )
         if hybrid:
             return search_hybrid(self._generation, queries, request, hybrid, self._search_vectors)
@@ -277,6 +280,8 @@ class SearchIndex:
         return {"generation": self._generation.name, "documents": len(self), "bytes": read}
 
     def _search_vectors(self, queries: Queries, request: Request) -> list[SearchResult]:
+        if isinstance(self._generation, ShardedGeneration):
+            return search_shards(self._generation.group, queries, self._generation.ask(request))
         if request.plan.is_exhaustive:
             return search_exhaustively(self._generation, queries, request)
         return [
