@@ -114,7 +114,7 @@ def _markdown(table: list[list[str]], documents: int, rounds: int) -> str:
     machine = f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}"
     command = f"python benchmarks/build_index.py --documents {documents} --rounds {rounds}"
     return "\n".join(
-        ["# build_index", "", f"{date.today()}, {machine}: `{command}`", "", markdown_table(table)]
+        ["# build_index", "", f"{date.today()}, {machine}: `{command}`", "", markdown_table(table), ""]
     )
 
 
