@@ -113,9 +113,8 @@ def _table(medians: dict[tuple[int, int], float], documents: int) -> list[list[s
 def _markdown(table: list[list[str]], documents: int, rounds: int) -> str:
     machine = f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}"
     command = f"python benchmarks/build_index.py --documents {documents} --rounds {rounds}"
-    return "\n".join(
-        ["# build_index", "", f"{date.today()}, {machine}: `{command}`", "", markdown_table(table)]
-    )
+    head = f"# build_index\n\n{date.today()}, {machine}: `{command}`"
+    return f"{head}\n\n{markdown_table(table)}\n"
 
 
 if __name__ == "__main__":
