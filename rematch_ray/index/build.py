@@ -22,7 +22,7 @@ from rematch_ray.scoring.budget import Ladder
 
 
 def build_index(
-    embeddings: str | Path,
+    embeddings: str | Path | EmbeddingShards,
     out: str | Path,
     *,
     ladder: Ladder | Sequence[str] | None = None,
@@ -33,7 +33,7 @@ def build_index(
     """Builds an index from embedding shards, or replaces the documents of one, in bounded memory.
 
     Args:
-        embeddings: embedding directory of the document side.
+        embeddings: embedding directory of the document side, or one that is open.
         out: index directory, made when absent; an index there keeps answering until the end.
         ladder: rungs to store planes for; None takes the model's.
         coarse: default coarse choice (`fused`, `first`, `both`); None takes `fused` where there is
@@ -50,11 +50,12 @@ def build_index(
             half-written is left.
     """
     out = Path(out)
-    shards = EmbeddingShards.open(embeddings)
+    is_open = isinstance(embeddings, EmbeddingShards)
+    shards = embeddings if is_open else EmbeddingShards.open(embeddings)
     rungs = _choose_ladder(shards, ladder)
     default_coarse = _choose_coarse(shards, coarse)
     if shards.num_rows == 0:
-        raise UserError(f"{embeddings} holds no rows: embed at least one document")
+        raise UserError(f"{shards.path} holds no rows: embed at least one document")
     with writing(out) as number:
         entry = add_segment(
             out,

@@ -1,0 +1,229 @@
+"""Takes the constants of `costs.py` on this machine, through small indexes of random vectors.
+
+What a stage took is what searches report, so whatever kernels the index uses are those that are
+timed. Some seconds and at most a few hundred megabytes in a temporary folder. Middle floor.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from rematch_ray.index.build import build_index
+from rematch_ray.index.coarse import CoarseKind
+from rematch_ray.index.costs import (
+    EXPECTED,
+    PROBED_LIST_EXCESS,
+    PROBED_LISTS,
+    Costs,
+    num_lists,
+)
+from rematch_ray.index.exact import score_rows, to_grid
+from rematch_ray.index.search import SearchIndex
+from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
+from rematch_ray.scoring.budget import Budget, Ladder
+
+NUM_DOCUMENTS, NUM_COARSE = 4000, 20_000
+MOST_ENTRIES = 1 << 26
+COUNTS = (200, 2000)
+NUM_QUERIES = 12
+EXACT_DOCUMENTS = 64
+
+
+class RandomShards(EmbeddingShards):
+    """Random unit vectors in the place of embedding shards, made batch by batch from a seed."""
+
+    @classmethod
+    def of(cls, num_documents: int, ladder: Ladder, dim: int) -> RandomShards:
+        """Documents with as many vectors as the ladder needs, without fused ones."""
+        manifest = {
+            "identity": {"digest": "random", "name": "random", "ladder": ladder.texts()},
+            "side": "document",
+            "R": ladder.num_document_vectors,
+            "D": dim,
+            "embedded": num_documents,
+            "shards": [],
+        }
+        return cls(Path("random"), manifest)
+
+    def batches(self, rows: int = 1024) -> Iterator[EmbeddingBatch]:
+        """All documents, the same in every pass."""
+        random = np.random.default_rng(0)
+        for start in range(0, self.num_rows, rows):
+            count = min(rows, self.num_rows - start)
+            yield EmbeddingBatch(
+                ids=[f"document-{row}" for row in range(start, start + count)],
+                vectors=_unit(random, (count, self.num_vectors, self.dim)).astype(np.float16),
+                fused=None,
+                sources=[""] * count,
+                payloads=[{}] * count,
+            )
+
+
+@dataclass(frozen=True)
+class _Query:
+    """One query as a search takes it."""
+
+    vectors: NDArray[np.float32]
+    fused: None = None
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """Medians over queries, in milliseconds: the stages by name, and what a call took beside."""
+
+    stages: dict[str, float]
+    beside: float
+
+
+def measure_costs(*, dim: int, ladder: Ladder) -> Costs:
+    """Times the constants here, FAISS on one thread.
+
+    Args:
+        dim: D of the vectors that are timed.
+        ladder: rungs that are timed.
+
+    Returns:
+        The constants; those of SSDs and networks stay as expected.
+    """
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            costs = _measure_rungs(Path(folder), dim, ladder)
+            costs = _measure_coarse(Path(folder), dim, costs)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    machine = f"{os.cpu_count()} cores {platform.machine()}"
+    return replace(
+        costs,
+        exact_ns=_exact_ns(dim, ladder.top),
+        measured=f"{machine}, vectors of {dim}; SSD, network and short codes as expected",
+    )
+
+
+def _measure_rungs(folder: Path, dim: int, ladder: Ladder) -> Costs:
+    entries = ladder.num_document_vectors * dim
+    num_documents = max(2 * COUNTS[0], min(NUM_DOCUMENTS, MOST_ENTRIES // entries))
+    index = _build(folder / "rungs", num_documents, ladder, dim, "flat")
+    counts = [count for count in COUNTS if count < num_documents]
+    lines, times, beside = [], [], []
+    for rung in ladder.rungs:
+        for count in counts:
+            taken = _search(index, dim, ladder, rung, count)
+            lines.append([1.0, count, count * rung.r_d * dim, count * rung.dot_products * dim])
+            times.append(taken.stages[str(rung)])
+            beside.append(taken.beside)
+    stage_ms, document, entry, product = _fit(np.array(lines), np.array(times))
+    return replace(
+        EXPECTED,
+        call_ms=statistics.median(beside),
+        stage_ms=stage_ms,
+        document_ns=document * 1e6,
+        entry_ns=entry * 1e6,
+        product_ns=product * 1e6,
+    )
+
+
+def _measure_coarse(folder: Path, dim: int, costs: Costs) -> Costs:
+    ladder = Ladder.parse(["1x1"])
+    taken = {}
+    for kind in ("flat", "ivf"):
+        index = _build(folder / kind, NUM_COARSE, ladder, dim, kind)
+        taken[kind] = _search(index, dim, ladder, ladder.top, COUNTS[0])
+    scan, lists = (
+        max(0.0, taken[kind].stages["coarse:first"] - costs.stage_ms) * 1e6 / dim
+        for kind in ("flat", "ivf")
+    )
+    count = num_lists(NUM_COARSE)
+    probed = min(1.0, PROBED_LIST_EXCESS * PROBED_LISTS / count) * NUM_COARSE
+    list_ns = max(0.0, lists - count * costs.centroid_ns) / probed
+    return replace(
+        costs,
+        row_ns=taken["flat"].stages["filter"] * 1e6 / NUM_COARSE,
+        scan_ns=scan / NUM_COARSE,
+        list_ns=list_ns,
+        packed_ns=list_ns * EXPECTED.packed_ns / EXPECTED.list_ns,
+    )
+
+
+def _build(
+    folder: Path, num_documents: int, ladder: Ladder, dim: int, kind: CoarseKind
+) -> SearchIndex:
+    build_index(RandomShards.of(num_documents, ladder, dim), folder, coarse_kind=kind)
+    return SearchIndex.open(folder)
+
+
+def _search(index: SearchIndex, dim: int, ladder: Ladder, rung: Budget, count: int) -> _Taken:
+    """Searches query by query; the first one, which maps files, is not counted."""
+    random = np.random.default_rng(1)
+    stages: dict[str, list[float]] = {}
+    beside = []
+    for number in range(NUM_QUERIES + 1):
+        query = _Query(_unit(random, (1, ladder.num_query_vectors, dim)))
+        started = time.perf_counter()
+        [found] = index.search(query, budget=rung, candidates=count, top_k=10, coarse="first")
+        whole = (time.perf_counter() - started) * 1000
+        if number:
+            for stage in found.stages:
+                stages.setdefault(stage["name"], []).append(stage["ms"])
+            beside.append(whole - sum(stage["ms"] for stage in found.stages))
+    medians = {name: statistics.median(times) for name, times in stages.items()}
+    return _Taken(medians, statistics.median(beside))
+
+
+def _exact_ns(dim: int, top: Budget) -> float:
+    """Nanoseconds per entry of a dot product with float16 vectors in memory."""
+    random = np.random.default_rng(2)
+    documents = _unit(random, (EXACT_DOCUMENTS, top.r_d, dim)).astype(np.float16)
+    query = to_grid(_unit(random, (1, top.r_q, dim)))
+    rows = np.arange(EXACT_DOCUMENTS)
+
+    def score() -> None:
+        score_rows(query, rows, lambda _, chosen: documents[chosen], [(0, top.r_d)], [top])
+
+    return _seconds(score) * 1e9 / (EXACT_DOCUMENTS * top.dot_products * dim)
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    times = []
+    for _ in range(NUM_QUERIES):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _fit(lines: NDArray[np.float64], times: NDArray[np.float64]) -> list[float]:
+    """Coefficients of the least relative error, none below zero.
+
+    >>> [round(value, 6) for value in _fit(np.array([[1.0, 1], [1, 2], [1, 3]]), np.array([1, 2, 3]))]
+    [0.0, 1.0]
+    """
+    weighted = lines / times[:, None]
+    scale = np.linalg.norm(weighted, axis=0)
+    result = np.zeros(len(scale))
+    used = list(range(len(scale)))
+    while used:
+        found, *_ = np.linalg.lstsq(weighted[:, used] / scale[used], np.ones(len(times)))
+        result[:] = 0
+        result[used] = np.maximum(found, 0) / scale[used]
+        if (found >= 0).all():
+            break
+        used.pop(int(found.argmin()))
+    return [float(value) for value in result]
+
+
+def _unit(random: np.random.Generator, shape: Sequence[int]) -> NDArray[np.float32]:
+    vectors = random.standard_normal(tuple(shape), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
