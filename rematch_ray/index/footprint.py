@@ -70,11 +70,13 @@ class Format:
         return count * (dim * self.entry_bytes + self.vector_bytes)
 
 
+# Planes of float16 and a list of the same for exact scans: format version 1.
+HALVES = Format(entry_bytes=2, vector_bytes=0, fused_codes=False, scan_entry_bytes=2)
+
 # SQLite: the payload once as JSON and once as lines that filters read, ids twice
 _PAYLOAD_COPIES = 2.0
 _PAYLOAD_ROW_BYTES = 60
-# tie-breaking key; live mark and two masks of a query
-_KEY_BYTES, _MASK_BYTES = 8, 3
+_KEY_BYTES = 8
 # headers and manifests of a segment
 _SEGMENT_BYTES = 1 << 15
 

@@ -13,7 +13,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.capacity import Machine, plan_capacity
 from rematch_ray.index.cost_meter import measure_costs
 from rematch_ray.index.costs import COARSE_LISTS, EXPECTED, query_time
-from rematch_ray.index.footprint import Corpus, Format, components, parse_count
+from rematch_ray.index.footprint import HALVES, Corpus, Format, components, parse_count
 from rematch_ray.index.manifest import SegmentManifest
 from rematch_ray.index.planner import Plan
 from rematch_ray.index.search import SearchIndex
@@ -21,8 +21,6 @@ from rematch_ray.scoring.budget import Budget, Ladder
 from tests.index.made import LADDER, unit
 
 HEADER_BYTES = 128
-# of an index whose vectors are stored as they come, without codes
-HALVES = Format(entry_bytes=2, vector_bytes=0, fused_codes=False, scan_entry_bytes=2)
 FILES = {"fused": "fused.npy", "keys": "keys.npy", "payload": "payload.sqlite"}
 
 
