@@ -18,18 +18,19 @@ import shutil
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import faiss
-from shapes.nested_vectors import LADDER, NestedShards, Shape, make_queries
+from shapes.fitted_vectors import LADDER, NestedShards, Shape, make_queries
 
 from rematch_ray.evaluation.report import plain_table
 from rematch_ray.index.build import build_index
 from rematch_ray.index.capacity import RESCORED
 from rematch_ray.index.cost_meter import measure_costs
 from rematch_ray.index.costs import Costs, query_time
-from rematch_ray.index.footprint import HALVES, Corpus, Format, components
+from rematch_ray.index.footprint import HALVES, Corpus, components
 from rematch_ray.index.planner import plan_search
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.scoring.budget import Budget, Ladder
@@ -75,9 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _corpus(size: int, dim: int, stored: Format = Format()) -> Corpus:
+def _corpus(size: int, dim: int) -> Corpus:
     payload = len('document-100000{"name": "document 100000"}')
-    return Corpus(size, dim=dim, fused_dim=dim, payload_bytes=payload, format=stored)
+    return Corpus(size, dim=dim, fused_dim=dim, payload_bytes=payload)
 
 
 def _measure(folder: Path, corpus: Corpus, costs: Costs) -> dict[str, Any]:
@@ -88,8 +89,10 @@ def _measure(folder: Path, corpus: Corpus, costs: Costs) -> dict[str, Any]:
     build_s = time.perf_counter() - started
     index = SearchIndex.open(folder)
     files = {file.name: file.stat().st_size for file in folder.glob("segments/*/*")}
-    if index.info()["dtype"] == "float16":
-        corpus = Corpus(**{**vars(corpus), "originals": False, "format": HALVES})
+    info = index.info()
+    corpus = replace(corpus, coarse=info["coarse"]["first"])
+    if info["dtype"] == "float16":
+        corpus = replace(corpus, originals=False, format=HALVES)
     parts = {part.name: part.total(corpus.num_documents) for part in components(corpus)}
     queries = make_queries(shape, NUM_QUERIES + 3, seed=1)
     times = {rung: _times(index, queries, rung) for rung in (Budget.FUSED, *corpus.ladder.rungs)}

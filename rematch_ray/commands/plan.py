@@ -48,7 +48,7 @@ def add_arguments(parser: OneLineParser) -> None:
         "--payload-bytes", type=positive_number, default=200, metavar="N", help="id and payload"
     )
     corpus.add_argument(
-        "--coarse", default="auto", metavar="KIND", help="auto, scan, ivf, ivf_pq or ivf_rabitq"
+        "--coarse", default="auto", metavar="KIND", help="auto, flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq"
     )
     machine = parser.add_argument_group("one machine, and the load")
     machine.add_argument("--ram-gib", type=float, default=256.0, metavar="GIB")

@@ -147,13 +147,11 @@ def _measure_coarse(folder: Path, dim: int, costs: Costs) -> Costs:
     )
     count = num_lists(NUM_COARSE)
     probed = min(1.0, PROBED_LIST_EXCESS * PROBED_LISTS / count) * NUM_COARSE
-    list_ns = max(0.0, lists - count * costs.centroid_ns) / probed
     return replace(
         costs,
         row_ns=taken["flat"].stages["filter"] * 1e6 / NUM_COARSE,
         scan_ns=scan / NUM_COARSE,
-        list_ns=list_ns,
-        packed_ns=list_ns * EXPECTED.packed_ns / EXPECTED.list_ns,
+        list_ns=max(0.0, lists - count * costs.centroid_ns) / probed,
     )
 
 

@@ -14,10 +14,11 @@ from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.planner import Plan
 from rematch_ray.scoring.budget import Budget
 
-CoarseList = Literal["scan", "ivf", "ivf_pq", "ivf_rabitq"]
-COARSE_LISTS: tuple[CoarseList, ...] = ("scan", "ivf", "ivf_pq", "ivf_rabitq")
-SCAN_UP_TO = 200_000
-WHOLE_CODES_UP_TO = 100_000_000
+CoarseList = Literal["flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq"]
+COARSE_LISTS: tuple[CoarseList, ...] = ("flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq")
+LISTS_FROM = 200_000
+# time per entry over that of 8-bit codes in lists, as FAISS 1.15 took it on 300,000 vectors
+_LIST_FACTORS = {"ivf": 1.0, "ivf_sq8": 1.0, "ivf_pq": 0.45, "ivf_rabitq": 1.15}
 PROBED_LISTS = 64
 # a query meets long lists more often than short ones
 PROBED_LIST_EXCESS = 1.5
@@ -33,8 +34,7 @@ class Costs:
         row_ns: per live document: what passes the filter.
         scan_ns: per entry of an exact coarse scan, from memory.
         centroid_ns: per entry of the list centres that a query is compared with.
-        list_ns: per entry of the codes in the lists that are probed.
-        packed_ns: the same for codes of 4 bits and fewer.
+        list_ns: per entry of the 8-bit codes in the lists that are probed.
         document_ns: per document and plane that a candidate list picks out.
         entry_ns: per entry of a document that is read.
         product_ns: per entry of a dot product.
@@ -50,7 +50,6 @@ class Costs:
     scan_ns: float
     centroid_ns: float
     list_ns: float
-    packed_ns: float
     document_ns: float
     entry_ns: float
     product_ns: float
@@ -88,7 +87,6 @@ EXPECTED = Costs(
     scan_ns=16 / 128,
     centroid_ns=17.6e6 / 300_000 / 128,
     list_ns=0.3,
-    packed_ns=0.16,
     document_ns=3500,
     entry_ns=1150 / 8192,
     product_ns=1425 / (1024 * 128),
@@ -112,8 +110,8 @@ def choose_list(num_documents: int, kind: str = "auto") -> CoarseList:
     Raises:
         UserError: another kind.
 
-    >>> [choose_list(n) for n in (10**5, 10**7, 10**9)]
-    ['scan', 'ivf', 'ivf_rabitq']
+    >>> choose_list(10**5), choose_list(10**9), choose_list(10**9, "ivf_rabitq")
+    ('flat', 'ivf_sq8', 'ivf_rabitq')
     """
     for known in COARSE_LISTS:
         if kind == known:
@@ -121,9 +119,7 @@ def choose_list(num_documents: int, kind: str = "auto") -> CoarseList:
     if kind != "auto":
         allowed = did_you_mean(kind, ("auto", *COARSE_LISTS))
         raise UserError(f"coarse list {kind!r} does not exist; {allowed}")
-    if num_documents <= SCAN_UP_TO:
-        return "scan"
-    return "ivf" if num_documents <= WHOLE_CODES_UP_TO else "ivf_rabitq"
+    return "ivf_sq8" if num_documents >= LISTS_FROM else "flat"
 
 
 def num_lists(num_documents: int) -> int:
@@ -138,14 +134,14 @@ def num_lists(num_documents: int) -> int:
 def coarse_ms(costs: Costs, kind: CoarseList, num_documents: int, dim: int) -> float:
     """Milliseconds of the coarse stage over so many documents.
 
-    >>> round(coarse_ms(EXPECTED, "scan", 10**6, 128), 1)
+    >>> round(coarse_ms(EXPECTED, "flat", 10**6, 128), 1)
     16.0
     """
-    if kind == "scan":
+    if kind in ("flat", "sq8"):
         return num_documents * dim * costs.scan_ns / 1e6
     lists = num_lists(num_documents)
     share = min(1.0, PROBED_LIST_EXCESS * PROBED_LISTS / lists)
-    per_entry = costs.list_ns if kind == "ivf" else costs.packed_ns
+    per_entry = costs.list_ns * _LIST_FACTORS[kind]
     return dim * (lists * costs.centroid_ns + share * num_documents * per_entry) / 1e6
 
 

@@ -171,16 +171,18 @@ def coarse_component(corpus: Corpus, key: str, dim: int) -> Component:
     """The coarse list over one key (`fused`, `first`) of a width; nothing where codes are scanned."""
     kind = corpus.coarse_list
     name = f"coarse {key} ({kind})"
-    if kind == "scan":
+    if kind == "flat":
         return Component(name, dim * corpus.format.scan_entry_bytes)
+    if kind == "sq8":
+        return Component(name, dim)
     return Component(name, _list_bytes(kind, dim), 4 * dim * num_lists(corpus.num_documents))
 
 
 def _list_bytes(kind: CoarseList, dim: int) -> float:
     """Bytes of one vector in inverted lists, its number included.
 
-    >>> _list_bytes("ivf", 128), _list_bytes("ivf_pq", 128), _list_bytes("ivf_rabitq", 128)
+    >>> _list_bytes("ivf_sq8", 128), _list_bytes("ivf_pq", 128), _list_bytes("ivf_rabitq", 128)
     (136.0, 44.0, 35.0)
     """
-    codes = {"scan": 0.0, "ivf": dim, "ivf_pq": dim / 4 + 4, "ivf_rabitq": dim / 8 + 11}
+    codes = {"ivf": 2 * dim, "ivf_sq8": dim, "ivf_pq": dim / 4 + 4, "ivf_rabitq": dim / 8 + 11}
     return codes[kind] + 8.0

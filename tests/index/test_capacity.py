@@ -129,7 +129,7 @@ def test_a_small_corpus_is_scored_whole_in_memory_on_one_machine() -> None:
 
 def test_a_narrowed_plan_costs_what_its_survivors_cost() -> None:
     ladder = Ladder.parse(["1x1", "4x8", "16x64"])
-    sizes = {"num_documents": 10**6, "dim": 128, "fused_dim": None, "coarse": "scan"}
+    sizes = {"num_documents": 10**6, "dim": 128, "fused_dim": None, "coarse": "flat"}
     wide = query_time(EXPECTED, Plan(ladder.top, 2000), **sizes)
     narrow = query_time(EXPECTED, Plan(ladder.top, 2000, ((Budget(4, 8), 200),)), **sizes)
     carried = 2000 * EXPECTED.document(Budget(4, 8), 128)
