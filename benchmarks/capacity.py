@@ -1,9 +1,9 @@
 """What the capacity planner predicts, beside what this machine does: bytes and time per budget.
 
 Indexes of random nested vectors are built at 1e4, 1e5 and 1e6 documents (those that fit on the
-disk), weighed part by part, searched at every budget one query at a time, and removed. Constants are
-taken by `rematch-ray plan --measure`'s own meter in the same run, at a size of none of these, so
-what is tested is the sum. Medians over queries. `--quick` leaves the largest out.
+disk), weighed part by part, searched at every budget one query at a time, and removed. Constants
+are taken by the meter of `rematch-ray plan --measure` in the same run, at a size of none of these,
+so what is tested is the sum. Medians over queries. `--quick` leaves the largest out.
 
     python benchmarks/capacity.py [--quick] [--sizes 10000 100000] [--dim 128] [--folder DIR]
 """
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             measured.append(_measure(Path(folder) / str(size), corpus, costs))
     _print(measured)
     worst = {
-        f"{what}_{way.__name__}": round(way(each for one in measured for each in _ratios(one, what)), 3)
+        f"{what}_{way.__name__}": round(way(way(_ratios(one, what)) for one in measured), 3)
         for what in ("bytes", "time")
         for way in (min, max)
     }
@@ -112,9 +112,7 @@ def _times(index: SearchIndex, queries: Any, rung: Budget) -> float:
     """Median milliseconds of a search; the first three, which map and read files, do not count."""
     taken = []
     for number in range(len(queries.vectors)):
-        query = type(queries)(
-            *(part[number : number + 1] for part in (queries.vectors, queries.fused, queries.answers))
-        )
+        query = queries[number : number + 1]
         started = time.perf_counter()
         index.search(query, budget=rung, top_k=10)
         taken.append((time.perf_counter() - started) * 1000)
@@ -151,7 +149,9 @@ def _print(measured: list[dict[str, Any]]) -> None:
         rows = [["documents", what, "predicted", "measured", "measured over predicted"]]
         for one in measured:
             for name, (predicted, real) in one[what].items():
-                cells = ["-", "-"] if real is None else [f"{real / unit:.2f}", f"{real / predicted:.2f}"]
+                cells = ["-", "-"]
+                if real is not None:
+                    cells = [f"{real / unit:.2f}", f"{real / predicted:.2f}"]
                 rows.append([f"{one['documents']:,}", name, f"{predicted / unit:.2f}", *cells])
         print(plain_table(rows), "\n")
     print("bytes in MiB, time in milliseconds per query")

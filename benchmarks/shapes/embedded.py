@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of one side: n ids, (n, R, D) vectors, (n, F) fused or None, n sources, payloads."""
+    """n rows of one side: ids, vectors (n, R, D), fused (n, F) or None, sources, payloads."""
 
     ids: Sequence[str]
     vectors: np.ndarray
@@ -72,7 +72,9 @@ def write_directory(
             print(f"{out.name}: {stop} of {num_rows}, {rate:.0f} rows/s", file=sys.stderr)
         files.append(file)
     shards = [_describe(file) for file in files]
-    known = {key.decode(): value.decode() for key, value in pq.read_schema(files[0]).metadata.items()}
+    known = {
+        key.decode(): value.decode() for key, value in pq.read_schema(files[0]).metadata.items()
+    }
     manifest = {
         "format_version": 1,
         "identity": dict(identity),

@@ -125,6 +125,9 @@ class Queries:
     fused: np.ndarray
     answers: np.ndarray
 
+    def __getitem__(self, rows: slice) -> Queries:
+        return Queries(self.vectors[rows], self.fused[rows], self.answers[rows])
+
 
 def make_queries(shape: Shape, count: int, *, seed: int) -> Queries:
     """Queries from documents' latents and noise; other seeds ask for other documents."""
@@ -204,12 +207,12 @@ def fit(shape: Shape, wanted: dict[str, Sequence[float]]) -> Fitted:
         trial = _Trial.of(replace(shape, spread=spread))
         chosen, reached, error = {}, {}, 0.0
         for name, target in wanted.items():
-            found = min(
-                ((trial.recalls(name, Key(float(s), float(p))), s, p) for s, p in product(SHARES, POOR)),
-                key=lambda found: _distance(found[0], target),
-            )
-            chosen[name], reached[name] = Key(float(found[1]), float(found[2])), found[0]
-            error += _distance(found[0], target)
+            keys = [Key(float(share), float(poor)) for share, poor in product(SHARES, POOR)]
+            recalls = [trial.recalls(name, key) for key in keys]
+            errors = [_distance(recall, target) for recall in recalls]
+            place = int(np.argmin(errors))
+            chosen[name], reached[name] = keys[place], recalls[place]
+            error += errors[place]
         fitted = Fitted(replace(trial.shape, **chosen), wanted, reached)
         if best is None or error < best[0]:
             best = error, fitted

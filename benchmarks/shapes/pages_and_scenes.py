@@ -1,4 +1,4 @@
-"""`tiny-full`'s vectors of many distinct pages and scenes, and of every emoji, with held-out queries.
+"""`tiny-full`'s vectors of distinct pages and scenes and of all emoji, with held-out queries.
 
 Documents are all emoji, then pages of four to nine glyphs and scenes of three or four objects in
 turn. Queries ask for members of the validation and test parts (held-out emoji, pages drawn for that

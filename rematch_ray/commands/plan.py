@@ -35,9 +35,7 @@ def add_arguments(parser: OneLineParser) -> None:
     corpus.add_argument(
         "--vectors", type=positive_number, metavar="R", help="vectors of a document (64)"
     )
-    corpus.add_argument(
-        "--ladder", nargs="+", metavar="RxR", help="rungs (1x1 2x4 4x8 8x16 16x64)"
-    )
+    corpus.add_argument("--ladder", nargs="+", metavar="RxR", help="rungs (1x1 2x4 4x8 8x16 16x64)")
     corpus.add_argument(
         "--originals",
         action=argparse.BooleanOptionalAction,
@@ -48,7 +46,10 @@ def add_arguments(parser: OneLineParser) -> None:
         "--payload-bytes", type=positive_number, default=200, metavar="N", help="id and payload"
     )
     corpus.add_argument(
-        "--coarse", default="auto", metavar="KIND", help="auto, flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq"
+        "--coarse",
+        default="auto",
+        metavar="KIND",
+        help="auto, flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq",
     )
     machine = parser.add_argument_group("one machine, and the load")
     machine.add_argument("--ram-gib", type=float, default=256.0, metavar="GIB")
@@ -59,9 +60,9 @@ def add_arguments(parser: OneLineParser) -> None:
     machine.add_argument(
         "--ssd-wait-ms",
         type=float,
-        default=20.0,
+        default=30.0,
         metavar="MS",
-        help="what reads from the SSD may add to a query (20); 0 keeps everything in memory",
+        help="what reads from the SSD may add to a query (30); 0 keeps everything in memory",
     )
     parser.add_argument("--measure", action="store_true", help="time the constants here, first")
 
@@ -193,9 +194,7 @@ def _measure(corpus: Corpus) -> Costs:
 
 
 def _as_json(corpus: Corpus, capacity: Capacity, costs: Costs) -> dict[str, Any]:
-    parts = [
-        {**asdict(part), "bytes": part.total(corpus.num_documents)} for part in capacity.parts
-    ]
+    parts = [{**asdict(part), "bytes": part.total(corpus.num_documents)} for part in capacity.parts]
     budgets = [
         {**asdict(need), "budget": str(need.budget), "machines": need.machines}
         for need in capacity.budgets

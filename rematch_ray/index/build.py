@@ -50,8 +50,10 @@ def build_index(
             half-written is left.
     """
     out = Path(out)
-    is_open = isinstance(embeddings, EmbeddingShards)
-    shards = embeddings if is_open else EmbeddingShards.open(embeddings)
+    if isinstance(embeddings, EmbeddingShards):
+        shards = embeddings
+    else:
+        shards = EmbeddingShards.open(embeddings)
     rungs = _choose_ladder(shards, ladder)
     default_coarse = _choose_coarse(shards, coarse)
     if shards.num_rows == 0:

@@ -10,7 +10,13 @@ import math
 from dataclasses import dataclass
 
 from rematch_ray.index.costs import EXPECTED, Costs, QueryTime, query_time, stages_of
-from rematch_ray.index.footprint import Component, Corpus, coarse_component, components, refuse_below
+from rematch_ray.index.footprint import (
+    Component,
+    Corpus,
+    coarse_component,
+    components,
+    refuse_below,
+)
 from rematch_ray.index.planner import Plan, plan_search
 from rematch_ray.scoring.budget import Budget
 
@@ -125,7 +131,7 @@ def plan_capacity(
     machine: Machine,
     *,
     queries_per_second: float = 100.0,
-    ssd_wait_ms: float = 20.0,
+    ssd_wait_ms: float = 30.0,
     costs: Costs = EXPECTED,
 ) -> Capacity:
     """Says what an index needs, budget by budget.

@@ -33,7 +33,7 @@ from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
 from rematch_ray.scoring.budget import Budget, Ladder
 
-NUM_DOCUMENTS, NUM_COARSE = 4000, 20_000
+NUM_DOCUMENTS, NUM_COARSE = 4000, 25_000
 MOST_ENTRIES = 1 << 26
 COUNTS = (200, 2000)
 NUM_QUERIES = 12
@@ -205,8 +205,9 @@ def _seconds(run: Callable[[], None]) -> float:
 def _fit(lines: NDArray[np.float64], times: NDArray[np.float64]) -> list[float]:
     """Coefficients of the least relative error, none below zero.
 
-    >>> [round(value, 6) for value in _fit(np.array([[1.0, 1], [1, 2], [1, 3]]), np.array([1, 2, 3]))]
-    [0.0, 1.0]
+    >>> lines = np.array([[1.0, 1], [1, 2], [1, 3]])
+    >>> [round(value, 6) for value in _fit(lines, np.array([2.0, 4, 6]))]
+    [0.0, 2.0]
     """
     weighted = lines / times[:, None]
     scale = np.linalg.norm(weighted, axis=0)

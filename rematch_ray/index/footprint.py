@@ -37,7 +37,6 @@ def parse_count(text: str) -> int:
     return int(number)
 
 
-
 def refuse_below(least: float, **numbers: float) -> None:
     """Refuses numbers that are too small, or no numbers.
 
@@ -109,7 +108,9 @@ class Corpus:
     format: Format = field(default_factory=Format)
 
     def __post_init__(self) -> None:
-        refuse_below(1, documents=self.num_documents, dim=self.dim, payload_bytes=self.payload_bytes)
+        refuse_below(
+            1, documents=self.num_documents, dim=self.dim, payload_bytes=self.payload_bytes
+        )
         if self.fused_dim is not None:
             refuse_below(1, fused_dim=self.fused_dim)
         choose_list(self.num_documents, self.coarse)
@@ -168,7 +169,7 @@ def components(corpus: Corpus) -> list[Component]:
 
 
 def coarse_component(corpus: Corpus, key: str, dim: int) -> Component:
-    """The coarse list over one key (`fused`, `first`) of a width; nothing where codes are scanned."""
+    """The coarse list over a key (`fused`, `first`) of a width; nothing where codes are scanned."""
     kind = corpus.coarse_list
     name = f"coarse {key} ({kind})"
     if kind == "flat":

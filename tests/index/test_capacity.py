@@ -1,5 +1,6 @@
 """The capacity planner: bytes as the files have them, and needs that grow with what is asked."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -103,7 +104,7 @@ def test_more_load_needs_more_machines_and_no_more_memory() -> None:
 
 def test_larger_budgets_never_need_less_memory_or_time() -> None:
     budgets = plan_capacity(Corpus(10**8, fused_dim=None), Machine(), ssd_wait_ms=0).budgets
-    for smaller, larger in zip(budgets, budgets[1:]):
+    for smaller, larger in itertools.pairwise(budgets):
         assert larger.memory_bytes >= smaller.memory_bytes
         assert larger.core_ms >= smaller.core_ms
 
