@@ -28,10 +28,19 @@ WIDTHS = (50, 100, 200, 500, 1000, 2000, 4000, 8000)
 
 
 class SearchArm(ABC):
-    """One way to search; `widths` from the narrowest."""
+    """One way to search.
+
+    Attributes:
+        name: for tables.
+        widths: from the narrowest.
+        held_bytes: of documents in memory, beside what lies in the arm's folder.
+        build_s: what building took in an earlier run, or None.
+    """
 
     name: str
     widths: Sequence[int] = WIDTHS
+    held_bytes: int = 0
+    build_s: float | None = None
 
     @abstractmethod
     def build(self, documents: EmbeddingShards, folder: Path) -> None:
@@ -43,12 +52,16 @@ class SearchArm(ABC):
 
 
 class OwnIndex:
-    """One index on disk for all of our arms."""
+    """One index on disk for all of our arms, built once; what that took is kept beside it."""
 
     def __init__(self, documents: EmbeddingShards, folder: Path) -> None:
+        kept = folder.with_name(f"{folder.name}-build-s.txt")
         if not (folder / "CURRENT").exists():
+            started = time.perf_counter()
             build_index(documents, folder)
+            kept.write_text(str(time.perf_counter() - started))
         self.index = SearchIndex.open(folder)
+        self.build_s = float(kept.read_text())
 
 
 class OwnExact(SearchArm):
@@ -61,8 +74,9 @@ class OwnExact(SearchArm):
         self._budget = budget
 
     def build(self, documents: EmbeddingShards, folder: Path) -> None:
-        """Opens our index."""
-        self._index = OwnIndex(documents, folder).index
+        """Opens our index, or builds it first."""
+        own = OwnIndex(documents, folder)
+        self._index, self.build_s = own.index, own.build_s
 
     def search(self, query: Query, width: int) -> list[str]:
         """All candidates, whatever the width."""
@@ -80,8 +94,9 @@ class OwnCascade(SearchArm):
         self._coarse, self._budget = coarse, budget
 
     def build(self, documents: EmbeddingShards, folder: Path) -> None:
-        """Opens our index."""
-        self._index = OwnIndex(documents, folder).index
+        """Opens our index, or builds it first."""
+        own = OwnIndex(documents, folder)
+        self._index, self.build_s = own.index, own.build_s
 
     def search(self, query: Query, width: int) -> list[str]:
         """Candidates by width."""
@@ -116,6 +131,7 @@ class PlainFaiss(SearchArm):
             assert vectors is not None
             self._index.add(np.ascontiguousarray(vectors, np.float32))
             self._ids += batch.ids
+        self.held_bytes = 2 * (dim or 0) * len(self._ids)
 
     def search(self, query: Query, width: int) -> list[str]:
         """The best by inner product."""

@@ -40,17 +40,18 @@ class MuveraArm(SearchArm):
         self._vectors = np.empty(shape, np.float16)
         self._ids: list[str] = []
         for batch in documents.batches():
-            encoded = self._encoder.encode_documents(batch.vectors.astype(np.float32))
+            encoded = self._encoder.encode_documents(list(batch.vectors.astype(np.float32)))
             encoded = np.ascontiguousarray(encoded, np.float32)
             if not self._index.is_trained:
                 self._index.train(encoded)
             self._index.add(encoded)
             self._vectors[len(self._ids) : len(self._ids) + len(batch.ids)] = batch.vectors
             self._ids += batch.ids
+        self.held_bytes = self._vectors.nbytes + FINAL_DIM * len(self._ids)
 
     def search(self, query: Query, width: int) -> list[str]:
         """Scan, gather, score."""
-        encoded = self._encoder.encode_queries(query.vectors.astype(np.float32))
+        encoded = self._encoder.encode_queries(list(query.vectors.astype(np.float32)))
         encoded = np.ascontiguousarray(encoded, np.float32).reshape(1, -1)
         rows = self._index.search(encoded, min(width, len(self._ids)))[1][0]
         documents = torch.from_numpy(self._vectors[rows]).float()

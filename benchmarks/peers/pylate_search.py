@@ -41,6 +41,7 @@ class PylateArm(SearchArm):
             ids += batch.ids
             vectors += list(batch.vectors)
         self._vectors = dict(zip(ids, vectors, strict=True))
+        self.held_bytes = sum(one.nbytes for one in vectors)
         self._index.add_documents(ids, [one.astype(np.float32) for one in vectors])
 
     def search(self, query: Query, width: int) -> list[str]:
