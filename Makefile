@@ -52,11 +52,12 @@ bench: $(BENCH_INSTALLED) ## run every benchmark, peers beside us
 
 clean: ## remove the environment, caches and what the demo wrote
 	rm -rf $(VENV) demo-run build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f rematch_ray/index/_maxsim*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and by its exact version: resolved together with the rest, a newer build may win and
 # bring several gigabytes of CUDA libraries
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard rematch_ray/index/*.[ch])
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found: install one, or say make PYTHON=/path/to/python" >&2; exit 2; }
 	@$(BIN)/python -c '' 2>/dev/null || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@echo "installing into $(VENV) (once; minutes on a first run)"

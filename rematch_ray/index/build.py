@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse import COARSE_CHOICES, CoarseKind
+from rematch_ray.index.coarse import COARSE_CHOICES
 from rematch_ray.index.manifest import GenerationManifest
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import (
@@ -27,7 +27,8 @@ def build_index(
     *,
     ladder: Ladder | Sequence[str] | None = None,
     coarse: str | None = None,
-    coarse_kind: CoarseKind = "auto",
+    coarse_kind: str = "auto",
+    originals: bool = True,
     batch_rows: int = 1024,
 ) -> IndexInfo:
     """Builds an index from embedding shards, or replaces the documents of one, in bounded memory.
@@ -38,7 +39,9 @@ def build_index(
         ladder: rungs to store planes for; None takes the model's.
         coarse: default coarse choice (`fused`, `first`, `both`); None takes `fused` where there is
             a fused vector.
-        coarse_kind: `flat`, `ivf` or `auto`: by size.
+        coarse_kind: `scan`, `flat`, `ivf` or `auto`: by size.
+        originals: whether to keep float16 vectors beside the 8-bit ones: two thirds of the bytes,
+            and what makes scores exact.
         batch_rows: rows read at once.
 
     Returns:
@@ -69,6 +72,7 @@ def build_index(
             planes=rungs.planes(),
             fields=shards.payload_fields(),
             coarse_kind=coarse_kind,
+            originals=originals,
         )
         manifest = GenerationManifest(
             generation=number,

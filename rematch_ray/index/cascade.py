@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rematch_ray.index.certified import best_documents, keeps_originals
 from rematch_ray.index.exact import order_best
 from rematch_ray.index.generation import Generation
-from rematch_ray.index.hits import Hit, SearchResult, best_hits
+from rematch_ray.index.hits import Hit, SearchResult
+from rematch_ray.index.maxima import CarriedMaxima, coded_scores
 from rematch_ray.index.planner import Plan
 from rematch_ray.index.queries import Queries
-from rematch_ray.index.stages import find_candidates, score_documents
+from rematch_ray.index.stages import find_candidates
 
 # scores of one exhaustive pass held at once: 2**25 float32 are 128 MiB
 _HELD_SCORES = 1 << 25
@@ -48,7 +50,7 @@ def search_exhaustively(
     generation: Generation, queries: Queries, request: Request
 ) -> list[SearchResult]:
     """Scores every allowed document at the final budget, many queries in one pass."""
-    name = str(request.plan.budget)
+    rung = request.plan.budget
     rows = np.flatnonzero(request.allowed)
     if len(rows) == 0:
         return [_result(generation, request, [], 0, 0, []) for _ in range(len(queries))]
@@ -57,11 +59,23 @@ def search_exhaustively(
     for start in range(0, len(queries), step):
         part = queries[start : start + step]
         started = time.perf_counter()
-        scores = score_documents(generation, part, rows, [request.plan.budget])[name]
-        ms = ms_since(started) / len(part)
-        for score in scores:
-            hits = best_hits(generation, rows, score, request.top_k, request.group_by)
-            stages = [stage(name, len(rows), len(hits), ms)]
+        coded = coded_scores(generation, part, rows, rung)
+        pass_ms = ms_since(started) / len(part)
+        for query in range(len(part)):
+            started = time.perf_counter()
+            hits, read = best_documents(
+                generation,
+                part[query : query + 1],
+                rows,
+                coded[query],
+                rung,
+                request.top_k,
+                request.group_by,
+            )
+            stages = [
+                stage(str(rung), len(rows), read, pass_ms),
+                stage("exact", read, len(hits), ms_since(started)),
+            ]
             results.append(_result(generation, request, hits, len(rows), len(rows), stages))
     return results
 
@@ -79,17 +93,27 @@ def search_cascade(generation: Generation, query: Queries, request: Request) -> 
     stages = [
         stage(f"coarse:{request.coarse}", num_allowed, num_candidates, ms_since(started)),
     ]
+    carried = CarriedMaxima(generation, query, rows, max(1, plan.budget.r_q))
     for rung, keep in plan.narrowing:
         started = time.perf_counter()
-        score = score_documents(generation, query, rows, [rung])[str(rung)][0]
-        kept = rows[order_best(score, generation.keys[rows], keep)]
-        stages.append(stage(str(rung), len(rows), len(kept), ms_since(started)))
-        rows = kept
+        kept = order_best(carried.advance(rung), generation.keys[carried.rows], keep)
+        stages.append(stage(str(rung), len(carried.rows), len(kept), ms_since(started)))
+        carried.keep(kept)
     started = time.perf_counter()
-    name = str(plan.budget)
-    score = score_documents(generation, query, rows, [plan.budget])[name][0]
-    hits = best_hits(generation, rows, score, request.top_k, request.group_by)
-    stages.append(stage(name, len(rows), len(hits), ms_since(started)))
+    rows = carried.rows
+    if plan.budget.is_fused:
+        coded = coded_scores(generation, query, rows, plan.budget)[0]
+    else:
+        coded = carried.advance(plan.budget)
+    scored_ms = ms_since(started)
+    started = time.perf_counter()
+    hits, read = best_documents(
+        generation, query, rows, coded, plan.budget, request.top_k, request.group_by
+    )
+    stages += [
+        stage(str(plan.budget), len(rows), read, scored_ms),
+        stage("exact", read, len(hits), ms_since(started)),
+    ]
     return _result(generation, request, hits, num_candidates, len(rows), stages)
 
 
@@ -111,6 +135,7 @@ def _result(
     scored: int,
     stages: list[dict[str, Any]],
 ) -> SearchResult:
+    is_float = keeps_originals(generation, request.plan.budget)
     return SearchResult(
         hits=hits,
         budget=str(request.plan.budget),
@@ -118,6 +143,7 @@ def _result(
         stages=[request.filter_stage, *stages],
         scored=scored,
         live=generation.manifest.live,
-        exact=scored == request.filter_stage["out"],
+        scores="float" if is_float else "int8",
+        exact=is_float and scored == request.filter_stage["out"],
         generation=generation.name,
     )

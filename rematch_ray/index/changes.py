@@ -96,6 +96,7 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
             fused_dim=manifest.fused_dim,
             planes=generation.planes,
             fields=shards.payload_fields(),
+            originals=generation.has_originals,
         )
         new = Segment(path / SEGMENTS / entry.name, entry)
         before = manifest.live
@@ -164,6 +165,7 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
             fused_dim=manifest.fused_dim,
             planes=generation.planes,
             fields=fields,
+            originals=generation.has_originals,
         )
         return Change(_publish(generation, number, [entry]), merged=len(segments))
 
@@ -236,14 +238,12 @@ def _live_batches(segments: Sequence[Segment], batch_rows: int) -> Iterator[Embe
         live = np.flatnonzero(segment.live)
         for start in range(0, len(live), batch_rows):
             rows = live[start : start + batch_rows]
-            planes = range(len(segment.manifest.planes))
             documents = segment.payload.documents(rows.tolist())
             sources = segment.payload.sources(rows.tolist())
-            has_fused = segment.manifest.fused_dim is not None
             yield EmbeddingBatch(
                 ids=[documents[row][0] for row in rows.tolist()],
-                vectors=np.concatenate([segment.plane(k)[rows] for k in planes], axis=1),
-                fused=segment.fused[rows] if has_fused else None,
+                vectors=np.concatenate([plane.read(rows) for plane in segment.planes], axis=1),
+                fused=None if segment.fused is None else segment.fused.read(rows)[:, 0],
                 sources=[sources[row] for row in rows.tolist()],
                 payloads=[documents[row][1] for row in rows.tolist()],
             )

@@ -37,9 +37,7 @@ def coarse_file(key: str) -> str:
     return f"coarse_{key}.faiss"
 
 
-def build_coarse(
-    path: Path, vectors: NDArray[np.float16], *, kind: CoarseKind = "auto"
-) -> dict[str, Any]:
+def build_coarse(path: Path, vectors: NDArray[np.float16], *, kind: str = "auto") -> dict[str, Any]:
     """Writes the coarse list of one segment.
 
     Args:

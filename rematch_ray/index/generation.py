@@ -6,7 +6,7 @@ changes. Knows nothing of budgets, candidates or scores. Middle floor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.manifest import GenerationManifest
-from rematch_ray.index.segment import Segment
+from rematch_ray.index.segment import FUSED_POSITION, Segment
+from rematch_ray.scoring.budget import Budget
 
 CURRENT_FILE = "CURRENT"
 GENERATIONS = "generations"
@@ -81,31 +82,65 @@ class Generation:
         """Document token ranges, the same in every segment."""
         return self.segments[0].manifest.planes
 
+    @property
+    def has_originals(self) -> bool:
+        """Whether every segment keeps float16 vectors, so that scores can be exact."""
+        return all(segment.manifest.originals for segment in self.segments)
+
+    def positions(self, rung: Budget) -> list[int]:
+        """Planes that a rung reads; -1 stands for the fused vectors."""
+        if rung.is_fused:
+            return [FUSED_POSITION]
+        return [k for k, (start, _) in enumerate(self.planes) if start < rung.r_d]
+
+    def split(self, rows: Rows) -> Iterator[tuple[Segment, NDArray[np.intp] | None, Rows]]:
+        """The segments that hold some rows: segment, which of the rows (None = all), its own rows.
+
+        Args:
+            rows: any rows, in any order.
+        """
+        if len(self.segments) == 1:
+            yield self.segments[0], None, rows
+            return
+        owner = np.searchsorted(self.offsets, rows, side="right") - 1
+        for position, segment in enumerate(self.segments):
+            mine = np.flatnonzero(owner == position)
+            if len(mine):
+                yield segment, mine, rows[mine] - self.offsets[position]
+
     def read_plane(self, position: int, rows: Rows) -> NDArray[np.float16]:
         """Vectors of the k-th token range for some documents, (len(rows), n_k, D)."""
-        return self._gather(lambda segment: segment.plane(position), rows)
+        start, stop = self.planes[position]
+        vectors = np.empty((len(rows), stop - start, self.manifest.dim), np.float16)
+        for segment, mine, local in self.split(rows):
+            vectors[slice(None) if mine is None else mine] = segment.planes[position].read(local)
+        return vectors
 
     def read_fused(self, rows: Rows) -> NDArray[np.float16]:
         """Fused vectors of some documents, (len(rows), F)."""
-        return self._gather(lambda segment: segment.fused, rows)
+        assert self.manifest.fused_dim is not None
+        vectors = np.empty((len(rows), self.manifest.fused_dim), np.float16)
+        for segment, mine, local in self.split(rows):
+            vectors[slice(None) if mine is None else mine] = segment.vectors_at(-1).read(local)[
+                :, 0
+            ]
+        return vectors
 
-    def _gather(
-        self, select: Callable[[Segment], NDArray[np.float16]], rows: Rows
-    ) -> NDArray[np.float16]:
-        if len(self.segments) == 1:
-            return select(self.segments[0])[rows]
-        owner = np.searchsorted(self.offsets, rows, side="right") - 1
-        gathered: NDArray[np.float16] | None = None
-        for position, segment in enumerate(self.segments):
-            mine = owner == position
-            if not mine.any():
-                continue
-            part = select(segment)[rows[mine] - self.offsets[position]]
-            if gathered is None:
-                gathered = np.empty((len(rows), *part.shape[1:]), part.dtype)
-            gathered[mine] = part
-        assert gathered is not None, "no rows were asked for"
-        return gathered
+    def errors(self, rows: Rows, rung: Budget) -> NDArray[np.float32]:
+        """(len(rows),) largest distance between a vector of the rung and its 8-bit form."""
+        errors = np.zeros(len(rows), np.float32)
+        for segment, mine, local in self.split(rows):
+            found = [segment.vectors_at(k).errors[local] for k in self.positions(rung)]
+            errors[slice(None) if mine is None else mine] = np.max(found, axis=0)
+        return errors
+
+    def largest_error(self, rung: Budget) -> float:
+        """The largest of all `errors`."""
+        return max(
+            segment.vectors_at(k).largest_error
+            for segment in self.segments
+            for k in self.positions(rung)
+        )
 
     def find_coarse(
         self, key: str, query: NDArray[np.float32], limit: int, allowed: NDArray[np.bool_]

@@ -43,6 +43,8 @@ class SearchResult:
         stages: {name, in, out, ms} of each stage; ms is this query's share of its batch.
         scored: documents scored at `budget`.
         live: live documents of the index, before any filter.
+        scores: `float`: the hits are those of exact scores among the scored documents; `int8`: of
+            8-bit scores, where the index keeps no originals.
         exact: whether every live document that passes the filter was scored at `budget`, in the
             order of float scores.
         generation: the index's state that was searched.
@@ -54,6 +56,7 @@ class SearchResult:
     stages: list[dict[str, Any]]
     scored: int
     live: int
+    scores: str
     exact: bool
     generation: str
 

@@ -6,16 +6,17 @@ from typing import Any
 
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.manifest import FORMAT_VERSION, GenerationManifest
-from rematch_ray.index.planes import DTYPE
 from rematch_ray.scoring.budget import Ladder
+
+_SCALE_BYTES = 4
 
 
 def bytes_per_document(manifest: GenerationManifest) -> dict[str, int]:
-    """Bytes of vectors that a score at each rung reads per document, the fused rung first."""
+    """Bytes of 8-bit vectors that a score at each rung reads per document, fused first."""
     ladder = Ladder.parse(manifest.ladder)
-    sizes = {"fused": DTYPE.itemsize * manifest.fused_dim} if manifest.fused_dim else {}
+    sizes = {"fused": manifest.fused_dim + _SCALE_BYTES} if manifest.fused_dim else {}
     for rung in ladder.rungs:
-        sizes[str(rung)] = DTYPE.itemsize * rung.r_d * manifest.dim
+        sizes[str(rung)] = rung.r_d * (manifest.dim + _SCALE_BYTES)
     return sizes
 
 
@@ -39,7 +40,7 @@ def describe(generation: Generation) -> dict[str, Any]:
         "named_budgets": {name: str(rung) for name, rung in named.items()},
         "embedding_dim": manifest.dim,
         "fused_dim": manifest.fused_dim,
-        "dtype": DTYPE.name,
+        "originals": generation.has_originals,
         "coarse": {key: entry["kind"] for key, entry in segments[0].coarse.items()},
         "default_coarse": manifest.default_coarse,
         "fields": generation.fields(),

@@ -18,7 +18,7 @@ from typing import Any
 
 from rematch_ray.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _HASH_BLOCK_BYTES = 1 << 20
 
 
@@ -38,17 +38,18 @@ class SegmentManifest:
         rows: documents.
         dim: D of the multi-vectors.
         fused_dim: F of the fused vector; None when the model has none.
-        dtype: element type of planes and fused vectors.
+        originals: whether float16 vectors are kept beside the 8-bit ones.
         planes: document token ranges [start, stop), one plane file each.
         files: every file of the segment but this manifest, by name.
-        coarse: coarse lists by key (`fused`, `first`): file, kind and the parameters of the kind.
+        coarse: coarse lists by key (`fused`, `first`): kind, its file where it has one, and its
+            parameters.
         fields: payload fields that a filter may name, with their Arrow types.
     """
 
     rows: int
     dim: int
     fused_dim: int | None
-    dtype: str
+    originals: bool
     planes: tuple[tuple[int, int], ...]
     files: Mapping[str, FileEntry]
     coarse: Mapping[str, Mapping[str, Any]]

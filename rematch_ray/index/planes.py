@@ -1,8 +1,13 @@
-"""Plane files: the vectors of one range of document tokens, document-major, `[N][n][D]`.
+"""Plane files: the vectors of one range of document tokens, document-major.
 
-A plane is a plain `.npy` file of float16, so that numpy alone opens it; it is written batch by
-batch and read through a memory map, so that a small budget never touches the planes above it. The
-element type is decided here and nowhere else. Knows nothing of segments or scores. Middle floor.
+    codes_0_1.npy      (N, n, D) uint8     8-bit codes + 128, read by every search
+    scales_0_1.npy     (N, n) float32      vector = scale * (code - 128)
+    errors_0_1.npy     (N,) float32        the largest distance of a vector from what is read back
+    originals_0_1.npy  (N, n, D) float16   optional: for exact scores of the last few documents
+
+Fused vectors are stored likewise, as a plane of one vector. All are plain `.npy` files, so that
+numpy alone opens them; they are written batch by batch and read through memory maps, so that a
+small budget never touches the planes above it. Knows nothing of segments or scores. Middle floor.
 """
 
 from __future__ import annotations
@@ -10,47 +15,63 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import FileEntry
+from rematch_ray.index.quantisation import (
+    dequantise,
+    from_offset,
+    quantise,
+    residual_norms,
+    to_offset,
+)
 
-DTYPE = np.dtype("<f2")
+ORIGINALS = np.dtype("<f2")
+CODES = np.dtype("u1")
+FACTORS = np.dtype("<f4")
+FUSED = "fused"
 
 
-def plane_file(start: int, stop: int) -> str:
-    """File name of the plane that holds document tokens [start, stop).
+def range_name(start: int, stop: int) -> str:
+    """Name of the plane that holds document tokens [start, stop).
 
-    >>> plane_file(4, 8)
-    'plane_4_8.npy'
+    >>> range_name(4, 8)
+    '4_8'
     """
-    return f"plane_{start}_{stop}.npy"
+    return f"{start}_{stop}"
 
 
-class PlaneWriter:
-    """Writes one plane file of a known shape in batches; a context manager.
+class ArrayWriter:
+    """Writes one `.npy` file of a known shape in batches; a context manager.
 
     Args:
         path: file to write.
-        shape: final shape, documents first: (N, n, D), or (N, F) for fused vectors.
+        shape: final shape, documents first.
+        dtype: element type.
     """
 
-    def __init__(self, path: Path, shape: Sequence[int]) -> None:
+    def __init__(self, path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         self.path = path
         self.shape = tuple(shape)
+        self.dtype = dtype
         self._rows = 0
         self._digest = hashlib.sha256()
         self._file = open(path, "w+b")  # noqa: SIM115 -- closed by __exit__
-        header = {"descr": DTYPE.str, "fortran_order": False, "shape": self.shape}
+        header = {"descr": dtype.str, "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(self._file, header)
         self._file.seek(0)
         self._digest.update(self._file.read())
 
-    def __enter__(self) -> PlaneWriter:
+    def __enter__(self) -> ArrayWriter:
         return self
 
     def __exit__(
@@ -61,10 +82,10 @@ class PlaneWriter:
     ) -> None:
         self._file.close()
 
-    def append(self, block: NDArray[np.floating]) -> None:
+    def append(self, block: NDArray[Any]) -> None:
         """Adds the next documents, (rows, *shape[1:])."""
         assert block.shape[1:] == self.shape[1:], (block.shape, self.shape)
-        data = np.ascontiguousarray(block, dtype=DTYPE).tobytes()
+        data = np.ascontiguousarray(block, dtype=self.dtype).tobytes()
         self._file.write(data)
         self._digest.update(data)
         self._rows += len(block)
@@ -77,26 +98,133 @@ class PlaneWriter:
         return FileEntry(bytes=self._file.tell(), sha256=self._digest.hexdigest())
 
 
-def open_plane(path: Path, shape: Sequence[int]) -> NDArray[np.float16]:
-    """Maps a plane file without reading it.
+class PlaneWriter:
+    """Writes the files of one plane.
 
     Args:
-        path: a file that a PlaneWriter made.
+        directory: the segment's directory.
+        name: `range_name` of the tokens, or `fused`.
+        shape: (N, n, D).
+        originals: whether to keep float16 originals, with the errors that tell when to read them.
+        closing: closes the files in the end.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        shape: tuple[int, int, int],
+        *,
+        originals: bool,
+        closing: ExitStack,
+    ) -> None:
+        kinds = plane_files(name, shape, originals=originals)
+        self._writers = {
+            kind: closing.enter_context(ArrayWriter(directory / file, size, dtype))
+            for kind, (file, size, dtype) in kinds.items()
+        }
+
+    def append(self, vectors_NRD: NDArray[np.float16]) -> None:
+        """Adds the next documents' vectors, (rows, n, D), unit norm."""
+        codes, scales = quantise(vectors_NRD)
+        self._writers["codes"].append(to_offset(codes))
+        self._writers["scales"].append(scales)
+        if "originals" in self._writers:
+            self._writers["originals"].append(vectors_NRD)
+            self._writers["errors"].append(residual_norms(vectors_NRD, codes, scales).max(axis=1))
+
+    def finish(self) -> dict[str, FileEntry]:
+        """Makes the files durable and describes them, by name."""
+        return {writer.path.name: writer.finish() for writer in self._writers.values()}
+
+
+def plane_files(
+    name: str, shape: tuple[int, int, int], *, originals: bool
+) -> dict[str, tuple[str, tuple[int, ...], np.dtype[Any]]]:
+    """Files of a plane: kind -> file name, shape, element type."""
+    num_documents, num_vectors, _ = shape
+    kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        "codes": (shape, CODES),
+        "scales": ((num_documents, num_vectors), FACTORS),
+    }
+    if originals:
+        kinds |= {"errors": ((num_documents,), FACTORS), "originals": (shape, ORIGINALS)}
+    return {kind: (f"{kind}_{name}.npy", *content) for kind, content in kinds.items()}
+
+
+@dataclass(frozen=True)
+class Plane:
+    """An open plane; files are mapped when first read.
+
+    Args:
+        directory: the segment's directory.
+        name: `range_name` of the tokens, or `fused`.
+        shape: (N, n, D).
+        has_originals: whether float16 originals and errors are there.
+    """
+
+    directory: Path
+    name: str
+    shape: tuple[int, int, int]
+    has_originals: bool
+
+    @cached_property
+    def codes(self) -> NDArray[np.uint8]:
+        """(N, n, D) codes + 128, mapped."""
+        return self._open("codes")
+
+    @cached_property
+    def scales(self) -> NDArray[np.float32]:
+        """(N, n) scales, mapped."""
+        return self._open("scales")
+
+    @cached_property
+    def errors(self) -> NDArray[np.float32]:
+        """(N,) largest distance of a document's vector here from what is read back, mapped."""
+        return self._open("errors")
+
+    @cached_property
+    def largest_error(self) -> float:
+        """The largest of all `errors`."""
+        return float(self.errors.max(initial=0.0))
+
+    @cached_property
+    def _originals(self) -> NDArray[np.float16]:
+        return self._open("originals")
+
+    def read(self, rows: NDArray[np.integer] | slice) -> NDArray[np.float16]:
+        """Vectors of some documents, (len(rows), n, D): originals, or decoded where none are."""
+        if self.has_originals:
+            return self._originals[rows]
+        return dequantise(from_offset(self.codes[rows]), self.scales[rows])
+
+    def _open(self, kind: str) -> NDArray[Any]:
+        file, shape, dtype = plane_files(self.name, self.shape, originals=True)[kind]
+        return open_array(self.directory / file, shape, dtype)
+
+
+def open_array(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Maps a file of a plane without reading it.
+
+    Args:
+        path: a file that an ArrayWriter made.
         shape: the shape that the manifest promises.
+        dtype: its element type.
 
     Returns:
-        Read-only memory map, float16.
+        Read-only memory map.
 
     Raises:
         UserError: the file is missing, cut short, or of another shape or type.
     """
     try:
-        plane = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError) as broken:
         raise UserError(f"{path} cannot be mapped ({broken}): the index is damaged") from broken
-    if plane.shape != tuple(shape) or plane.dtype != DTYPE:
+    if array.shape != tuple(shape) or array.dtype != dtype:
         raise UserError(
-            f"{path} holds {plane.dtype} {plane.shape}, its manifest says {DTYPE} "
+            f"{path} holds {array.dtype} {array.shape}, its manifest says {dtype} "
             f"{tuple(shape)}: the index is damaged, build it again"
         )
-    return plane
+    # a plain view: the kernel takes arrays, and a memmap's own slicing is slow
+    return array.view(np.ndarray)

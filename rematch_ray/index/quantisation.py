@@ -1,9 +1,10 @@
-"""Vectors as 8-bit integers with one scale each, and back.
+"""Vectors as 8-bit integers with one scale each, and back; how far off scores of them can be.
 
 A unit vector x becomes codes q = round(127 x / max|x|) and the scale 1 / |q|, so that what is read
 back has unit norm again whatever was rounded away. No stored entry is further off than half a step
 before that, hence |x - scale * q| <= sqrt(D) max|x| / 127 (`error_bound`), and a MaxSim score, a
-mean over query vectors of unit norm, moves by no more than the largest of these. Middle floor.
+mean over query vectors of unit norm, moves by no more than the largest of these. `residual_norms`
+measures instead of bounding, and `score_bound` holds for any query. Middle floor.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = 127
+OFFSET = 128
+# a scale is 1 / |codes| in float32: what is read back can be longer than 1 by its rounding
+_LONGEST_READ = 1 + 2.0**-21
+# float32 roundings of a score: dot product, scale, query scale, mean; each 2**-24 of at most 1
+_SCORE_ROUNDING = 2.0**-21
 
 
 def quantise(vectors_NRD: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -49,3 +55,70 @@ def error_bound(vectors_NRD: NDArray[np.floating]) -> NDArray[np.float32]:
     """
     largest = np.abs(vectors_NRD).max(axis=-1).astype(np.float32)
     return np.float32(np.sqrt(vectors_NRD.shape[-1]) / LEVELS) * largest
+
+
+def to_offset(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Codes as documents are stored: plus 128, what 8-bit multiply-add takes beside signed queries.
+
+    >>> to_offset(np.int8([-127, 0, 127])).tolist()
+    [1, 128, 255]
+    """
+    return codes.view(np.uint8) ^ np.uint8(OFFSET)
+
+
+def from_offset(stored: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Codes from their stored form, the reverse of `to_offset`."""
+    return (stored ^ np.uint8(OFFSET)).view(np.int8)
+
+
+def residual_norms(
+    vectors_NRD: NDArray[np.floating], codes_NRD: NDArray[np.int8], scales_NR: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """How far each vector is from what is read back, |x - scale * codes|, rounded up.
+
+    Args:
+        vectors_NRD: (..., D) originals, as exact scores read them.
+        codes_NRD: (..., D) from `quantise`.
+        scales_NR: (...) float32.
+
+    Returns:
+        (...) float32, never below the true norm.
+    """
+    read = codes_NRD * scales_NR[..., None].astype(np.float64)
+    return _rounded_up(np.linalg.norm(vectors_NRD.astype(np.float64) - read, axis=-1))
+
+
+def norms(vectors_NRD: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Lengths of vectors, (...) float32, never below the true ones."""
+    return _rounded_up(np.linalg.norm(vectors_NRD.astype(np.float64), axis=-1))
+
+
+def score_bound(
+    query_norms_R: NDArray[np.float32],
+    query_residuals_R: NDArray[np.float32],
+    document_residuals_C: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """How far an 8-bit MaxSim score can be from that of the originals.
+
+    With q', x' as read back, q.x - q'.x' = q.(x - x') + (q - q').x', which is at most
+    |q| |x - x'| + |q - q'| |x'|. A maximum over document vectors moves by no more than its largest
+    entry, and a mean by no more than the mean of its entries; |x'| is 1 up to rounding. The last
+    term is that of computing the 8-bit score in float32.
+
+    Args:
+        query_norms_R: (r_q,) lengths of the original query vectors, from `norms`.
+        query_residuals_R: (r_q,) from `residual_norms`.
+        document_residuals_C: (C,) largest of a document's first r_d `residual_norms`.
+
+    Returns:
+        (C,) float32: |score of the originals - 8-bit score| is at most this.
+    """
+    per_residual = query_norms_R.astype(np.float64).mean()
+    fixed = query_residuals_R.astype(np.float64).mean() * _LONGEST_READ + _SCORE_ROUNDING
+    return _rounded_up(per_residual * document_residuals_C.astype(np.float64) + fixed)
+
+
+def _rounded_up(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    # 2**-40 covers the float64 sums before, nextafter the rounding to float32 here
+    rounded = (values * (1 + 2.0**-40)).astype(np.float32)
+    return np.nextafter(rounded, np.float32(np.inf))

@@ -1,4 +1,4 @@
-"""Query vectors checked against an index and rounded for exact scoring.
+"""Query vectors checked against an index, rounded for exact scoring and coded for 8-bit scoring.
 
 Takes anything that has `vectors` and `fused`, tensors or arrays. Knows nothing of models, budgets
 or candidates. Middle floor.
@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.exact import Float64, to_grid
+from rematch_ray.index.exact import Float32, Float64, to_grid
+from rematch_ray.index.quantisation import norms, quantise, residual_norms
+from rematch_ray.scoring.budget import Budget
 
 _NORM_TOLERANCE = 1e-2
 
@@ -31,22 +33,82 @@ class QueryVectors(Protocol):
 
 
 @dataclass(frozen=True)
+class Codes:
+    """Query vectors as 8-bit codes, and how far those are from the vectors.
+
+    Args:
+        codes: (B, R, D) int8.
+        scales: (B, R) float32: vector = scale * codes, nearly.
+        errors: (B, R) float32 distance of each vector from that, never too small.
+        norms: (B, R) float32 length of each vector, never too small.
+    """
+
+    codes: NDArray[np.int8]
+    scales: Float32
+    errors: Float32
+    norms: Float32
+
+    @classmethod
+    def of(cls, vectors_BRD: Float64) -> Codes:
+        """Codes of vectors on the grid."""
+        codes, scales = quantise(vectors_BRD)
+        errors = residual_norms(vectors_BRD, codes, scales)
+        return cls(codes, scales, errors, norms(vectors_BRD))
+
+    def part(self, rows: slice, vectors: slice) -> Codes:
+        """Some queries' first vectors."""
+        some = (rows, vectors)
+        return Codes(self.codes[some], self.scales[some], self.errors[some], self.norms[some])
+
+
+@dataclass(frozen=True)
 class Queries:
     """Checked queries.
 
     Args:
         vectors: (B, R, D) float64 on the grid of `to_grid`.
         fused: (B, F) likewise, or None.
+        codes: of `vectors`.
+        fused_codes: of `fused`, as one vector each, or None.
     """
 
     vectors: Float64
     fused: Float64 | None
+    codes: Codes
+    fused_codes: Codes | None
+
+    @classmethod
+    def of(cls, vectors_BRD: Float64, fused_BF: Float64 | None) -> Queries:
+        """Queries of vectors on the grid."""
+        fused_codes = None if fused_BF is None else Codes.of(fused_BF[:, None])
+        return cls(vectors_BRD, fused_BF, Codes.of(vectors_BRD), fused_codes)
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def __getitem__(self, rows: slice) -> Queries:
-        return Queries(self.vectors[rows], None if self.fused is None else self.fused[rows])
+        every = slice(None)
+        return Queries(
+            self.vectors[rows],
+            None if self.fused is None else self.fused[rows],
+            self.codes.part(rows, every),
+            None if self.fused_codes is None else self.fused_codes.part(rows, every),
+        )
+
+    def codes_at(self, rung: Budget) -> Codes:
+        """Codes of the vectors that take part at a rung, (B, r_q, D), or (B, 1, F) when fused.
+
+        Raises:
+            UserError: the fused rung, and the queries have no fused vectors.
+        """
+        if not rung.is_fused:
+            return self.codes.part(slice(None), slice(rung.r_q))
+        if self.fused_codes is None:
+            raise UserError(
+                "budget 'fused' needs fused query vectors, and there are none: name a rung such as "
+                "1x1"
+            )
+        return self.fused_codes
 
     @classmethod
     def check(
@@ -81,7 +143,7 @@ class Queries:
                 )
             _check_unit(fused[:, None])
             fused_grid = to_grid(fused)
-        return cls(to_grid(vectors[:, :num_vectors]), fused_grid)
+        return cls.of(to_grid(vectors[:, :num_vectors]), fused_grid)
 
 
 def _as_array(vectors: Any) -> NDArray[np.float32]:

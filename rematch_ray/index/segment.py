@@ -1,16 +1,15 @@
 """A segment: documents written once and never changed, one directory of plain files.
 
-    plane_0_1.npy ...   vectors by token range      keys.npy         tie-breakers
-    fused.npy           fused vectors               payload.sqlite   ids and payloads
-    coarse_*.faiss      coarse lists                segment.json     what is here, with checksums
+    codes_0_1.npy ...   vectors by token range (planes.py)    keys.npy         tie-breakers
+    codes_fused.npy ... fused vectors                         payload.sqlite   ids and payloads
+    coarse_*.faiss      coarse lists                          segment.json     checksums
 
 Knows nothing of other segments, deletions or searches. Middle floor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,124 +17,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse import CoarseKind, CoarseList, build_coarse, coarse_file
-from rematch_ray.index.manifest import (
-    FileEntry,
-    SegmentEntry,
-    SegmentManifest,
-    describe_file,
-    hash_file,
-    sync_directory,
-    sync_file,
-    write_manifest,
-)
-from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore, PayloadWriter, document_key
-from rematch_ray.index.planes import DTYPE, PlaneWriter, open_plane, plane_file
-from rematch_ray.index.shards import EmbeddingBatch
+from rematch_ray.index.manifest import SegmentEntry, SegmentManifest, hash_file
+from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore
+from rematch_ray.index.planes import FUSED, Plane, range_name
+from rematch_ray.index.scan import Coarse, open_coarse
 
+FUSED_POSITION = -1
 SEGMENT_FILE = "segment.json"
-FUSED_FILE = "fused.npy"
 KEYS_FILE = "keys.npy"
 
 
-def write_segment(
-    directory: Path,
-    batches: Iterable[EmbeddingBatch],
-    *,
-    rows: int,
-    dim: int,
-    fused_dim: int | None,
-    planes: Sequence[tuple[int, int]],
-    fields: dict[str, str],
-    coarse_kind: CoarseKind = "auto",
-) -> str:
-    """Writes a whole segment from a stream of batches; its manifest comes last.
+@dataclass(frozen=True)
+class SegmentVectors:
+    """What the plane files of a segment hold.
 
     Args:
-        directory: an empty directory.
-        batches: the documents; no more than one batch is held at a time.
-        rows: documents that the batches will give.
+        rows: N documents.
         dim: D.
         fused_dim: F, or None.
-        planes: document token ranges.
-        fields: payload fields and their types, as a filter may name them.
-        coarse_kind: see `build_coarse`.
-
-    Returns:
-        SHA-256 of the segment's manifest.
-
-    Raises:
-        UserError: an id occurs twice, or a payload cannot be stored.
+        planes: document token ranges [start, stop).
+        originals: whether float16 vectors are kept beside the 8-bit ones.
     """
-    files = _write_vectors(directory, batches, rows, dim, fused_dim, planes)
-    coarse = {}
-    for key, vectors in _coarse_vectors(directory, rows, dim, fused_dim, planes[0]).items():
-        coarse[key] = build_coarse(directory / coarse_file(key), vectors, kind=coarse_kind)
-    for name in [KEYS_FILE, PAYLOAD_FILE, *(entry["file"] for entry in coarse.values())]:
-        sync_file(directory / name)
-        files[name] = describe_file(directory / name)
-    manifest = SegmentManifest(
-        rows=rows,
-        dim=dim,
-        fused_dim=fused_dim,
-        dtype=DTYPE.name,
-        planes=tuple(planes),
-        files=files,
-        coarse=coarse,
-        fields={"source": "string", **fields},
-    )
-    digest = write_manifest(directory / SEGMENT_FILE, manifest.to_json())
-    sync_directory(directory)
-    return digest
 
+    rows: int
+    dim: int
+    fused_dim: int | None
+    planes: tuple[tuple[int, int], ...]
+    originals: bool
 
-def _write_vectors(
-    directory: Path,
-    batches: Iterable[EmbeddingBatch],
-    rows: int,
-    dim: int,
-    fused_dim: int | None,
-    planes: Sequence[tuple[int, int]],
-) -> dict[str, FileEntry]:
-    keys = np.empty(rows, dtype=np.uint64)
-    done = 0
-    with ExitStack() as open_files:
-        writers = {
-            (start, stop): open_files.enter_context(
-                PlaneWriter(directory / plane_file(start, stop), (rows, stop - start, dim))
-            )
-            for start, stop in planes
-        }
-        fused = None
-        if fused_dim is not None:
-            fused = open_files.enter_context(PlaneWriter(directory / FUSED_FILE, (rows, fused_dim)))
-        payload = PayloadWriter(directory / PAYLOAD_FILE)
-        open_files.callback(payload.close)
-        for batch in batches:
-            for (start, stop), writer in writers.items():
-                writer.append(batch.vectors[:, start:stop])
-            if fused is not None and batch.fused is not None:
-                fused.append(batch.fused)
-            payload.append(batch.ids, batch.sources, batch.payloads)
-            keys[done : done + len(batch.ids)] = [document_key(name) for name in batch.ids]
-            done += len(batch.ids)
-        payload.finish()
-        files = {writer.path.name: writer.finish() for writer in writers.values()}
-        if fused is not None:
-            files[FUSED_FILE] = fused.finish()
-    np.save(directory / KEYS_FILE, keys)
-    return files
+    def keeps(self, name: str) -> bool:
+        """Whether the originals of a plane are kept; fused ones always, the matching head reads
+        them.
+        """
+        return self.originals or name == FUSED
 
+    def plane(self, directory: Path, position: int) -> Plane:
+        """The k-th token range."""
+        start, stop = self.planes[position]
+        name = range_name(start, stop)
+        return Plane(directory, name, (self.rows, stop - start, self.dim), self.keeps(name))
 
-def _coarse_vectors(
-    directory: Path, rows: int, dim: int, fused_dim: int | None, first_plane: tuple[int, int]
-) -> dict[str, NDArray[np.float16]]:
-    start, stop = first_plane
-    first = open_plane(directory / plane_file(start, stop), (rows, stop - start, dim))
-    vectors = {"first": first[:, 0]}
-    if fused_dim is not None:
-        vectors["fused"] = open_plane(directory / FUSED_FILE, (rows, fused_dim))
-    return vectors
+    def fused(self, directory: Path) -> Plane:
+        """The fused vectors, as a plane of one vector."""
+        assert self.fused_dim is not None
+        return Plane(directory, FUSED, (self.rows, 1, self.fused_dim), self.keeps(FUSED))
 
 
 class Segment:
@@ -172,8 +97,16 @@ class Segment:
             )
         self.payload = PayloadStore(directory / PAYLOAD_FILE)
         self.live = _read_live(tombstones, entry.rows)
-        self._planes: dict[int, NDArray[np.float16]] = {}
-        self._coarse: dict[str, CoarseList] = {}
+        shape = SegmentVectors(
+            rows=self.manifest.rows,
+            dim=self.manifest.dim,
+            fused_dim=self.manifest.fused_dim,
+            planes=self.manifest.planes,
+            originals=self.manifest.originals,
+        )
+        self.planes = [shape.plane(directory, k) for k in range(len(shape.planes))]
+        self.fused = None if shape.fused_dim is None else shape.fused(directory)
+        self._coarse: dict[str, Coarse] = {}
 
     @property
     def rows(self) -> int:
@@ -185,25 +118,19 @@ class Segment:
         """(N,) tie-breaker of every document."""
         return np.load(self.directory / KEYS_FILE, mmap_mode="r")
 
-    @cached_property
-    def fused(self) -> NDArray[np.float16]:
-        """(N, F) fused vectors, mapped."""
-        assert self.manifest.fused_dim is not None
-        return open_plane(self.directory / FUSED_FILE, (self.rows, self.manifest.fused_dim))
+    def vectors_at(self, position: int) -> Plane:
+        """The plane at a position, or the fused vectors at `FUSED_POSITION`."""
+        if position != FUSED_POSITION:
+            return self.planes[position]
+        assert self.fused is not None
+        return self.fused
 
-    def plane(self, position: int) -> NDArray[np.float16]:
-        """(N, n_k, D) vectors of the k-th token range, mapped on first use."""
-        if position not in self._planes:
-            start, stop = self.manifest.planes[position]
-            shape = (self.rows, stop - start, self.manifest.dim)
-            path = self.directory / plane_file(start, stop)
-            self._planes[position] = open_plane(path, shape)
-        return self._planes[position]
-
-    def coarse(self, key: str) -> CoarseList:
+    def coarse(self, key: str) -> Coarse:
         """The coarse list of a key, mapped on first use."""
         if key not in self._coarse:
-            self._coarse[key] = CoarseList(self.directory, dict(self.manifest.coarse[key]))
+            plane = self.vectors_at(FUSED_POSITION if key == FUSED else 0)
+            description = self.manifest.coarse[key]
+            self._coarse[key] = open_coarse(self.directory, description, plane)
         return self._coarse[key]
 
     def verify(self) -> int:

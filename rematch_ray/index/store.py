@@ -43,7 +43,7 @@ from rematch_ray.index.manifest import (
     write_durably,
     write_manifest,
 )
-from rematch_ray.index.segment import write_segment
+from rematch_ray.index.segment_writer import write_segment
 from rematch_ray.index.shards import EmbeddingBatch
 
 LOCK_FILE = "LOCK"

@@ -123,6 +123,7 @@ class SearchResponse(ApiModel):
     stages: list[StageBody]
     scored: int = Field(description="documents scored at the final budget")
     live: int = Field(description="documents that could have been")
+    scores: Literal["float", "int8"]
     exact: bool
     generation: str
     timing: TimingBody

@@ -151,6 +151,7 @@ def _add_search(api: FastAPI, backend: Backend, limits: Limits, guard: list[Any]
             stages=[StageBody.model_validate(stage) for stage in found.stages],
             scored=found.scored,
             live=found.live,
+            scores=found.scores,
             exact=found.exact,
             generation=found.generation,
             timing=TimingBody(

@@ -98,6 +98,7 @@ def draw_sheet(
         SearchResult(
             hits=[Hit(hit["id"], hit["score"], hit["payload"]) for hit in answer["results"]],
             **{key: answer[key] for key in ("budget", "candidates", "stages", "scored", "live")},
+            scores=answer["scores"],
             exact=answer["exact"],
             generation=answer["generation"],
         )

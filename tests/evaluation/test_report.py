@@ -33,7 +33,7 @@ def report() -> dict:
 
 
 def result(hits: list[Hit]) -> SearchResult:
-    return SearchResult(hits, "4x8", 10, [], 10, 10, True, "generation-000001")
+    return SearchResult(hits, "4x8", 10, [], 10, 10, "float", True, "generation-000001")
 
 
 def test_the_table_has_a_line_per_rung_and_ends_with_chance_and_the_ceiling(report: dict) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
 from rematch_ray.index.payload import document_key
+from rematch_ray.index.quantisation import quantise
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.scoring.budget import Budget
 from rematch_ray.scoring.maxsim import fused_scores, maxsim
@@ -104,14 +105,29 @@ def test_a_batch_of_queries_returns_what_each_returns_alone(index: SearchIndex) 
 
 def test_candidates_are_the_best_of_the_coarse_stage(index: SearchIndex) -> None:
     query = queries(1)
-    scores = index.score_all(query)
+    lists = {
+        "fused": (unit((300, 24), 2), query.fused[0]),
+        "first": (unit((300, 8, 16), 1)[:, 0], query.vectors[0, 0]),
+    }
     ids = np.array(index.ids())
-    for coarse, rung in (("fused", "fused"), ("first", "1x1")):
+    for coarse, (documents, wanted) in lists.items():
         [found] = index.search(query, budget="4x8", candidates=25, top_k=25, coarse=coarse)
-        expected = ids[np.argsort(-scores[rung][0], kind="stable")[:25]]
+        scores = decoded(documents.astype(np.float16)) @ decoded(wanted[None])[0]
+        expected = ids[np.argsort(-scores, kind="stable")[:25]]
         assert {hit.id for hit in found.hits} == set(expected)
         assert (found.candidates, found.scored, found.exact) == (25, 25, False)
-        assert [stage["name"] for stage in found.stages] == ["filter", f"coarse:{coarse}", "4x8"]
+        assert [stage["name"] for stage in found.stages] == [
+            "filter",
+            f"coarse:{coarse}",
+            "4x8",
+            "exact",
+        ]
+
+
+def decoded(vectors: np.ndarray) -> np.ndarray:
+    """What 8 bits keep of vectors, (N, D) float64."""
+    codes, scales = quantise(vectors[:, None])
+    return (codes[:, 0] * scales.astype(np.float64)).astype(np.float64)
 
 
 def test_both_coarse_lists_are_merged_by_rank(index: SearchIndex) -> None:
@@ -302,8 +318,10 @@ def test_a_large_corpus_is_narrowed_through_growing_budgets(
         ("filter", 900, 900),
         ("coarse:fused", 900, 400),
         ("2x4", 400, 200),
-        ("4x8", 200, 5),
+        ("4x8", 200, found.stages[-1]["in"]),
+        ("exact", found.stages[-1]["in"], 5),
     ]
+    assert 5 <= found.stages[-1]["in"] < 200
     assert (found.candidates, found.scored, found.exact) == (400, 200, False)
 
 
@@ -381,6 +399,6 @@ def test_stored_fused_vectors_come_back_by_id(index: SearchIndex) -> None:
 def test_info_is_plain_json_and_prices_every_rung(index: SearchIndex, tmp_path: Path) -> None:
     info = json.loads(json.dumps(index.info()))
     assert info["documents"] == info["live"] == len(index) == 300
-    assert info["bytes_per_document"] == {"fused": 48, "1x1": 32, "2x4": 128, "4x8": 256}
+    assert info["bytes_per_document"] == {"fused": 28, "1x1": 20, "2x4": 80, "4x8": 160}
     assert info["path"] == str(tmp_path / "index")
     assert info["instruction"] == "find it"

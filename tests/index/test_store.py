@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.errors import UserError
-from rematch_ray.index import build, planes, segment, store
+from rematch_ray.index import build, planes, shards, store
 from rematch_ray.index.build import build_index
 from rematch_ray.index.search import SearchIndex
 from tests.index.made import queries, unit, write_embeddings
@@ -49,19 +49,31 @@ def test_every_file_opens_with_plain_libraries(index: SearchIndex, tmp_path: Pat
     manifest = json.loads((segment / "segment.json").read_text())
     vectors = unit((300, 8, 16), 1).astype(np.float16)
     for start, stop in manifest["planes"]:
-        plane = np.load(segment / f"plane_{start}_{stop}.npy", allow_pickle=False)
+        kinds = ("codes", "scales", "errors", "originals")
+        files = [segment / f"{kind}_{start}_{stop}.npy" for kind in kinds]
+        codes, scales, errors, plane = (np.load(file, allow_pickle=False) for file in files)
         np.testing.assert_array_equal(plane, vectors[:, start:stop])
-    np.testing.assert_array_equal(np.load(segment / "fused.npy"), unit((300, 24), 2).astype("f2"))
+        off = plane - scales[..., None] * (codes.astype(np.float64) - 128)
+        assert (np.linalg.norm(off, axis=-1).max(axis=1) <= errors).all()
+        assert errors.max() < 0.02
+    fused = np.load(segment / "originals_fused.npy")
+    np.testing.assert_array_equal(fused[:, 0], unit((300, 24), 2).astype("f2"))
     with sqlite3.connect(segment / "payload.sqlite") as database:
         rows = database.execute("SELECT id, payload FROM documents ORDER BY row").fetchall()
     assert [name for name, _ in rows] == [f"doc-{row:04d}" for row in range(300)]
     assert json.loads(rows[4][1])["name"] == "name 4"
-    assert faiss.read_index(str(segment / "coarse_fused.faiss")).ntotal == 300
     for file, entry in manifest["files"].items():
         data = (segment / file).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"])
     assert sorted(manifest["files"]) == sorted(
         file.name for file in segment.iterdir() if file.name != "segment.json"
+    )
+
+
+def test_a_coarse_list_opens_with_faiss_alone(embeddings: Path, tmp_path: Path) -> None:
+    build_index(embeddings, tmp_path / "index", coarse_kind="flat")
+    assert (
+        faiss.read_index(str(segment_of(tmp_path / "index") / "coarse_fused.faiss")).ntotal == 300
     )
 
 
@@ -112,9 +124,10 @@ def test_a_prefix_below_every_rung_is_refused(make_index: Callable[..., SearchIn
 def test_a_small_budget_never_touches_the_planes_above_it(
     index: SearchIndex, tmp_path: Path
 ) -> None:
-    (segment_of(tmp_path / "index") / "plane_4_8.npy").write_bytes(b"")
+    for kind in ("codes", "scales", "errors", "originals"):
+        (segment_of(tmp_path / "index") / f"{kind}_4_8.npy").write_bytes(b"")
     assert len(index.search(queries(1), budget="2x4", candidates="all")[0].hits) == 10
-    with pytest.raises(UserError, match=r"plane_4_8\.npy cannot be mapped"):
+    with pytest.raises(UserError, match=r"codes_4_8\.npy cannot be mapped"):
         index.search(queries(1), budget="4x8", candidates="all")
 
 
@@ -124,7 +137,7 @@ def test_planes_sliced_one_vector_off_change_the_scores_of_every_rung_but_the_to
 ) -> None:
     """What the equality with brute force in test_search rests on."""
     build_index(embeddings, tmp_path / "right")
-    append = segment.EmbeddingBatch
+    append = shards.EmbeddingBatch
     monkeypatch.setattr(
         build.EmbeddingShards,
         "batches",
@@ -143,8 +156,8 @@ def test_planes_sliced_one_vector_off_change_the_scores_of_every_rung_but_the_to
 
 def test_planes_follow_the_ladder_that_is_asked_for(embeddings: Path, tmp_path: Path) -> None:
     build_index(embeddings, tmp_path / "index", ladder=["1x2", "2x6"])
-    names = sorted(file.name for file in segment_of(tmp_path / "index").glob("plane_*"))
-    assert names == ["plane_0_2.npy", "plane_2_6.npy"]
+    names = sorted(file.name for file in segment_of(tmp_path / "index").glob("codes_?_?.npy"))
+    assert names == ["codes_0_2.npy", "codes_2_6.npy"]
     index = SearchIndex.open(tmp_path / "index")
     assert set(index.score_all(queries(2))) == {"fused", "1x2", "2x6"}
 
@@ -321,29 +334,29 @@ def test_what_is_not_an_index_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_file_is_named_when_the_index_is_opened(
     index: SearchIndex, tmp_path: Path
 ) -> None:
-    plane = segment_of(tmp_path / "index") / "plane_1_4.npy"
+    plane = segment_of(tmp_path / "index") / "scales_1_4.npy"
     os.truncate(plane, plane.stat().st_size - 2)
-    with pytest.raises(UserError, match=r"plane_1_4\.npy has .* bytes, its manifest says"):
+    with pytest.raises(UserError, match=r"scales_1_4\.npy has .* bytes, its manifest says"):
         SearchIndex.open(tmp_path / "index")
     plane.unlink()
-    with pytest.raises(UserError, match=r"plane_1_4\.npy is missing"):
+    with pytest.raises(UserError, match=r"scales_1_4\.npy is missing"):
         SearchIndex.open(tmp_path / "index")
 
 
 def test_one_flipped_bit_is_found_by_verify(index: SearchIndex, tmp_path: Path) -> None:
     assert index.verify()["documents"] == 300
-    plane = segment_of(tmp_path / "index") / "plane_4_8.npy"
+    plane = segment_of(tmp_path / "index") / "originals_4_8.npy"
     data = bytearray(plane.read_bytes())
     data[-1] ^= 1
     plane.write_bytes(bytes(data))
-    with pytest.raises(UserError, match=r"plane_4_8\.npy does not match its checksum"):
+    with pytest.raises(UserError, match=r"originals_4_8\.npy does not match its checksum"):
         SearchIndex.open(tmp_path / "index").verify()
 
 
 def test_an_unknown_format_version_is_refused(index: SearchIndex, tmp_path: Path) -> None:
     [file] = (tmp_path / "index" / "generations").iterdir()
-    file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 99'))
-    with pytest.raises(UserError, match="has format version 99, this software reads 1"):
+    file.write_text(file.read_text().replace('"format_version": 2', '"format_version": 99'))
+    with pytest.raises(UserError, match="has format version 99, this software reads 2"):
         SearchIndex.open(tmp_path / "index")
 
 

@@ -73,7 +73,8 @@ class FakeBackend:
         self.encoded.append(query)
         hits = [Hit(name, 0.9 - n / 10, p) for n, (name, p) in enumerate(self.documents.items())]
         stages = [{"name": "maxsim", "in": 5, "out": plan.top_k, "ms": 0.5}]
-        return SearchResult(hits[: plan.top_k], plan.budget or "", 5, stages, 5, 5, True, "g1")
+        budget = plan.budget or ""
+        return SearchResult(hits[: plan.top_k], budget, 5, stages, 5, 5, "float", True, "g1")
 
     async def payload(self, document_id: str) -> Mapping[str, Any] | None:
         return self.documents.get(document_id)

@@ -18,6 +18,7 @@ ANSWER = {
     "stages": [],
     "scored": 9,
     "live": 9,
+    "scores": "float",
     "exact": True,
     "generation": "g1",
     "http_ms": 12.3,

@@ -1,0 +1,72 @@
+/* What the parts of the 8-bit MaxSim kernel share. Knows nothing of Python. */
+#ifndef REMATCH_RAY_MAXSIM_H
+#define REMATCH_RAY_MAXSIM_H
+
+#include <stdint.h>
+
+/* Document vectors scored between two folds: with 16 query vectors their scores are 6 KiB. */
+#define CHUNK 96
+/* Scorers work on whole blocks, at most this many vectors past the last. */
+#define SLACK 16
+#define GROUP_ROWS 16
+#define MAX_DIM 4096
+#define INLINE static inline __attribute__((always_inline))
+
+/* Up to 16 query vectors that share a pass over the documents. */
+struct group {
+    int first;                 /* its first row of the query */
+    int rows;                  /* rows it holds */
+    int width;                 /* rows it computes: 1, 2, 4, 8 or 16 */
+    void *packed;              /* codes, in the order that its path reads them */
+    int32_t start[GROUP_ROWS]; /* -128 * sum(codes) per lane: documents are stored as code + 128 */
+};
+
+/* Document vectors in the order of the output, padded to whole blocks by repeating the last. */
+struct chunk {
+    int count;
+    int64_t document; /* of the first vector */
+    int position;     /* of the first vector within its document */
+    const uint8_t *vectors[CHUNK + SLACK];
+    const float *scale_run;            /* the scales where they lie side by side, or NULL */
+    const float *scale_places[CHUNK];  /* and where they do not */
+    float scales[CHUNK + SLACK];       /* copied once they are needed */
+};
+
+/* out[v][width] = scale[v] * (float)dot(vector v, row), fetching `ahead` (or NULL) on the way. */
+typedef void score_fn(const struct chunk *, const struct chunk *ahead, const struct group *,
+                      int dim, float *out);
+/* Lays one group's rows out as score_fn wants them; `rows` is the group's first row. */
+typedef void pack_fn(struct group *, const int8_t *rows, int dim);
+/* best[document][row] = max(best, scores) */
+typedef void fold_fn(const struct chunk *, const struct group *, const float *scores, float *best,
+                     int64_t stride, int vectors_per_document);
+
+struct path {
+    const char *name;
+    pack_fn *pack;
+    score_fn *score;
+    fold_fn *fold;
+};
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAS_X86_PATHS 1
+extern const struct path avx512vnni_path, avx2_path;
+#endif
+
+INLINE void fold_scores(const struct chunk *chunk, const struct group *group, const float *scores,
+                        float *best, int64_t stride, int vectors_per_document) {
+    const int rows = group->rows, width = group->width;
+    int position = chunk->position;
+    float *row = best + chunk->document * stride + group->first;
+    for (int v = 0; v < chunk->count; row += stride, position = 0) {
+        int stop = v + vectors_per_document - position;
+        if (stop > chunk->count) stop = chunk->count;
+        for (; v < stop; v++)
+            for (int r = 0; r < rows; r++) {
+                const float score = scores[v * width + r];
+                row[r] = score > row[r] ? score : row[r];
+            }
+    }
+}
+
+#endif

@@ -1,0 +1,116 @@
+"""The compiled 8-bit MaxSim kernel: finding it, what it can run here, calling it.
+
+`_maxsim.c` is built with the package where there is a C compiler; without one everything here says
+so and `maxsim_int8` serves from its fallback. ctypes releases the interpreter lock for the time of
+a call. Takes arrays that `maxsim_int8` has checked; knows nothing of documents. Middle floor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MODULE = "rematch_ray.index._maxsim"
+# fastest first; which of them a machine has, the library says
+PATHS = ("avx512vnni", "avx2", "c")
+# part of every symbol: a library built from older sources counts as none at all
+_PREFIX = "maxsim_int8_1_"
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_ARGUMENTS = {
+    "has": (ctypes.c_char_p,),
+    "carry": (
+        *(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _POINTER, _INT),
+        *(_POINTER, _LONG, _POINTER, _LONG),
+    ),
+    "mean": (_POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER),
+}
+
+
+@functools.cache
+def _functions() -> dict[str, Callable[..., int]] | None:
+    found = importlib.util.find_spec(MODULE)
+    if found is None or found.origin is None:
+        return None
+    library: Any = ctypes.CDLL(found.origin)
+    if not all(hasattr(library, _PREFIX + name) for name in _ARGUMENTS):
+        return None
+    functions = {name: library[_PREFIX + name] for name in _ARGUMENTS}
+    for name, function in functions.items():
+        function.argtypes, function.restype = _ARGUMENTS[name], _INT
+    functions["mean"].restype = None
+    return functions
+
+
+def is_built() -> bool:
+    """Whether the compiled kernel is there."""
+    return _functions() is not None
+
+
+@functools.cache
+def compiled_paths() -> tuple[str, ...]:
+    """Which instruction sets of the compiled kernel this machine can run, fastest first."""
+    functions = _functions()
+    if functions is None:
+        return ()
+    return tuple(path for path in PATHS if functions["has"](path.encode()))
+
+
+def carry(
+    path: str,
+    best_CR: NDArray[np.float32],
+    query_RD: NDArray[np.int8],
+    codes_NnD: NDArray[np.uint8],
+    scales_Nn: NDArray[np.float32],
+    rows: NDArray[np.int64] | None,
+    first: int,
+    stop: int,
+) -> None:
+    """Runs `maxsim_int8.carry_maxima` over the documents at positions first..stop of `rows`."""
+    functions = _functions()
+    assert functions is not None
+    offset = first if rows is None else 0
+    status = functions["carry"](
+        path.encode(),
+        _address(query_RD),
+        *query_RD.shape,
+        _address(codes_NnD) + offset * codes_NnD.strides[0],
+        _address(scales_Nn) + offset * scales_Nn.strides[0],
+        codes_NnD.shape[1],
+        None if rows is None else _address(rows) + 8 * first,
+        stop - first,
+        _address(best_CR) + first * best_CR.strides[0],
+        best_CR.strides[0] // 4,
+    )
+    if status == 1:
+        raise MemoryError(f"no memory to lay out a query of shape {query_RD.shape}")
+    assert status == 0, (status, path)
+
+
+def mean(
+    best_CR: NDArray[np.float32],
+    scales_R: NDArray[np.float32],
+    r_q: int,
+    means_C: NDArray[np.float32],
+) -> None:
+    """Runs `maxsim_int8.mean_of_maxima`, writing into `means_C`."""
+    functions = _functions()
+    assert functions is not None
+    functions["mean"](
+        _address(best_CR),
+        best_CR.strides[0] // 4,
+        len(best_CR),
+        _address(scales_R),
+        r_q,
+        _address(means_C),
+    )
+
+
+def _address(array: NDArray[Any]) -> int:
+    # array.ctypes.data builds an object each time: microseconds, for calls that take tens of them
+    return int(array.__array_interface__["data"][0])

@@ -1,0 +1,22 @@
+"""The one compiled part of the package, built where there is a C compiler.
+
+`optional` lets an installation without a compiler go through: `rematch_ray.index.maxsim_int8` then
+computes the same bits without it. Everything else about the package stands in pyproject.toml.
+"""
+
+from setuptools import Extension, setup
+
+KERNEL = "rematch_ray/index/_maxsim"
+
+setup(
+    ext_modules=[
+        Extension(
+            "rematch_ray.index._maxsim",
+            sources=[f"{KERNEL}.c", f"{KERNEL}_x86.c"],
+            depends=[f"{KERNEL}.h"],
+            # no contraction: a fused multiply-add would round differently from the other paths
+            extra_compile_args=["-O3", "-ffp-contract=off"],
+            optional=True,
+        )
+    ]
+)
