@@ -30,14 +30,13 @@ from rematch_ray.index.build import build_index
 from rematch_ray.index.capacity import RESCORED
 from rematch_ray.index.cost_meter import measure_costs
 from rematch_ray.index.costs import Costs, query_time
-from rematch_ray.index.footprint import HALVES, Corpus, components
+from rematch_ray.index.footprint import Corpus, components
 from rematch_ray.index.planner import plan_search
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.scoring.budget import Budget, Ladder
 
 SIZES = (10_000, 100_000, 1_000_000)
 NUM_QUERIES = 30
-FILES = {"payload": "payload.sqlite", "keys": "keys.npy", "fused": "fused.npy"}
 # of the disk, beside the index
 SPARE_BYTES = 4 << 30
 
@@ -88,24 +87,26 @@ def _measure(folder: Path, corpus: Corpus, costs: Costs) -> dict[str, Any]:
     build_index(NestedShards.of(shape), folder)
     build_s = time.perf_counter() - started
     index = SearchIndex.open(folder)
-    files = {file.name: file.stat().st_size for file in folder.glob("segments/*/*")}
-    info = index.info()
-    corpus = replace(corpus, coarse=info["coarse"]["first"])
-    if info["dtype"] == "float16":
-        corpus = replace(corpus, originals=False, format=HALVES)
-    parts = {part.name: part.total(corpus.num_documents) for part in components(corpus)}
+    [segment] = folder.glob("segments/*")
+    corpus = replace(corpus, coarse=index.info()["coarse"]["first"])
+    size = corpus.num_documents
+    parts = components(corpus)
     queries = make_queries(shape, NUM_QUERIES + 3, seed=1)
     times = {rung: _times(index, queries, rung) for rung in (Budget.FUSED, *corpus.ladder.rungs)}
     shutil.rmtree(folder)
     return {
         "documents": corpus.num_documents,
         "build_s": round(build_s, 1),
-        "bytes": {name: (size, files.get(_file(name))) for name, size in parts.items()}
-        | {"whole": (sum(parts.values()), sum(files.values()))},
+        "bytes": {part.name: (part.total(size), _bytes(segment, part.files)) for part in parts}
+        | {"whole": (sum(part.total(size) for part in parts), _bytes(segment, ("*",)))},
         "time": {
             str(rung): (_predicted_ms(corpus, rung, costs), taken) for rung, taken in times.items()
         },
     }
+
+
+def _bytes(segment: Path, names: tuple[str, ...]) -> int:
+    return sum(file.stat().st_size for name in names for file in segment.glob(name))
 
 
 def _times(index: SearchIndex, queries: Any, rung: Budget) -> float:
@@ -133,12 +134,6 @@ def _predicted_ms(corpus: Corpus, rung: Budget, costs: Costs) -> float:
     ).latency
 
 
-def _file(part: str) -> str:
-    if part.startswith("coarse "):
-        return f"coarse_{part.split()[1]}.faiss"
-    return FILES.get(part) or part.replace("plane ", "plane_").replace(":", "_") + ".npy"
-
-
 def _ratios(one: dict[str, Any], what: str) -> list[float]:
     pairs = one[what].values() if what == "time" else [one[what]["whole"]]
     return [real / predicted for predicted, real in pairs]
@@ -149,9 +144,7 @@ def _print(measured: list[dict[str, Any]]) -> None:
         rows = [["documents", what, "predicted", "measured", "measured over predicted"]]
         for one in measured:
             for name, (predicted, real) in one[what].items():
-                cells = ["-", "-"]
-                if real is not None:
-                    cells = [f"{real / unit:.2f}", f"{real / predicted:.2f}"]
+                cells = [f"{real / unit:.2f}", f"{real / predicted:.2f}"]
                 rows.append([f"{one['documents']:,}", name, f"{predicted / unit:.2f}", *cells])
         print(plain_table(rows), "\n")
     print("bytes in MiB, time in milliseconds per query")

@@ -15,6 +15,7 @@ from rematch_ray.index.footprint import (
     Corpus,
     coarse_component,
     components,
+    plane_bytes,
     refuse_below,
 )
 from rematch_ray.index.planner import Plan, plan_search
@@ -215,10 +216,10 @@ def _reads(corpus: Corpus, plan: Plan) -> list[_Read]:
     reached = 0
     for rung, entering in stages_of(plan, corpus.num_documents):
         if rung.is_fused:
-            reads.append(_Read("fused", 2 * corpus.coarse_dim, entering))
+            reads.append(_Read("fused", plane_bytes(1, corpus.coarse_dim), entering))
         for start, stop in corpus.ladder.planes():
             if reached <= start < rung.r_d:
-                size = corpus.format.vectors(stop - start, corpus.dim)
+                size = corpus.plane(start, stop)
                 reads.append(_Read(f"plane {start}:{stop}", size, entering))
         reached = max(reached, rung.r_d)
     if corpus.originals and not plan.budget.is_fused:
@@ -247,7 +248,7 @@ def _memory(corpus: Corpus, plan: Plan, held: list[_Read]) -> int:
         name = "fused" if corpus.fused_dim else "first"
         coarse = coarse_component(corpus, name, corpus.coarse_dim)
         fixed = coarse.fixed
-        per_document += coarse.per_document or corpus.format.vectors(1, corpus.coarse_dim)
+        per_document += coarse.per_document or plane_bytes(1, corpus.coarse_dim)
     return math.ceil(per_document * corpus.num_documents) + fixed
 
 
@@ -287,7 +288,7 @@ def _time(corpus: Corpus, plan: Plan, shards: int, load: _Load) -> QueryTime:
 
 def _on_gpus(corpus: Corpus, rung: Budget, load: _Load) -> GpuPlan:
     width, count = (corpus.coarse_dim, 1) if rung.is_fused else (corpus.dim, rung.r_d)
-    size = corpus.num_documents * corpus.format.vectors(count, width)
+    size = corpus.num_documents * plane_bytes(count, width)
     cards = math.ceil(size / (load.machine.gpu_gib * GIB * GPU_USABLE))
     ms = GPU_LAUNCH_MS + size / cards / GPU_BYTES_PER_MS
     per_second = GPU_QUERIES_PER_PASS * 1000 / ms

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.planner import Plan
 from rematch_ray.scoring.budget import Budget
 
-CoarseList = Literal["flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq"]
-COARSE_LISTS: tuple[CoarseList, ...] = ("flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq")
+CoarseList = Literal["scan", "flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq"]
+COARSE_LISTS: tuple[CoarseList, ...] = get_args(CoarseList)
 LISTS_FROM = 200_000
-# time per entry over that of 8-bit codes in lists, as FAISS 1.15 took it on 300,000 vectors
+# time per entry over that of our own scan, and of 8-bit codes in lists: FAISS 1.15 on 300,000
+# vectors; float16 is assumed
+_SCAN_FACTORS = {"scan": 1.0, "flat": 3.5, "sq8": 1.75}
 _LIST_FACTORS = {"ivf": 1.0, "ivf_sq8": 1.0, "ivf_pq": 0.45, "ivf_rabitq": 1.15}
 PROBED_LISTS = 64
 # a query meets long lists more often than short ones
@@ -111,7 +113,7 @@ def choose_list(num_documents: int, kind: str = "auto") -> CoarseList:
         UserError: another kind.
 
     >>> choose_list(10**5), choose_list(10**9), choose_list(10**9, "ivf_rabitq")
-    ('flat', 'ivf_sq8', 'ivf_rabitq')
+    ('scan', 'ivf_sq8', 'ivf_rabitq')
     """
     for known in COARSE_LISTS:
         if kind == known:
@@ -119,7 +121,7 @@ def choose_list(num_documents: int, kind: str = "auto") -> CoarseList:
     if kind != "auto":
         allowed = did_you_mean(kind, ("auto", *COARSE_LISTS))
         raise UserError(f"coarse list {kind!r} does not exist; {allowed}")
-    return "ivf_sq8" if num_documents >= LISTS_FROM else "flat"
+    return "ivf_sq8" if num_documents >= LISTS_FROM else "scan"
 
 
 def num_lists(num_documents: int) -> int:
@@ -134,11 +136,11 @@ def num_lists(num_documents: int) -> int:
 def coarse_ms(costs: Costs, kind: CoarseList, num_documents: int, dim: int) -> float:
     """Milliseconds of the coarse stage over so many documents.
 
-    >>> round(coarse_ms(EXPECTED, "flat", 10**6, 128), 1)
+    >>> round(coarse_ms(EXPECTED, "scan", 10**6, 128), 1)
     16.0
     """
-    if kind in ("flat", "sq8"):
-        return num_documents * dim * costs.scan_ns / 1e6
+    if kind in _SCAN_FACTORS:
+        return num_documents * dim * costs.scan_ns * _SCAN_FACTORS[kind] / 1e6
     lists = num_lists(num_documents)
     share = min(1.0, PROBED_LIST_EXCESS * PROBED_LISTS / lists)
     per_entry = costs.list_ns * _LIST_FACTORS[kind]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.costs import CoarseList, choose_list, num_lists
@@ -48,29 +48,16 @@ def refuse_below(least: float, **numbers: float) -> None:
             raise UserError(f"{name} {number} is not possible: give at least {least:g}")
 
 
-@dataclass(frozen=True)
-class Format:
-    """How vectors are stored.
+def plane_bytes(count: int, dim: int, *, originals: bool = True) -> int:
+    """Bytes of a plane of one document.
 
-    Args:
-        entry_bytes: of one entry of a plane.
-        vector_bytes: of what stands beside each vector: its scale and residual norm.
-        fused_codes: whether fused vectors have codes like those of planes beside float16.
-        scan_entry_bytes: of one entry in a list of its own for exact scans; 0 scans the codes.
+    Codes and a scale of each vector and, where originals can set an order right, one residual norm.
+
+    >>> plane_bytes(1, 128), plane_bytes(48, 128), plane_bytes(1, 128, originals=False)
+    (136, 6340, 132)
     """
+    return count * (dim + 4) + (4 if originals else 0)
 
-    entry_bytes: int = 1
-    vector_bytes: int = 8
-    fused_codes: bool = True
-    scan_entry_bytes: int = 0
-
-    def vectors(self, count: int, dim: int) -> int:
-        """Bytes of some vectors of one document."""
-        return count * (dim * self.entry_bytes + self.vector_bytes)
-
-
-# Planes of float16 and a list of the same for exact scans: format version 1.
-HALVES = Format(entry_bytes=2, vector_bytes=0, fused_codes=False, scan_entry_bytes=2)
 
 # SQLite: the payload once as JSON and once as lines that filters read, ids twice
 _PAYLOAD_COPIES = 2.0
@@ -92,7 +79,6 @@ class Corpus:
         originals: keep the float16 vectors beside the codes.
         payload_bytes: id and payload of one document, as JSON.
         coarse: `auto`, or one of `COARSE_LISTS`.
-        format: how vectors are stored.
 
     Raises:
         UserError: a count below 1, or an unknown coarse list.
@@ -105,7 +91,6 @@ class Corpus:
     originals: bool = True
     payload_bytes: int = 200
     coarse: str = "auto"
-    format: Format = field(default_factory=Format)
 
     def __post_init__(self) -> None:
         refuse_below(
@@ -120,6 +105,10 @@ class Corpus:
         """The coarse list that is built."""
         return choose_list(self.num_documents, self.coarse)
 
+    def plane(self, start: int, stop: int) -> int:
+        """Bytes of one document's plane of a token range."""
+        return plane_bytes(stop - start, self.dim, originals=self.originals)
+
     @property
     def coarse_dim(self) -> int:
         """Width of the vector that the coarse stage compares: fused where there is one."""
@@ -128,10 +117,18 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Component:
-    """One part of an index on disk: bytes per document, and bytes whatever their number."""
+    """One part of an index on disk.
+
+    Args:
+        name: for people.
+        per_document: bytes.
+        files: names of its files in a segment, `*` for what may stand there.
+        fixed: bytes whatever the number of documents.
+    """
 
     name: str
     per_document: float
+    files: tuple[str, ...] = ()
     fixed: int = 0
 
     def total(self, num_documents: int) -> int:
@@ -147,36 +144,43 @@ def components(corpus: Corpus) -> list[Component]:
     """Every part of the index on disk.
 
     >>> [(part.name, part.per_document) for part in components(Corpus(10**5))][:2]
-    [('plane 0:1', 136), ('plane 1:4', 408)]
+    [('plane 0:1', 136), ('plane 1:4', 400)]
     """
-    stored, dim, fused_dim = corpus.format, corpus.dim, corpus.fused_dim
+    dim, fused_dim = corpus.dim, corpus.fused_dim
     parts = [
-        Component(f"plane {start}:{stop}", stored.vectors(stop - start, dim))
+        Component(f"plane {start}:{stop}", corpus.plane(start, stop), _codes(start, stop))
         for start, stop in corpus.ladder.planes()
     ]
     if corpus.originals:
-        parts.append(Component("originals", 2 * corpus.ladder.num_document_vectors * dim))
+        stored = 2 * corpus.ladder.num_document_vectors * dim
+        parts.append(Component("originals", stored, ("originals_[0-9]*.npy",)))
+    keys = {"first": dim}
     if fused_dim is not None:
-        parts.append(Component("fused", 2 * fused_dim))
-        if stored.fused_codes:
-            parts.append(Component("fused codes", stored.vectors(1, fused_dim)))
-        parts.append(coarse_component(corpus, "fused", fused_dim))
-    parts.append(coarse_component(corpus, "first", dim))
-    parts.append(Component("keys", _KEY_BYTES))
+        parts.append(Component("fused", plane_bytes(1, fused_dim), _codes("fused")))
+        parts.append(Component("fused originals", 2 * fused_dim, ("originals_fused.npy",)))
+        keys["fused"] = fused_dim
+    parts += [coarse_component(corpus, key, width) for key, width in keys.items()]
+    parts.append(Component("keys", _KEY_BYTES, ("keys.npy",)))
     payload = _PAYLOAD_COPIES * corpus.payload_bytes + _PAYLOAD_ROW_BYTES
-    parts.append(Component("payload", payload, _SEGMENT_BYTES))
-    return [part for part in parts if part.per_document or part.fixed]
+    parts.append(Component("payload", payload, ("payload.sqlite",), _SEGMENT_BYTES))
+    return [part for part in parts if part.per_document]
 
 
 def coarse_component(corpus: Corpus, key: str, dim: int) -> Component:
     """The coarse list over a key (`fused`, `first`) of a width; nothing where codes are scanned."""
     kind = corpus.coarse_list
-    name = f"coarse {key} ({kind})"
-    if kind == "flat":
-        return Component(name, dim * corpus.format.scan_entry_bytes)
-    if kind == "sq8":
-        return Component(name, dim)
-    return Component(name, _list_bytes(kind, dim), 4 * dim * num_lists(corpus.num_documents))
+    name, files = f"coarse {key} ({kind})", (f"coarse_{key}.faiss",)
+    if kind in ("scan", "flat", "sq8"):
+        return Component(name, {"scan": 0, "flat": 2 * dim, "sq8": dim}[kind], files)
+    return Component(
+        name, _list_bytes(kind, dim), files, fixed=4 * dim * num_lists(corpus.num_documents)
+    )
+
+
+def _codes(*tokens: object) -> tuple[str, ...]:
+    """Files of the 8-bit vectors of a token range, or of the fused ones."""
+    name = "_".join(map(str, tokens))
+    return tuple(f"{kind}_{name}.npy" for kind in ("codes", "scales", "errors"))
 
 
 def _list_bytes(kind: CoarseList, dim: int) -> float:

@@ -11,53 +11,54 @@ import pytest
 
 from rematch_ray import cli
 from rematch_ray.errors import UserError
+from rematch_ray.index.build import build_index
 from rematch_ray.index.capacity import Machine, plan_capacity
 from rematch_ray.index.cost_meter import measure_costs
 from rematch_ray.index.costs import COARSE_LISTS, EXPECTED, query_time
-from rematch_ray.index.footprint import HALVES, Corpus, Format, components, parse_count
-from rematch_ray.index.manifest import SegmentManifest
+from rematch_ray.index.footprint import Corpus, components, parse_count
 from rematch_ray.index.planner import Plan
-from rematch_ray.index.search import SearchIndex
 from rematch_ray.scoring.budget import Budget, Ladder
-from tests.index.made import LADDER, unit
+from tests.index.made import LADDER, unit, write_embeddings
 
+# of each file
 HEADER_BYTES = 128
-FILES = {"fused": "fused.npy", "keys": "keys.npy", "payload": "payload.sqlite"}
 
 
-def corpus_of(segment: SegmentManifest, payload_bytes: int) -> Corpus:
-    """The planner's description of a real segment."""
-    is_halves = segment.dtype == "float16"
-    return Corpus(
-        segment.rows,
-        dim=segment.dim,
-        fused_dim=segment.fused_dim,
-        ladder=Ladder.parse(LADDER),
-        originals=not is_halves,
-        payload_bytes=payload_bytes,
-        format=HALVES if is_halves else Format(),
-    )
-
-
+@pytest.mark.parametrize("originals", [True, False])
 @pytest.mark.parametrize("has_fused", [True, False])
 def test_predicted_bytes_are_those_of_the_files(
-    has_fused: bool, make_index: Callable[..., SearchIndex]
+    has_fused: bool, originals: bool, tmp_path: Path
 ) -> None:
-    rows = 2000
-    payload = {"name": "x" * 100, "group": "animals", "number": 7}
-    fused = unit((rows, 24), 2) if has_fused else None
-    index = make_index(unit((rows, 8, 16), 1), fused, payloads=[payload] * rows)
-    [segment] = (each.manifest for each in index._generation.segments)
-    corpus = corpus_of(segment, len(json.dumps(payload)) + len("doc-0000"))
-    parts = {part.name: part.total(rows) for part in components(corpus)}
-    for name, size in parts.items():
-        file = FILES.get(name) or name.replace("plane ", "plane_").replace(":", "_") + ".npy"
-        if name == "payload":
-            assert segment.files[file].bytes == pytest.approx(size, rel=0.25)
-        elif file in segment.files:
-            assert 0 <= segment.files[file].bytes - size <= HEADER_BYTES
-    real = sum(file.bytes for file in segment.files.values())
-    assert real == pytest.approx(sum(parts.values()), rel=0.1)
+    rows, payload = 2000, {"name": "x" * 100, "group": "animals", "number": 7}
+    source = write_embeddings(
+        tmp_path / "embeddings",
+        unit((rows, 8, 16), 1),
+        unit((rows, 24), 2) if has_fused else None,
+        payloads=[payload] * rows,
+    )
+    build_index(source, tmp_path / "index", originals=originals)
+    corpus = Corpus(
+        rows,
+        dim=16,
+        fused_dim=24 if has_fused else None,
+        ladder=Ladder.parse(LADDER),
+        originals=originals,
+        payload_bytes=len(json.dumps(payload)) + len("doc-0000"),
+    )
+    [segment] = (tmp_path / "index" / "segments").iterdir()
+    parts = components(corpus)
+    counted = set()
+    for part in parts:
+        files = {file for name in part.files for file in segment.glob(name)}
+        real = sum(file.stat().st_size for file in files)
+        slack = 0.25 * real if part.name == "payload" else HEADER_BYTES * len(files)
+        assert abs(real - part.total(rows)) <= slack, part.name
+        counted |= files
+    whole = sum(file.stat().st_size for file in segment.iterdir())
+    assert {file.name for file in segment.iterdir()} - {file.name for file in counted} == {
+        "segment.json"
+    }
+    assert whole == pytest.approx(sum(part.total(rows) for part in parts), rel=0.1)
 
 
 LARGER: list[dict[str, Any]] = [
@@ -130,7 +131,7 @@ def test_a_small_corpus_is_scored_whole_in_memory_on_one_machine() -> None:
 
 def test_a_narrowed_plan_costs_what_its_survivors_cost() -> None:
     ladder = Ladder.parse(["1x1", "4x8", "16x64"])
-    sizes = {"num_documents": 10**6, "dim": 128, "fused_dim": None, "coarse": "flat"}
+    sizes = {"num_documents": 10**6, "dim": 128, "fused_dim": None, "coarse": "scan"}
     wide = query_time(EXPECTED, Plan(ladder.top, 2000), **sizes)
     narrow = query_time(EXPECTED, Plan(ladder.top, 2000, ((Budget(4, 8), 200),)), **sizes)
     carried = 2000 * EXPECTED.document(Budget(4, 8), 128)
@@ -178,7 +179,7 @@ def test_the_verb_prints_tables_and_gives_the_same_as_json(
     assert (told["documents"], told["dim"]) == (10**9, 64)
     assert told["disk_bytes"] == sum(part["bytes"] for part in told["parts"])
     assert [need["budget"] for need in told["budgets"]][:2] == ["fused", "1x1"]
-    assert "originals" not in captured.err
+    assert "\noriginals" not in captured.err
     assert "1,000,000,000 documents of 64 vectors of 64" in captured.err
 
 
