@@ -3,16 +3,22 @@
 Indexes of random nested vectors are built at 1e4, 1e5 and 1e6 documents (those that fit on the
 disk), weighed part by part, searched at every budget one query at a time, and removed. Constants
 are taken by the meter of `rematch-ray plan --measure` in the same run, at a size of none of these,
-so what is tested is the sum. Medians over queries. `--quick` leaves the largest out.
+so what is tested is the sum. Medians of CPU times over queries. `--quick` leaves the largest out.
 
     python benchmarks/capacity.py [--quick] [--sizes 10000 100000] [--dim 128] [--folder DIR]
 """
 
 from __future__ import annotations
 
+import os
+
+# before anything starts its threads
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+
 import argparse
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -93,8 +99,7 @@ def _measure(folder: Path, corpus: Corpus, costs: Costs) -> dict[str, Any]:
     parts = components(corpus)
     queries = make_queries(shape, NUM_QUERIES + 3, seed=1)
     times = {rung: _times(index, queries, rung) for rung in (Budget.FUSED, *corpus.ladder.rungs)}
-    shutil.rmtree(folder)
-    return {
+    result = {
         "documents": corpus.num_documents,
         "build_s": round(build_s, 1),
         "bytes": {part.name: (part.total(size), _bytes(segment, part.files)) for part in parts}
@@ -103,6 +108,8 @@ def _measure(folder: Path, corpus: Corpus, costs: Costs) -> dict[str, Any]:
             str(rung): (_predicted_ms(corpus, rung, costs), taken) for rung, taken in times.items()
         },
     }
+    shutil.rmtree(folder)
+    return result
 
 
 def _bytes(segment: Path, names: tuple[str, ...]) -> int:
@@ -110,13 +117,13 @@ def _bytes(segment: Path, names: tuple[str, ...]) -> int:
 
 
 def _times(index: SearchIndex, queries: Any, rung: Budget) -> float:
-    """Median milliseconds of a search; the first three, which map and read files, do not count."""
+    """Median CPU milliseconds; the first three searches, which map and read files, do not count."""
     taken = []
     for number in range(len(queries.vectors)):
         query = queries[number : number + 1]
-        started = time.perf_counter()
+        started = time.process_time()
         index.search(query, budget=rung, top_k=10)
-        taken.append((time.perf_counter() - started) * 1000)
+        taken.append((time.process_time() - started) * 1000)
     return statistics.median(taken[3:])
 
 

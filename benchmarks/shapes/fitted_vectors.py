@@ -207,12 +207,8 @@ def fit(shape: Shape, wanted: dict[str, Sequence[float]]) -> Fitted:
         trial = _Trial.of(replace(shape, spread=spread))
         chosen, reached, error = {}, {}, 0.0
         for name, target in wanted.items():
-            keys = [Key(float(share), float(poor)) for share, poor in product(SHARES, POOR)]
-            recalls = [trial.recalls(name, key) for key in keys]
-            errors = [_distance(recall, target) for recall in recalls]
-            place = int(np.argmin(errors))
-            chosen[name], reached[name] = keys[place], recalls[place]
-            error += errors[place]
+            chosen[name], reached[name] = trial.nearest(name, target)
+            error += _distance(reached[name], target)
         fitted = Fitted(replace(trial.shape, **chosen), wanted, reached)
         if best is None or error < best[0]:
             best = error, fitted
@@ -262,6 +258,23 @@ class _Trial:
                 ]
             )
         return cls(shape, sample, best)
+
+    def nearest(self, name: str, wanted: Sequence[float]) -> tuple[Key, list[float]]:
+        """The key whose recalls come nearest, first on every third share, then around the best."""
+        best: tuple[float, Key, list[float]] | None = None
+        shares, poor = SHARES[::3], POOR[::2]
+        for _ in range(2):
+            for share, part in product(shares.tolist(), poor.tolist()):
+                key = Key(share, part)
+                recalls = self.recalls(name, key)
+                error = _distance(recalls, wanted)
+                if best is None or error < best[0]:
+                    best = error, key, recalls
+            assert best is not None
+            shares = SHARES[np.abs(SHARES - best[1].share) < 0.05]
+            poor = POOR[np.abs(POOR - best[1].poor) < 0.06]
+        assert best is not None
+        return best[1], best[2]
 
     def recalls(self, name: str, key: Key) -> list[float]:
         """Recall@C of one key at `CUTS`; ranks counted on the sample."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from rematch_ray.index.costs import (
     Costs,
     num_lists,
 )
-from rematch_ray.index.exact import score_rows, to_grid
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
 from rematch_ray.scoring.budget import Budget, Ladder
@@ -36,7 +34,6 @@ NUM_DOCUMENTS, NUM_COARSE = 4000, 25_000
 MOST_ENTRIES = 1 << 26
 COUNTS = (200, 2000)
 NUM_QUERIES = 12
-EXACT_DOCUMENTS = 64
 
 
 class RandomShards(EmbeddingShards):
@@ -79,13 +76,17 @@ class _Query:
 
 @dataclass(frozen=True)
 class _Taken:
-    """Medians over queries, in milliseconds: the stages by name, and the call without them.
+    """The least over queries, in milliseconds, since other work on the machine only adds to it.
 
-    Reading the hits stands in the stage `exact`, so this one counts as what was beside.
+    Args:
+        stages: by name.
+        beside: what the call took beside its stages.
+        read: documents whose originals were read, a mean.
     """
 
     stages: dict[str, float]
     beside: float
+    read: float
 
 
 def measure_costs(*, dim: int, ladder: Ladder) -> Costs:
@@ -109,7 +110,6 @@ def measure_costs(*, dim: int, ladder: Ladder) -> Costs:
     machine = f"{os.cpu_count()} cores {platform.machine()}"
     return replace(
         costs,
-        exact_ns=_exact_ns(dim, ladder.top),
         measured=f"{machine}, vectors of {dim}; SSD, network and short codes as expected",
     )
 
@@ -119,23 +119,35 @@ def _measure_rungs(folder: Path, dim: int, ladder: Ladder) -> Costs:
     num_documents = max(2 * COUNTS[0], min(NUM_DOCUMENTS, MOST_ENTRIES // entries))
     index = _build(folder / "rungs", num_documents, ladder, dim, "scan")
     counts = [count for count in COUNTS if count < num_documents]
-    lines, times, beside = [], [], []
-    for rung in ladder.rungs:
-        for count in counts:
-            taken = _search(index, dim, ladder, rung, count)
-            lines.append([1.0, count, count * rung.r_d * dim, count * rung.dot_products * dim])
-            times.append(taken.stages[str(rung)])
-            # the smallest: originals of larger rungs take their own time
-            beside.append(taken.beside)
+    taken = {
+        (rung, count): _search(index, dim, ladder, rung, count)
+        for rung in ladder.rungs
+        for count in counts
+    }
+    lines = [
+        [1.0, count, count * rung.r_d * dim, count * rung.dot_products * dim]
+        for rung, count in taken
+    ]
+    times = [one.stages[str(rung)] for (rung, _), one in taken.items()]
     stage_ms, document, entry, product = _fit(np.array(lines), np.array(times))
+    low, high = (taken[ladder.rungs[0], count] for count in (counts[0], counts[-1]))
+    ordered = (high.stages["exact"] - low.stages["exact"]) / max(1, counts[-1] - counts[0])
     return replace(
         EXPECTED,
-        call_ms=min(beside),
+        call_ms=low.beside + low.stages["exact"],
         stage_ms=stage_ms,
         document_ns=document * 1e6,
         entry_ns=entry * 1e6,
         product_ns=product * 1e6,
+        order_ns=max(0.0, ordered * 1e6),
+        exact_ns=_exact_ns(taken[ladder.top, counts[0]], low, ladder, dim),
     )
+
+
+def _exact_ns(top: _Taken, low: _Taken, ladder: Ladder, dim: int) -> float:
+    """Per entry of a dot product with originals: what the top rung's take beyond the lowest's."""
+    entries = (top.read * ladder.top.dot_products - low.read) * dim
+    return max(0.0, top.stages["exact"] - low.stages["exact"]) * 1e6 / max(1.0, entries)
 
 
 def _measure_coarse(folder: Path, dim: int, costs: Costs) -> Costs:
@@ -167,7 +179,7 @@ def _search(index: SearchIndex, dim: int, ladder: Ladder, rung: Budget, count: i
     """Searches query by query; the first one, which maps files, is not counted."""
     random = np.random.default_rng(1)
     stages: dict[str, list[float]] = {}
-    beside = []
+    beside, read = [], []
     for number in range(NUM_QUERIES + 1):
         query = _Query(_unit(random, (1, ladder.num_query_vectors, dim)))
         started = time.perf_counter()
@@ -176,32 +188,10 @@ def _search(index: SearchIndex, dim: int, ladder: Ladder, rung: Budget, count: i
         if number:
             for stage in found.stages:
                 stages.setdefault(stage["name"], []).append(stage["ms"])
-            counted = (stage["ms"] for stage in found.stages if stage["name"] != "exact")
-            beside.append(whole - sum(counted))
-    medians = {name: statistics.median(times) for name, times in stages.items()}
-    return _Taken(medians, statistics.median(beside))
-
-
-def _exact_ns(dim: int, top: Budget) -> float:
-    """Nanoseconds per entry of a dot product with float16 vectors in memory."""
-    random = np.random.default_rng(2)
-    documents = _unit(random, (EXACT_DOCUMENTS, top.r_d, dim)).astype(np.float16)
-    query = to_grid(_unit(random, (1, top.r_q, dim)))
-    rows = np.arange(EXACT_DOCUMENTS)
-
-    def score() -> None:
-        score_rows(query, rows, lambda _, chosen: documents[chosen], [(0, top.r_d)], [top])
-
-    return _seconds(score) * 1e9 / (EXACT_DOCUMENTS * top.dot_products * dim)
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    times = []
-    for _ in range(NUM_QUERIES):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+            beside.append(whole - sum(stage["ms"] for stage in found.stages))
+            read.append(found.stages[-1]["in"])
+    least = {name: min(times) for name, times in stages.items()}
+    return _Taken(least, min(beside), sum(read) / len(read))
 
 
 def _fit(lines: NDArray[np.float64], times: NDArray[np.float64]) -> list[float]:

@@ -40,6 +40,7 @@ class Costs:
         document_ns: per document and plane that a candidate list picks out.
         entry_ns: per entry of a document that is read.
         product_ns: per entry of a dot product.
+        order_ns: per document that the last stage puts in order.
         exact_ns: per entry of a dot product with the float16 originals.
         ssd_read_us: a read that memory does not hold; a mapped file waits for one at a time.
         merge_ms: sending a query to several shards and merging what they found.
@@ -55,6 +56,7 @@ class Costs:
     document_ns: float
     entry_ns: float
     product_ns: float
+    order_ns: float
     exact_ns: float
     ssd_read_us: float
     merge_ms: float
@@ -92,6 +94,7 @@ EXPECTED = Costs(
     document_ns=3500,
     entry_ns=1150 / 8192,
     product_ns=1425 / (1024 * 128),
+    order_ns=100,
     exact_ns=15_500 / (1024 * 128),
     ssd_read_us=100,
     merge_ms=1.0,
@@ -208,6 +211,7 @@ def query_time(
         fixed += costs.stage_ms
         per_candidate += entering * costs.document(rung, width, before) / 1e6
         before = rung
+    per_candidate += entering * costs.order_ns / 1e6
     if not plan.budget.is_fused:
         exact_ns = costs.document_ns + plan.budget.dot_products * dim * costs.exact_ns
         per_candidate += min(rescored, num_documents) * exact_ns / 1e6
