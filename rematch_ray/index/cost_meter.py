@@ -30,7 +30,7 @@ from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
 from rematch_ray.scoring.budget import Budget, Ladder
 
-NUM_DOCUMENTS, NUM_COARSE = 4000, 25_000
+NUM_DOCUMENTS, NUM_COARSE = 8000, 25_000
 MOST_ENTRIES = 1 << 26
 COUNTS = (200, 2000)
 NUM_QUERIES = 12
