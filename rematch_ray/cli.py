@@ -55,7 +55,7 @@ VERBS = {
     "search": Verb("search an index by text, image or both, without a server", "search"),
     "evaluate": Verb("measure quality against cost at every budget", "evaluate"),
     "doctor": Verb("measure recall and latency of search plans on your queries"),
-    "plan": Verb("bytes, machines and latency per budget, before anything is built"),
+    "plan": Verb("bytes, machines and latency per budget, before anything is built", "plan"),
     "serve": Verb("serve an index over HTTP, with a search page", "serve"),
 }
 

@@ -28,7 +28,7 @@ from rematch_ray.scoring.budget import Ladder
 
 
 def build_index(
-    embeddings: str | Path,
+    embeddings: str | Path | EmbeddingShards,
     out: str | Path,
     *,
     ladder: Ladder | Sequence[str] | None = None,
@@ -42,7 +42,7 @@ def build_index(
     """Builds an index from embedding shards, or replaces the documents of one, in bounded memory.
 
     Args:
-        embeddings: embedding directory of the document side.
+        embeddings: embedding directory of the document side, or one that is open.
         out: index directory, made when absent; an index there keeps answering until the end.
         ladder: rungs to store planes for; None takes the model's.
         coarse: default coarse choice, of `COARSE_CHOICES`; None takes `fused` where there is a
@@ -65,7 +65,10 @@ def build_index(
             another writer at work. Nothing half-written is left.
     """
     out = Path(out)
-    shards = EmbeddingShards.open(embeddings)
+    if isinstance(embeddings, EmbeddingShards):
+        shards = embeddings
+    else:
+        shards = EmbeddingShards.open(embeddings)
     form = choose_form(
         shards,
         ladder=ladder,
