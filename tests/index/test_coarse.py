@@ -240,6 +240,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     vectors = unit((300, 23), 1).astype(np.float16)
     with pytest.raises(UserError, match="coarse kind 'tree' does not exist; allowed: auto, flat"):
         build_coarse(tmp_path / "c", vectors, kind="tree")
+    with pytest.raises(UserError, match="coarse kind 'scan' has no list of its own: use flat, "):
+        build_coarse(tmp_path / "c", vectors, kind="scan")
     with pytest.raises(UserError, match="'ivf_pq' needs vectors of an even dim, not 23"):
         build_coarse(tmp_path / "c", vectors, kind="ivf_pq")
     coarse = make(tmp_path / "c", vectors)
