@@ -72,7 +72,7 @@ def gather_documents(scores_KE: Float32, entries_KE: Rows, width: int) -> Found:
     >>> found = gather_documents(
     ...     np.float32([[0.9, 0.8, 0.5], [0.7, 0.4, 0.1]]), np.array([[0, 1, 6], [5, 2, 7]]), 4
     ... )
-    >>> found.rows.tolist(), found.scores.round(1).tolist()
+    >>> found.rows.tolist(), [round(float(score), 1) for score in found.scores]
     ([0, 1], [1.3, 1.2])
     """
     documents_KE = np.where(entries_KE < 0, -1, entries_KE // width)
