@@ -139,9 +139,10 @@ def measure(corpus: Corpus, kind: str, key: str, folder: Path) -> dict[int, Meas
             rows[limit], ms[limit] = [], []
             for query in corpus.queries[key]:
                 began = time.process_time()
-                found, _ = coarse.search(query, limit, nprobe=probes or None)
+                found, scores = coarse.search(query, limit, nprobe=probes or None)
                 ms[limit].append((time.process_time() - began) * 1000)
-                rows[limit].append(found[:limit])
+                # a scan's documents come in no order
+                rows[limit].append(found[np.argsort(-scores, kind="stable")[:limit]])
         measured[probes] = Measured(rows, ms, build_s, size)
     return measured
 
