@@ -9,6 +9,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.coarse_keys import choose_keys
 from rematch_ray.index.coarse_training import CoarseWriter
 from rematch_ray.index.generation import CURRENT_FILE, generation_file, read_current
+from rematch_ray.index.lexical_settings import LexicalSettings, choose_lexical
 from rematch_ray.index.manifest import GenerationManifest, TrainedEntry
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import (
@@ -32,6 +33,7 @@ def build_index(
     coarse_keys: Sequence[str] | None = None,
     coarse_kind: str = "auto",
     originals: bool = True,
+    lexical: Sequence[str] | LexicalSettings | None = None,
     batch_rows: int = 1024,
 ) -> IndexInfo:
     """Builds an index from embedding shards, or replaces the documents of one, in bounded memory.
@@ -47,6 +49,8 @@ def build_index(
         coarse_kind: of `COARSE_KINDS`; `auto` goes by size.
         originals: whether to keep float16 vectors beside the 8-bit ones: two thirds of the bytes,
             and what makes scores exact.
+        lexical: payload fields whose texts are indexed for hybrid search, or settings; None takes
+            `text` where there is such a field, and an empty sequence nothing.
         batch_rows: rows read at once.
 
     Returns:
@@ -54,13 +58,14 @@ def build_index(
 
     Raises:
         UserError: not an embedding directory, query-side embeddings, too few vectors for the
-            ladder, repeated ids, `out` holding something else, or another writer at work. Nothing
-            half-written is left.
+            ladder, repeated ids, a lexical field without text, `out` holding something else, or
+            another writer at work. Nothing half-written is left.
     """
     out = Path(out)
     shards = EmbeddingShards.open(embeddings)
     rungs = _choose_ladder(shards, ladder)
     keys, default_coarse = choose_keys(coarse_keys, coarse, has_fused=bool(shards.fused_dim))
+    texts = choose_lexical(lexical, shards.payload_fields())
     if shards.num_rows == 0:
         raise UserError(f"{embeddings} holds no rows: embed at least one document")
     with writing(out) as number:
@@ -77,6 +82,7 @@ def build_index(
             fields=shards.payload_fields(),
             coarse=lists,
             originals=originals,
+            lexical=texts,
         )
         manifest = GenerationManifest(
             generation=number,
@@ -94,6 +100,7 @@ def build_index(
             software=software(),
             coarse_kind=coarse_kind,
             coarse_trained=lists.trained,
+            lexical=None if texts is None else texts.stored(),
         )
         return publish(out, manifest)
 

@@ -24,6 +24,7 @@ from rematch_ray.index.coarse_kinds import IVF_FROM_DOCUMENTS
 from rematch_ray.index.coarse_training import CoarseWriter
 from rematch_ray.index.generation import SEGMENTS, TOMBSTONES, Generation, read_current
 from rematch_ray.index.identity import check_identity
+from rematch_ray.index.lexical_settings import read_lexical
 from rematch_ray.index.manifest import SegmentEntry, sync_directory
 from rematch_ray.index.segment import Segment
 from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
@@ -104,6 +105,7 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
             dim=manifest.dim,
             fused_dim=manifest.fused_dim,
             planes=generation.planes,
+            lexical=read_lexical(manifest.lexical, path),
             fields=shards.payload_fields(),
             coarse=lists,
             originals=generation.has_originals,
@@ -181,6 +183,7 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
             dim=manifest.dim,
             fused_dim=manifest.fused_dim,
             planes=generation.planes,
+            lexical=read_lexical(manifest.lexical, path),
             fields=fields,
             coarse=lists,
             originals=generation.has_originals,
@@ -224,7 +227,7 @@ def _mark_deleted(generation: Generation, number: int, ids: Sequence[str]) -> li
         name = f"{number:06d}-{entry.name}.npy"
         _write_bitmap(folder / name, ~live)
         changed = dataclasses.replace(entry, tombstones=f"{TOMBSTONES}/{name}", deleted=deleted)
-        entries.append(changed)
+        entries.append(segment.count_texts(changed, live))
     sync_directory(folder)
     return entries
 

@@ -25,11 +25,13 @@ class Hit:
         id: the user's id.
         score: mean over the r_q query vectors, -1..1; comparable within one budget only.
         payload: as stored.
+        parts: of a hybrid search, the `vector` and the `lexical` score that `score` is fused of.
     """
 
     id: str
     score: float
     payload: Mapping[str, Any]
+    parts: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

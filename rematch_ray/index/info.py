@@ -48,6 +48,7 @@ def describe(generation: Generation) -> dict[str, Any]:
         "instruction": manifest.instruction,
         "identity": dict(manifest.identity),
         "model_path": manifest.model_path,
+        "lexical": None if manifest.lexical is None else dict(manifest.lexical),
         "calibration": manifest.calibration,
         "software": dict(manifest.software),
     }

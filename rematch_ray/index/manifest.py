@@ -44,6 +44,7 @@ class SegmentManifest:
         coarse: coarse lists by key (`fused`, `first`, `prefix`): kind, its file where it has one,
             and its parameters.
         fields: payload fields that a filter may name, with their Arrow types.
+        lexical: what `write_postings` counted; None where texts are not indexed.
     """
 
     rows: int
@@ -54,6 +55,7 @@ class SegmentManifest:
     files: Mapping[str, FileEntry]
     coarse: Mapping[str, Mapping[str, Any]]
     fields: Mapping[str, str]
+    lexical: Mapping[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """This manifest as plain JSON types, the format version first."""
@@ -83,6 +85,8 @@ class SegmentEntry:
         tombstones: file below the index (`.npy`, packed bits, one per row, 1 = deleted), or None
             while nothing of the segment is deleted. A new bitmap is a new file.
         deleted: rows that the bitmap marks.
+        text_documents: rows that are not marked and have a text, where texts are indexed.
+        text_tokens: terms of their texts.
     """
 
     name: str
@@ -90,6 +94,8 @@ class SegmentEntry:
     manifest_sha256: str
     tombstones: str | None = None
     deleted: int = 0
+    text_documents: int = 0
+    text_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,7 @@ class GenerationManifest:
         software: versions that wrote the index.
         coarse_kind: kind of coarse list that segments get, as it was asked for.
         coarse_trained: by key, what was trained for those lists; empty while all are scanned.
+        lexical: which texts are indexed and how, as `LexicalSettings.stored` gives it, or None.
     """
 
     generation: int
@@ -162,6 +169,7 @@ class GenerationManifest:
     software: Mapping[str, str]
     coarse_kind: str = "auto"
     coarse_trained: Mapping[str, TrainedEntry] = field(default_factory=dict)
+    lexical: Mapping[str, Any] | None = None
 
     @property
     def documents(self) -> int:

@@ -26,6 +26,7 @@ from rematch_ray.index.coarse_keys import choices_of
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.generation import Generation, read_current
 from rematch_ray.index.hits import Hit, SearchResult
+from rematch_ray.index.hybrid import Hybrid, list_depth, search_hybrid
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.info import bytes_per_document, describe
 from rematch_ray.index.planner import Candidates, check_candidates, plan_search
@@ -103,6 +104,9 @@ class SearchIndex:
         group_by: str | None = None,
         coarse: str | None = None,
         nprobe: int | None = None,
+        text: str | Sequence[str] | None = None,
+        fusion: str | None = None,
+        lexical_weight: float = 0.5,
     ) -> list[SearchResult]:
         """Finds the best documents of each query.
 
@@ -117,6 +121,9 @@ class SearchIndex:
             group_by: payload field of which each value gives at most one hit, its best.
             coarse: where candidates come from, of `COARSE_CHOICES`; None takes the index's default.
             nprobe: inverted lists that the coarse stage looks through; None: the stored number.
+            text: of each query, for hybrid search: BM25 over the payload, fused with the vectors.
+            fusion: `rrf` (by ranks; None) or `weighted` (by scores).
+            lexical_weight: of the lexical list when fused, 0..1.
 
         Returns:
             One result per query.
@@ -125,6 +132,7 @@ class SearchIndex:
             UserError: a budget, count, filter field or query vector that does not fit.
         """
         check_candidates(candidates, top_k)
+        hybrid = Hybrid.check(text, fusion, lexical_weight, len(query.vectors))
         rung = self._resolve(budget)
         choice = self._resolve_coarse(coarse)
         self._check_group(group_by)
@@ -140,7 +148,7 @@ class SearchIndex:
             candidates=candidates,
             num_allowed=num_allowed,
             num_live=len(self),
-            top_k=top_k,
+            top_k=list_depth(top_k) if hybrid else top_k,
         )
         filter_ms = ms_since(started) / max(1, len(queries))
         request = Request(
@@ -152,12 +160,9 @@ class SearchIndex:
             filter_stage=stage("filter", len(self), num_allowed, filter_ms),
             nprobe=nprobe,
         )
-        if plan.is_exhaustive:
-            return search_exhaustively(self._generation, queries, request)
-        return [
-            search_cascade(self._generation, queries[row : row + 1], request)
-            for row in range(len(queries))
-        ]
+        if hybrid:
+            return search_hybrid(self._generation, queries, request, hybrid, self._search_vectors)
+        return self._search_vectors(queries, request)
 
     def score_all(
         self,
@@ -270,6 +275,14 @@ class SearchIndex:
         """
         read = self._generation.verify()
         return {"generation": self._generation.name, "documents": len(self), "bytes": read}
+
+    def _search_vectors(self, queries: Queries, request: Request) -> list[SearchResult]:
+        if request.plan.is_exhaustive:
+            return search_exhaustively(self._generation, queries, request)
+        return [
+            search_cascade(self._generation, queries[row : row + 1], request)
+            for row in range(len(queries))
+        ]
 
     def _check_queries(self, query: QueryVectors) -> Queries:
         manifest = self._manifest

@@ -3,13 +3,14 @@
     codes_0_1.npy ...   vectors by token range (planes.py)    keys.npy         tie-breakers
     codes_fused.npy ... fused vectors                         payload.sqlite   ids and payloads
     coarse_*.faiss      coarse lists                          segment.json     checksums
+    lexical*            postings of the texts (postings.py)
 
 Knows nothing of other segments, deletions or searches. Middle floor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rematch_ray.index.coarse_kinds import SCAN
 from rematch_ray.index.manifest import SegmentEntry, SegmentManifest, hash_file
 from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore
 from rematch_ray.index.planes import FUSED, Listed, Plane, range_name
+from rematch_ray.index.postings import Postings, count_texts
 from rematch_ray.index.scan import Coarse, ScanList
 
 FUSED_POSITION = -1
@@ -164,6 +166,26 @@ class Segment:
         """The coarse keys that can be searched here."""
         keys = {"first", "prefix"} if self.is_scanned else set(self.manifest.coarse)
         return keys | {FUSED} if self.is_scanned and self.fused is not None else keys
+
+    @cached_property
+    def postings(self) -> Postings:
+        """The postings of its texts, opened on first use."""
+        return Postings(self.directory)
+
+    def count_texts(
+        self, entry: SegmentEntry, live: NDArray[np.bool_] | None = None
+    ) -> SegmentEntry:
+        """The entry with what a generation stores of the texts of its live rows.
+
+        Args:
+            entry: how the generation names this segment.
+            live: (N,) True where a row is not deleted; None counts all rows.
+        """
+        if self.manifest.lexical is None:
+            return entry
+        lengths = self.postings.lengths
+        counts = count_texts(lengths if live is None else lengths[live])
+        return replace(entry, text_documents=counts["documents"], text_tokens=counts["tokens"])
 
     def verify(self) -> int:
         """Reads every file and checks it against its checksum; returns the bytes read.

@@ -1,4 +1,4 @@
-"""Writing a segment: planes, ids, payloads and coarse lists from a stream of batches.
+"""Writing a segment: planes, ids, payloads, coarse lists and postings from a stream of batches.
 
 Holds no more than one batch. Knows nothing of generations or deletions. Middle floor.
 """
@@ -13,6 +13,7 @@ import numpy as np
 
 from rematch_ray.index.coarse_entries import Entries
 from rematch_ray.index.coarse_training import CoarseWriter
+from rematch_ray.index.lexical_settings import LexicalSettings
 from rematch_ray.index.manifest import (
     FileEntry,
     SegmentManifest,
@@ -21,8 +22,9 @@ from rematch_ray.index.manifest import (
     sync_file,
     write_manifest,
 )
-from rematch_ray.index.payload import PAYLOAD_FILE, PayloadWriter, document_key
+from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore, PayloadWriter, document_key
 from rematch_ray.index.planes import FUSED, PlaneWriter, range_name
+from rematch_ray.index.postings import POSTINGS_FILES, write_postings
 from rematch_ray.index.segment import KEYS_FILE, SEGMENT_FILE, SegmentVectors
 from rematch_ray.index.shards import EmbeddingBatch
 
@@ -38,6 +40,7 @@ def write_segment(
     fields: dict[str, str],
     coarse: CoarseWriter,
     originals: bool = True,
+    lexical: LexicalSettings | None = None,
 ) -> str:
     """Writes a whole segment from a stream of batches; its manifest comes last.
 
@@ -51,6 +54,7 @@ def write_segment(
         fields: payload fields and their types, as a filter may name them.
         coarse: makes the coarse lists, and knows of which keys and kind.
         originals: whether to keep float16 vectors beside the 8-bit ones, for exact scores.
+        lexical: which texts to index, or None.
 
     Returns:
         SHA-256 of the segment's manifest.
@@ -65,7 +69,8 @@ def write_segment(
         for key in coarse.keys
     }
     made = [entry["file"] for entry in lists.values() if "file" in entry]
-    for name in [KEYS_FILE, PAYLOAD_FILE, *made]:
+    postings = None if lexical is None else _index_texts(directory, lexical)
+    for name in [KEYS_FILE, PAYLOAD_FILE, *made, *(POSTINGS_FILES if lexical else ())]:
         sync_file(directory / name)
         files[name] = describe_file(directory / name)
     manifest = SegmentManifest(
@@ -77,10 +82,17 @@ def write_segment(
         files=files,
         coarse=lists,
         fields={"source": "string", **fields},
+        lexical=postings,
     )
     digest = write_manifest(directory / SEGMENT_FILE, manifest.to_json())
     sync_directory(directory)
     return digest
+
+
+def _index_texts(directory: Path, lexical: LexicalSettings) -> dict[str, int]:
+    payload = PayloadStore(directory / PAYLOAD_FILE)
+    texts = map(lexical.text_of, payload.payloads())
+    return write_postings(directory, texts, lexical.tokeniser())
 
 
 def _write_documents(

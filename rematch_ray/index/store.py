@@ -45,6 +45,7 @@ from rematch_ray.index.manifest import (
     write_durably,
     write_manifest,
 )
+from rematch_ray.index.segment import Segment
 from rematch_ray.index.segment_writer import write_segment
 from rematch_ray.index.shards import EmbeddingBatch
 
@@ -148,7 +149,8 @@ def add_segment(
         # a kill leaves it behind; the next writer's sweep removes it
         shutil.rmtree(building, ignore_errors=True)
     sync_directory(out / SEGMENTS)
-    return SegmentEntry(name=name, rows=content["rows"], manifest_sha256=digest)
+    entry = SegmentEntry(name=name, rows=content["rows"], manifest_sha256=digest)
+    return Segment(out / SEGMENTS / name, entry).count_texts(entry)
 
 
 def segment_name(generation: int) -> str:

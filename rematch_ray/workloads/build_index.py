@@ -23,7 +23,8 @@ def build_index(*, embeddings: str | Path, out: str | Path, **options: Any) -> d
         What was published, and the seconds it took.
 
     Raises:
-        UserError: not an embedding directory, or `out` holds something else.
+        UserError: not an embedding directory, a lexical field without text, or `out` holds
+            something else.
     """
     started = time.monotonic()
     info = build(Path(embeddings), Path(out), **options)
