@@ -66,7 +66,7 @@ class CoarseList:
     ) -> tuple[Rows, Float32]:
         """Finds the documents whose entries have the largest inner products with a query.
 
-        With several query vectors, or several entries a document, a document's score is the sum
+        With several query vectors, or several entries a document, a document's score is the mean
         over the query vectors of its best entry; on an exact list that is MaxSim over them.
 
         Args:
@@ -119,7 +119,7 @@ class CoarseList:
                 rows = found.may_be_best(limit)
                 return _cut(rows, self._score_exactly(query_KD, rows), limit)
             if not self.is_exact and (spent or len(found.rows) >= limit):
-                return _cut(found.rows, found.scores, limit)
+                return _cut(found.rows, found.sums / np.float32(len(query_KD)), limit)
             asked = min(2 * asked, most)
 
     def _score_exactly(self, query_KD: Float32, rows: Rows) -> Float32:
@@ -135,7 +135,7 @@ class CoarseList:
             entries = rows[some, None] * self.width + np.arange(self.width)
             vectors = self._index.reconstruct_batch(entries.ravel()).astype(np.float64)
             cells = (vectors @ query).reshape(-1, self.width, len(query_KD))
-            scores[some] = cells.max(axis=1).sum(axis=1)
+            scores[some] = cells.max(axis=1).sum(axis=1) / len(query_KD)
         return scores
 
     def _check(self, query_KD: Float32, limit: int, nprobe: int | None) -> None:

@@ -1,9 +1,9 @@
 """From found entries to documents: what several query vectors found of documents with several.
 
-A document's coarse score is the sum over the query vectors of its best entry. Where a query vector
-did not find a document, the worst score that it found stands in (as in XTR, arXiv 2304.01982, and
-WARP): no entry that it did not find can be better on a list that scores all of them, so there the
-sum is an upper bound. Pure functions of arrays. Middle floor.
+A document's coarse score is the mean over the query vectors of its best entry; here it is the sum.
+Where a query vector did not find a document, the worst score that it found stands in (as in XTR,
+arXiv 2304.01982, and WARP): no entry that it did not find can be better on a list that scores all
+of them, so there the sum is an upper bound. Pure functions of arrays. Middle floor.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Found:
     worst_K: Float32
 
     @property
-    def scores(self) -> Float32:
+    def sums(self) -> Float32:
         """(C,) sums, the worst found standing in for what was not found."""
         filled = np.where(np.isneginf(self.best_KC), self.worst_K[:, None], self.best_KC)
         return np.asarray(filled.sum(axis=0), dtype=np.float32)
@@ -58,7 +58,7 @@ class Found:
     def may_be_best(self, limit: int) -> Rows:
         """The documents that may be among the `limit` best, ties included."""
         certain = self.certain(limit)
-        return self.rows if certain is None else self.rows[self.scores >= certain - _SLACK]
+        return self.rows if certain is None else self.rows[self.sums >= certain - _SLACK]
 
 
 def gather_documents(scores_KE: Float32, entries_KE: Rows, width: int) -> Found:
@@ -72,7 +72,7 @@ def gather_documents(scores_KE: Float32, entries_KE: Rows, width: int) -> Found:
     >>> found = gather_documents(
     ...     np.float32([[0.9, 0.8, 0.5], [0.7, 0.4, 0.1]]), np.array([[0, 1, 6], [5, 2, 7]]), 4
     ... )
-    >>> found.rows.tolist(), found.scores.round(1).tolist()
+    >>> found.rows.tolist(), [round(float(score), 1) for score in found.sums]
     ([0, 1], [1.3, 1.2])
     """
     documents_KE = np.where(entries_KE < 0, -1, entries_KE // width)

@@ -26,7 +26,7 @@ def make(path: Path, vectors: np.ndarray, kind: str = "flat") -> CoarseList:
 
 def max_sim(vectors_NWD: np.ndarray, query_KD: np.ndarray) -> np.ndarray:
     exact = vectors_NWD.astype(np.float16).astype(np.float64)
-    return np.einsum("nwd,kd->nwk", exact, query_KD).max(axis=1).sum(axis=1).astype(np.float32)
+    return np.einsum("nwd,kd->nwk", exact, query_KD).max(axis=1).mean(axis=1).astype(np.float32)
 
 
 def test_the_flat_list_returns_the_largest_inner_products(tmp_path: Path) -> None:
@@ -116,10 +116,10 @@ def test_what_a_query_vector_did_not_find_counts_as_its_worst() -> None:
     entries = np.array([[8, 9, 0], [1, 8, -1]])
     found = gather_documents(scores, entries, 4)
     assert found.rows.tolist() == [0, 2]
-    np.testing.assert_allclose(found.scores, [0.7 + 0.6, 0.9 + 0.5])
+    np.testing.assert_allclose(found.sums, [0.7 + 0.6, 0.9 + 0.5])
     scores, entries = np.float32([[0.9, 0.3], [0.2, 0.1]]), np.array([[0, 4], [9, 8]])
     found = gather_documents(scores, entries, 4)
-    np.testing.assert_allclose(found.scores, [0.9 + 0.1, 0.3 + 0.1, 0.3 + 0.2])
+    np.testing.assert_allclose(found.sums, [0.9 + 0.1, 0.3 + 0.1, 0.3 + 0.2])
     assert not found.holds_best(1)
 
 
@@ -240,6 +240,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     vectors = unit((300, 23), 1).astype(np.float16)
     with pytest.raises(UserError, match="coarse kind 'tree' does not exist; allowed: auto, flat"):
         build_coarse(tmp_path / "c", vectors, kind="tree")
+    with pytest.raises(UserError, match="coarse kind 'scan' has no list of its own: use flat, "):
+        build_coarse(tmp_path / "c", vectors, kind="scan")
     with pytest.raises(UserError, match="'ivf_pq' needs vectors of an even dim, not 23"):
         build_coarse(tmp_path / "c", vectors, kind="ivf_pq")
     coarse = make(tmp_path / "c", vectors)

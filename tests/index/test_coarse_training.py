@@ -258,3 +258,16 @@ def test_the_command_line_chooses_keys_kind_and_default(
     assert info["default_coarse"] == "prefix"
     assert cli.main(["index", "build", *given, "--coarse-kind", "sq9"]) == 2
     assert "did you mean sq8?" in capsys.readouterr().err
+
+
+def test_scores_of_a_list_and_of_a_scan_are_of_one_scale(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    build_index(embed(tmp_path / "a", 900, 1), index, coarse="prefix", coarse_kind="ivf_sq8")
+    add_documents(index, embed(tmp_path / "b", 200, 11, first_id=2000))
+    assert [found["prefix"] for found in kinds(index)] == ["ivf_sq8", "scan"]
+    opened = SearchIndex.open(index)
+    found = opened.search(queries(20), budget="2x4", candidates=100, top_k=20, nprobe=1000)
+    best = opened.search(queries(20), budget="2x4", candidates="all", top_k=20)
+    added = {f"d{row}" for row in range(2000, 2200)}
+    from_scan = [sum(hit.id in added for result in r for hit in result.hits) for r in (found, best)]
+    assert 0.8 * from_scan[1] <= from_scan[0] <= 1.2 * from_scan[1]
