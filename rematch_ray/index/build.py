@@ -81,6 +81,7 @@ def build_index(
             segments=(entry,),
             calibration=None,
             software=software(),
+            built=number,
         )
         return publish(out, manifest)
 

@@ -101,7 +101,7 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
         before = manifest.live
         entries = _mark_deleted(generation, number, new.payload.ids())
         replaced = before - sum(e.rows - e.deleted for e in entries)
-        info = _publish(generation, number, [*_with_documents(entries), entry])
+        info = _publish(generation, number, [*_with_documents(entries), entry], changed=entry.rows)
         return Change(info, added=entry.rows - replaced, replaced=replaced)
 
 
@@ -128,7 +128,8 @@ def delete_documents(path: str | Path, ids: Iterable[str]) -> Change:
             return Change(describe_index(path), unknown=len(wanted))
         entries = _mark_deleted(generation, number, wanted)
         # an index without a document keeps a segment: its shape, its planes
-        info = _publish(generation, number, _with_documents(entries) or entries[:1])
+        left = _with_documents(entries) or entries[:1]
+        info = _publish(generation, number, left, changed=known)
         return Change(info, deleted=known, unknown=len(wanted) - known)
 
 
@@ -165,7 +166,7 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
             planes=generation.planes,
             fields=fields,
         )
-        return Change(_publish(generation, number, [entry]), merged=len(segments))
+        return Change(_publish(generation, number, [entry], changed=0), merged=len(segments))
 
 
 def _refuse_other_vectors(shards: EmbeddingShards, generation: Generation) -> None:
@@ -220,13 +221,16 @@ def _write_bitmap(path: Path, deleted: NDArray[np.bool_]) -> None:
         os.fsync(file.fileno())
 
 
-def _publish(generation: Generation, number: int, segments: Sequence[SegmentEntry]) -> IndexInfo:
+def _publish(
+    generation: Generation, number: int, segments: Sequence[SegmentEntry], *, changed: int
+) -> IndexInfo:
     manifest = dataclasses.replace(
         generation.manifest,
         generation=number,
         created=now(),
         segments=tuple(segments),
         software=software(),
+        changes=generation.manifest.changes + changed,
     )
     return publish(generation.path, manifest)
 

@@ -109,6 +109,8 @@ class GenerationManifest:
         segments: in row order.
         calibration: what the doctor measured; None until it has.
         software: versions that wrote the index.
+        built: number of the generation that a build published; later ones change its documents.
+        changes: documents added, replaced or deleted since that build.
     """
 
     generation: int
@@ -124,6 +126,8 @@ class GenerationManifest:
     segments: tuple[SegmentEntry, ...]
     calibration: Mapping[str, Any] | None
     software: Mapping[str, str]
+    built: int = 0
+    changes: int = 0
 
     @property
     def documents(self) -> int:
