@@ -125,7 +125,7 @@ def test_leaving_as_rays_own_sigterm_handlers_do_is_an_interrupt(
         assert capsys.readouterr().err.startswith("interrupted")
 
 
-@pytest.mark.parametrize("name", ["doctor", "plan"])
+@pytest.mark.parametrize("name", ["plan"])
 def test_verbs_that_are_not_built_are_refused_by_name(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,8 +71,9 @@ def fit_head(
         seed: of the bootstrap.
 
     Returns:
-        Plain JSON types: `lambda`, `k`, `without` (mean nDCG of the others without the head), `gain`
-        (paired interval on them) and `fitted`, `reported` (queries); None for what no query tells.
+        Plain JSON types: `lambda`, `k`, `candidates`, `without` (mean nDCG of the others without
+        the head), `gain` (paired interval on them) and `fitted`, `reported` (queries); None for
+        what no query tells.
     """
     values = {weight: np.array([one.ndcg(weight) for one in ranked]) for weight in weights}
     base, chosen = values[0.0], 0.0

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rematch_ray.errors import UserError, did_you_mean
+from rematch_ray.index.calibration import Standing
 from rematch_ray.index.cascade import (
     Request,
     ms_since,
@@ -51,6 +52,7 @@ class SearchIndex:
         self._manifest = generation.manifest
         self.ladder = Ladder.parse(self._manifest.ladder)
         self.identity: Mapping[str, Any] = self._manifest.identity
+        self.standing = Standing.of(generation)
         self._table = Table.of(generation)
 
     @classmethod
