@@ -211,7 +211,8 @@ def _draw_ndcg(axes: Any, calibration: Calibration) -> None:
     assert calibration.ndcg is not None
     rungs = calibration.ndcg["rungs"]
     ladder = {name: rung for name, rung in rungs.items() if name != "fused"}
-    for names, style in ((list(ladder), "o-"), ([n for n in rungs if n == "fused"], "*")):
+    fused = [name for name in rungs if name == "fused"]
+    for names, style, lift in ((list(ladder), "o-", 5), (fused, "*", -11)):
         costs = [Budget.parse(name).dot_products for name in names]
         means = [100 * rungs[name]["mean"] for name in names]
         spread = [
@@ -221,7 +222,7 @@ def _draw_ndcg(axes: Any, calibration: Calibration) -> None:
         if names:
             axes.errorbar(costs, means, yerr=spread, fmt=style, capsize=2)
         for name, x, y in zip(names, costs, means, strict=True):
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, lift), fontsize=8)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("dot products per document (log scale)")
     axes.set_ylabel(f"nDCG@{calibration.ndcg['k']} (%)")
