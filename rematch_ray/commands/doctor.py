@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rematch_ray.commands.parser import OneLineParser, positive_number
 
 if TYPE_CHECKING:
+    from rematch_ray.data.item import Item
     from rematch_ray.evaluation.diagnosis import Diagnosis
     from rematch_ray.evaluation.head import Match
     from rematch_ray.index.query_vectors import NamedQueries
@@ -82,10 +84,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     index = SearchIndex.open(options.index)
     qrels = None if options.qrels is None else read_judgements(options.qrels)
     queries = read_query_vectors(options.queries, index)
-    model = _model(options, index, needed=queries is None)
+    items = None if queries is not None else _read_rows(options)
+    model = _model(options, index, needed=items is not None)
     if queries is None:
-        assert model is not None
-        queries = _embed(options, model)
+        assert items is not None and model is not None
+        queries = _embed(items, model, options.instruction)
     found = diagnose(
         index,
         queries.sample(options.max_queries),
@@ -110,14 +113,18 @@ def _model(options: argparse.Namespace, index: SearchIndex, *, needed: bool) -> 
     return Embedder.from_pretrained(fitting_export(index, options.model))
 
 
-def _embed(options: argparse.Namespace, model: Embedder) -> NamedQueries:
+def _read_rows(options: argparse.Namespace) -> list[Item]:
     from rematch_ray.data.readers.judged import read_queries
     from rematch_ray.data.readers.settings import ReaderSettings
+
+    return read_queries(options.queries, ReaderSettings(format=options.format))
+
+
+def _embed(items: Sequence[Item], model: Embedder, instruction: str | None) -> NamedQueries:
     from rematch_ray.index.query_vectors import NamedQueries
 
-    items = read_queries(options.queries, ReaderSettings(format=options.format))
     _say(f"embedding {len(items)} queries")
-    made = model.encode_query(items, instruction=options.instruction).cpu()
+    made = model.encode_query(items, instruction=instruction).cpu()
     fused = None if made.fused is None else made.fused.numpy()
     return NamedQueries([item.id for item in items], made.vectors.numpy(), fused)
 

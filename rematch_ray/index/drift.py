@@ -91,9 +91,7 @@ class DriftCheck:
             return None
         if result.generation != self.index.generation or self._random.random() >= self._share:
             return None
-        [right] = self.index.search(
-            query, budget=top, candidates="all", top_k=len(result.hits)
-        )
+        [right] = self.index.search(query, budget=top, candidates="all", top_k=len(result.hits))
         wanted = {hit.id for hit in right.hits}
         recall = len(wanted & {hit.id for hit in result.hits}) / len(wanted)
         self._seen.append((recall, result.expected_recall))

@@ -1,4 +1,4 @@
-"""The calibration of an index: written with it, carried through changes, void when they are many."""
+"""The calibration of an index: written with it, carried through changes, void after many."""
 
 import json
 import os
