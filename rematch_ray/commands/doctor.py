@@ -116,8 +116,11 @@ def _model(options: argparse.Namespace, index: SearchIndex, *, needed: bool) -> 
 def _read_rows(options: argparse.Namespace) -> list[Item]:
     from rematch_ray.data.readers.judged import read_queries
     from rematch_ray.data.readers.settings import ReaderSettings
+    from rematch_ray.index.query_vectors import sample_rows
 
-    return read_queries(options.queries, ReaderSettings(format=options.format))
+    items = read_queries(options.queries, ReaderSettings(format=options.format))
+    # before they are embedded, which is the dear part
+    return [items[row] for row in sample_rows([item.id for item in items], options.max_queries)]
 
 
 def _embed(items: Sequence[Item], model: Embedder, instruction: str | None) -> NamedQueries:

@@ -45,8 +45,7 @@ class NamedQueries:
         """At most so many, chosen by the hash of their ids, in their order."""
         if len(self) <= limit:
             return self
-        order = sorted(range(len(self)), key=lambda row: _digest(self.ids[row].encode()))
-        rows = np.sort(np.array(order[:limit]))
+        rows = np.array(sample_rows(self.ids, limit))
         fused = None if self.fused is None else self.fused[rows]
         ids = [self.ids[row] for row in rows.tolist()]
         return NamedQueries(ids, self.vectors[rows], fused, self.unchecked)
@@ -56,6 +55,17 @@ class NamedQueries:
         parts = ["\0".join(self.ids).encode(), _bytes_of(self.vectors)]
         parts += [] if self.fused is None else [_bytes_of(self.fused)]
         return _digest(b"\1".join(parts))
+
+
+def sample_rows(ids: Sequence[str], limit: int) -> list[int]:
+    """Places of at most so many ids, chosen by their hash, in their order.
+
+    >>> names = ["a", "b", "c", "d"]
+    >>> [names[row] for row in sample_rows(names, 2)] == ["c", "d"]
+    True
+    """
+    order = sorted(range(len(ids)), key=lambda row: _digest(ids[row].encode()))
+    return sorted(order[:limit])
 
 
 def read_query_vectors(path: str | Path, index: SearchIndex) -> NamedQueries | None:
