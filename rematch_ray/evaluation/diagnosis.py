@@ -87,25 +87,20 @@ def diagnose(
     notes = [note for note in (check_queries(queries.ids), queries.unchecked) if note]
     choices, left_out = usable_choices(index, queries)
     judgements = None if qrels is None else Judgements.of(qrels, queries.ids, index.ids())
+    if judgements is not None and judgements.lost:
+        notes.append(f"{judgements.lost} relevant documents of the qrels are not in the index")
     meter = None if judgements is None else NdcgMeter(judgements, index.ids())
     ks = [top_k, *(k for k in _EXTRA_KS if k != top_k)]
-    truth = find_truth(
-        index,
-        queries,
-        depth=max(*ks, CANDIDATES),
-        seen=None if meter is None else meter.see,
-        progress=progress,
-    )
+    seen, depth = (None if meter is None else meter.see), max(*ks, CANDIDATES)
+    truth = find_truth(index, queries, depth=depth, seen=seen, progress=progress)
     trials = _try_all(index, queries, truth, choices, ks, counts, timed_queries, progress)
     fitted = fitted_half(queries.ids)
     matching = None
-    if match is not None and (queries.fused is None or not index.has_fused):
-        notes.append("the matching head was not measured: it reads fused vectors, which lack")
-    elif judgements is not None and match is not None:
+    if judgements is not None and match is not None and _can_match(index, queries):
         progress("matching head: scoring the best documents of every judged query")
         matching = _measure_head(index, queries, truth, judgements, match, fitted, seed)
-    if judgements is not None and judgements.lost:
-        notes.append(f"{judgements.lost} relevant documents of the qrels are not in the index")
+    elif judgements is not None and match is not None:
+        notes.append("the matching head was not measured: it reads fused vectors, which lack")
     calibration = Calibration(
         generation=index.generation,
         standing=index.standing,
@@ -155,6 +150,10 @@ def _try_all(
             )
         )
     return trials
+
+
+def _can_match(index: SearchIndex, queries: NamedQueries) -> bool:
+    return index.has_fused and queries.fused is not None
 
 
 def _measure_head(
