@@ -54,7 +54,7 @@ VERBS = {
     "index": Verb("build, describe or verify an index", "index"),
     "search": Verb("search an index by text, image or both, without a server", "search"),
     "evaluate": Verb("measure quality against cost at every budget", "evaluate"),
-    "doctor": Verb("measure recall and latency of search plans on your queries"),
+    "doctor": Verb("measure recall and latency of search plans on your queries", "doctor"),
     "plan": Verb("bytes, machines and latency per budget, before anything is built", "plan"),
     "serve": Verb("serve an index over HTTP, with a search page", "serve"),
 }

@@ -186,6 +186,7 @@ def write_generation(
         coarse_trained=lists.trained,
         lexical=None if form.lexical is None else form.lexical.stored(),
         source=source,
+        built=number,
     )
 
 

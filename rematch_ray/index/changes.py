@@ -79,7 +79,8 @@ def delete_documents(path: str | Path, ids: Iterable[str]) -> Change:
             return Change(describe_index(path), unknown=len(wanted))
         entries = mark_deleted(generation, number, wanted)
         # an index without a document keeps a segment: its shape, its planes
-        info = publish_change(generation, number, with_documents(entries) or entries[:1])
+        left = with_documents(entries) or entries[:1]
+        info = publish_change(generation, number, left, changed=known)
         return Change(info, deleted=known, unknown=len(wanted) - known)
 
 
@@ -126,7 +127,9 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
             coarse=lists,
             originals=generation.has_originals,
         )
-        info = publish_change(generation, number, [entry], lists=lists, source=manifest.source)
+        info = publish_change(
+            generation, number, [entry], changed=0, lists=lists, source=manifest.source
+        )
         return Change(info, merged=len(segments))
 
 

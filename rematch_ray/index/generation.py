@@ -219,6 +219,18 @@ class Generation:
                     found[name] = int(offset) + row
         return found
 
+    def fused_of(self, ids: Sequence[str]) -> NDArray[np.float16]:
+        """Fused vectors by id, (len(ids), F).
+
+        Raises:
+            UserError: an id is not here.
+        """
+        rows = self.rows_of(ids)
+        missing = [name for name in ids if name not in rows]
+        if missing:
+            raise UserError(f"document '{missing[0]}' is not in the index")
+        return self.read_fused(np.array([rows[name] for name in ids], np.int64))
+
     def fields(self) -> dict[str, str]:
         """Payload fields that a filter may name, and their types."""
         fields = {"id": "string"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,6 +49,10 @@ class SearchResult:
         exact: whether every live document that passes the filter was scored at `budget`, in the
             order of float scores.
         generation: the index's state that was searched.
+        expected_recall: least recall to be expected against an exhaustive search at the full
+            budget: 1 where all was scored at it, else the lower end of what was calibrated; None
+            where nothing was.
+        plan: the stages as `Plan.to_json` gives them, and `chosen_by`: why these.
     """
 
     hits: list[Hit]
@@ -60,6 +64,8 @@ class SearchResult:
     scores: str
     exact: bool
     generation: str
+    expected_recall: float | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Documents(Protocol):

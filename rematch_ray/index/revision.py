@@ -101,11 +101,13 @@ def append_rows(
     known = sum(len(generation.rows_of(some)) for some in chunks(ids, IDS_AT_ONCE))
     left = sum(entry.rows - entry.deleted for entry in old)
     kept = [*with_documents(old), *entries] or old[:1]
+    deleted = manifest.live - known - left
+    changed = shards.num_rows + deleted
     return Change(
-        publish_change(generation, number, kept, lists=lists, source=source),
+        publish_change(generation, number, kept, changed=changed, lists=lists, source=source),
         added=shards.num_rows - known,
         replaced=known,
-        deleted=generation.manifest.live - known - left,
+        deleted=deleted,
     )
 
 
@@ -197,6 +199,7 @@ def publish_change(
     number: int,
     segments: Sequence[SegmentEntry],
     *,
+    changed: int,
     lists: CoarseWriter | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> IndexInfo:
@@ -206,6 +209,7 @@ def publish_change(
         generation: the one before.
         number: of the new one.
         segments: its segments.
+        changed: documents added, replaced or deleted.
         lists: what wrote their coarse lists, and may have trained some; None where nothing did.
         source: what the manifest is to record of where all documents come from.
     """
@@ -217,6 +221,7 @@ def publish_change(
         segments=tuple(segments),
         software=software(),
         coarse_trained=trained,
+        changes=generation.manifest.changes + changed,
         source=source,
     )
     return publish(generation.path, manifest)
