@@ -21,8 +21,9 @@ def add_arguments(parser: OneLineParser) -> None:
     build = actions.add_parser("build", help="embedding shards -> index directory")
     build.add_argument("--embeddings", type=Path, required=True, metavar="DIR")
     build.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_coarse_arguments(build)
     build.add_argument("--shards", type=int, default=1, metavar="N", help="only 1 in this version")
-    _add_lexical_arguments(build)
+    add_lexical_arguments(build)
     add = actions.add_parser("add", help="add documents; those whose ids are there are replaced")
     add.add_argument("--index", type=Path, required=True, metavar="DIR")
     add.add_argument("--embeddings", type=Path, required=True, metavar="DIR")
@@ -44,7 +45,30 @@ def add_arguments(parser: OneLineParser) -> None:
         add_json_argument(parser_of_action)
 
 
-def _add_lexical_arguments(build: argparse.ArgumentParser) -> None:
+def add_coarse_arguments(build: OneLineParser) -> None:
+    """Add what decides about the coarse stage; the names are checked by the build."""
+    build.add_argument(
+        "--coarse",
+        metavar="CHOICE",
+        help="default of searches: fused, first, prefix, both, fused+prefix or all",
+    )
+    build.add_argument(
+        "--coarse-keys",
+        type=lambda text: text.split(","),
+        metavar="KEYS",
+        help="lists to store, for example fused,first,prefix (default: fused,first, and what "
+        "--coarse needs)",
+    )
+    build.add_argument(
+        "--coarse-kind",
+        default="auto",
+        metavar="KIND",
+        help="auto (by size), flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq or hnsw",
+    )
+
+
+def add_lexical_arguments(build: OneLineParser) -> None:
+    """Add what decides about the lexical index; the fields are checked by the build."""
     build.add_argument(
         "--lexical",
         action="append",
@@ -125,7 +149,14 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         )
     from rematch_ray.workloads.build_index import build_index
 
-    return build_index(embeddings=options.embeddings, out=options.out, lexical=_lexical(options))
+    return build_index(
+        embeddings=options.embeddings,
+        out=options.out,
+        coarse=options.coarse,
+        coarse_keys=options.coarse_keys,
+        coarse_kind=options.coarse_kind,
+        lexical=_lexical(options),
+    )
 
 
 def _lexical(options: argparse.Namespace) -> LexicalSettings | list[str] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse import COARSE_CHOICES
+from rematch_ray.index.coarse_keys import choose_keys
+from rematch_ray.index.coarse_training import CoarseWriter
+from rematch_ray.index.generation import CURRENT_FILE, generation_file, read_current
 from rematch_ray.index.lexical_settings import LexicalSettings, choose_lexical
-from rematch_ray.index.manifest import GenerationManifest
+from rematch_ray.index.manifest import GenerationManifest, TrainedEntry
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import (
     IndexInfo,
@@ -28,6 +30,7 @@ def build_index(
     *,
     ladder: Ladder | Sequence[str] | None = None,
     coarse: str | None = None,
+    coarse_keys: Sequence[str] | None = None,
     coarse_kind: str = "auto",
     originals: bool = True,
     lexical: Sequence[str] | LexicalSettings | None = None,
@@ -39,9 +42,11 @@ def build_index(
         embeddings: embedding directory of the document side.
         out: index directory, made when absent; an index there keeps answering until the end.
         ladder: rungs to store planes for; None takes the model's.
-        coarse: default coarse choice (`fused`, `first`, `both`); None takes `fused` where there is
-            a fused vector.
-        coarse_kind: `scan`, `flat`, `ivf` or `auto`: by size.
+        coarse: default coarse choice, of `COARSE_CHOICES`; None takes `fused` where there is a
+            fused vector.
+        coarse_keys: lists to store, of `COARSE_KEYS`; None stores those of the fused and the first
+            vector, and what `coarse` needs.
+        coarse_kind: of `COARSE_KINDS`; `auto` goes by size.
         originals: whether to keep float16 vectors beside the 8-bit ones: two thirds of the bytes,
             and what makes scores exact.
         lexical: payload fields whose texts are indexed for hybrid search, or settings; None takes
@@ -59,11 +64,13 @@ def build_index(
     out = Path(out)
     shards = EmbeddingShards.open(embeddings)
     rungs = _choose_ladder(shards, ladder)
-    default_coarse = _choose_coarse(shards, coarse)
+    keys, default_coarse = choose_keys(coarse_keys, coarse, has_fused=bool(shards.fused_dim))
     texts = choose_lexical(lexical, shards.payload_fields())
     if shards.num_rows == 0:
         raise UserError(f"{embeddings} holds no rows: embed at least one document")
     with writing(out) as number:
+        trained = _trained_before(out, shards)
+        lists = CoarseWriter(out, keys=keys, kind=coarse_kind, trained=trained)
         entry = add_segment(
             out,
             segment_name(number),
@@ -73,7 +80,7 @@ def build_index(
             fused_dim=shards.fused_dim,
             planes=rungs.planes(),
             fields=shards.payload_fields(),
-            coarse_kind=coarse_kind,
+            coarse=lists,
             originals=originals,
             lexical=texts,
         )
@@ -91,6 +98,8 @@ def build_index(
             segments=(entry,),
             calibration=None,
             software=software(),
+            coarse_kind=coarse_kind,
+            coarse_trained=lists.trained,
             lexical=None if texts is None else texts.stored(),
         )
         return publish(out, manifest)
@@ -129,9 +138,10 @@ def _rungs_within(shards: EmbeddingShards) -> Ladder:
     return Ladder(within)
 
 
-def _choose_coarse(shards: EmbeddingShards, coarse: str | None) -> str:
-    allowed = COARSE_CHOICES if shards.fused_dim else ("first",)
-    choice = coarse or allowed[0]
-    if choice not in allowed:
-        raise UserError(f"coarse '{choice}' does not exist here; allowed: {', '.join(allowed)}")
-    return choice
+def _trained_before(out: Path, shards: EmbeddingShards) -> Mapping[str, TrainedEntry]:
+    """What an index that is replaced trained on vectors of the same model."""
+    if not (out / CURRENT_FILE).is_file():
+        return {}
+    manifest = GenerationManifest.read(generation_file(out, read_current(out)))
+    same = manifest.identity.get("digest") == shards.identity.get("digest")
+    return manifest.coarse_trained if same else {}

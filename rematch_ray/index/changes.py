@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.coarse_kinds import IVF_FROM_DOCUMENTS
+from rematch_ray.index.coarse_training import CoarseWriter
 from rematch_ray.index.generation import SEGMENTS, TOMBSTONES, Generation, read_current
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.lexical_settings import read_lexical
@@ -88,6 +90,13 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
         generation = Generation(path)
         manifest = generation.manifest
         _refuse_other_vectors(shards, generation)
+        lists = CoarseWriter(
+            path,
+            keys=generation.coarse_keys,
+            kind=manifest.coarse_kind,
+            trained=manifest.coarse_trained,
+            scan_below=IVF_FROM_DOCUMENTS,
+        )
         entry = add_segment(
             path,
             segment_name(number),
@@ -98,13 +107,14 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
             planes=generation.planes,
             lexical=read_lexical(manifest.lexical, path),
             fields=shards.payload_fields(),
+            coarse=lists,
             originals=generation.has_originals,
         )
         new = Segment(path / SEGMENTS / entry.name, entry)
         before = manifest.live
         entries = _mark_deleted(generation, number, new.payload.ids())
         replaced = before - sum(e.rows - e.deleted for e in entries)
-        info = _publish(generation, number, [*_with_documents(entries), entry])
+        info = _publish(generation, number, [*_with_documents(entries), entry], lists)
         return Change(info, added=entry.rows - replaced, replaced=replaced)
 
 
@@ -158,6 +168,13 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
         fields: dict[str, str] = {}
         for segment in segments:
             fields.update(segment.manifest.fields)
+        lists = CoarseWriter(
+            path,
+            keys=generation.coarse_keys,
+            kind=manifest.coarse_kind,
+            trained=manifest.coarse_trained,
+            scan_below=0,
+        )
         entry = add_segment(
             path,
             segment_name(number),
@@ -168,9 +185,10 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
             planes=generation.planes,
             lexical=read_lexical(manifest.lexical, path),
             fields=fields,
+            coarse=lists,
             originals=generation.has_originals,
         )
-        return Change(_publish(generation, number, [entry]), merged=len(segments))
+        return Change(_publish(generation, number, [entry], lists), merged=len(segments))
 
 
 def _refuse_other_vectors(shards: EmbeddingShards, generation: Generation) -> None:
@@ -225,13 +243,20 @@ def _write_bitmap(path: Path, deleted: NDArray[np.bool_]) -> None:
         os.fsync(file.fileno())
 
 
-def _publish(generation: Generation, number: int, segments: Sequence[SegmentEntry]) -> IndexInfo:
+def _publish(
+    generation: Generation,
+    number: int,
+    segments: Sequence[SegmentEntry],
+    lists: CoarseWriter | None = None,
+) -> IndexInfo:
+    trained = generation.manifest.coarse_trained if lists is None else lists.trained
     manifest = dataclasses.replace(
         generation.manifest,
         generation=number,
         created=now(),
         segments=tuple(segments),
         software=software(),
+        coarse_trained=trained,
     )
     return publish(generation.path, manifest)
 

@@ -18,6 +18,10 @@ READ_COST = 16
 # `auto` scores everything up to this cost, in dot products: 4,096 documents at 16x64.
 EXHAUSTIVE_COST = 1 << 23
 AUTO_CANDIDATES = 2000
+# So few survivors of a filter are not worth a coarse stage: lists would look at all of them anyway,
+# and approximate ones miss some.
+_FEW_DOCUMENTS = 5000
+_FEW_SHARE = 0.02
 _NARROW_FACTOR = 2
 _NARROW_FLOOR = 100
 _CANDIDATES_PER_HIT = 10
@@ -29,13 +33,29 @@ class Plan:
 
     Args:
         budget: final budget, at which hits are ranked.
-        coarse_candidates: documents that the coarse stage keeps; None scores every document.
+        coarse_candidates: documents that the coarse stage keeps; None: no coarse stage, every
+            allowed document is scored at the first of the budgets.
         narrowing: smaller budgets on the way, each with the number of documents that it keeps.
     """
 
     budget: Budget
     coarse_candidates: int | None
     narrowing: tuple[tuple[Budget, int], ...] = ()
+
+    @property
+    def is_exhaustive(self) -> bool:
+        """Whether every allowed document is scored at the final budget."""
+        return self.coarse_candidates is None and not self.narrowing
+
+
+def few_survive(num_allowed: int, num_documents: int) -> bool:
+    """Whether a filter leaves so few documents that looking at each is the better search.
+
+    >>> few_survive(15_000, 10**6), few_survive(50_000, 10**6), few_survive(400, 400)
+    (True, False, False)
+    """
+    few = max(_FEW_DOCUMENTS, _FEW_SHARE * num_documents)
+    return num_allowed < min(num_documents, few)
 
 
 def check_candidates(candidates: Candidates, top_k: int) -> None:
@@ -69,13 +89,20 @@ def document_cost(budget: Budget) -> int:
 
 
 def plan_search(
-    budget: Budget, ladder: Ladder, *, candidates: Candidates, num_allowed: int, top_k: int
+    budget: Budget,
+    ladder: Ladder,
+    *,
+    candidates: Candidates,
+    num_allowed: int,
+    top_k: int,
+    num_live: int | None = None,
 ) -> Plan:
     """Chooses the stages of a search.
 
     `all` scores every allowed document at the final budget; a number lets the coarse stage choose
     so many, all scored at the final budget; `auto` scores everything where that is cheap, and
-    otherwise narrows through the rungs below the budget, halving at each.
+    otherwise narrows through the rungs below the budget, halving at each. Where a filter leaves few
+    documents, `auto` takes all of them into the first of those rungs and needs no coarse stage.
 
     Args:
         budget: final budget, a rung of the ladder or the fused rung.
@@ -83,6 +110,7 @@ def plan_search(
         candidates: see above.
         num_allowed: live documents that pass the filter.
         top_k: hits wanted.
+        num_live: live documents, those that the filter removed too; None: nothing was removed.
 
     Returns:
         The plan.
@@ -104,7 +132,9 @@ def plan_search(
         return Plan(budget, None)
     if candidates != "auto":
         return Plan(budget, wanted)
-    return Plan(budget, wanted, _narrow(budget, ladder, wanted, top_k))
+    narrowing = _narrow(budget, ladder, wanted, top_k)
+    few = few_survive(num_allowed, num_allowed if num_live is None else num_live)
+    return Plan(budget, None if few else wanted, narrowing)
 
 
 def _narrow(

@@ -15,14 +15,8 @@ from typing import Any
 import numpy as np
 
 from rematch_ray.errors import UserError, did_you_mean
-from rematch_ray.index.cascade import (
-    Request,
-    ms_since,
-    search_cascade,
-    search_exhaustively,
-    stage,
-)
-from rematch_ray.index.coarse import COARSE_CHOICES
+from rematch_ray.index.cascade import Request, ms_since, search_vectors, stage
+from rematch_ray.index.coarse_keys import choices_of
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.generation import Generation, read_current
 from rematch_ray.index.hits import Hit, SearchResult
@@ -51,13 +45,17 @@ class SearchIndex:
         self.identity: Mapping[str, Any] = self._manifest.identity
 
     @classmethod
-    def open(cls, path: str | Path) -> SearchIndex:
+    def open(cls, path: str | Path, *, gpu: bool = False) -> SearchIndex:
         """Opens the published generation; checks versions and file sizes, reads no vectors.
+
+        Args:
+            path: index directory.
+            gpu: search coarse lists on a GPU where FAISS has one; nothing changes where not.
 
         Raises:
             UserError: not an index, another format version, or a damaged one.
         """
-        return cls(Generation(Path(path).absolute()))
+        return cls(Generation(Path(path).absolute(), gpu=gpu))
 
     @property
     def generation(self) -> str:
@@ -71,7 +69,9 @@ class SearchIndex:
             UserError: the directory is no index any more, or a damaged one.
         """
         path = self._generation.path
-        return self if read_current(path) == self._generation.name else SearchIndex.open(path)
+        if read_current(path) == self._generation.name:
+            return self
+        return SearchIndex.open(path, gpu=self._generation.gpu)
 
     def __len__(self) -> int:
         """Live documents."""
@@ -97,6 +97,7 @@ class SearchIndex:
         filter: Mapping[str, Any] | None = None,
         group_by: str | None = None,
         coarse: str | None = None,
+        nprobe: int | None = None,
         text: str | Sequence[str] | None = None,
         fusion: str | None = None,
         lexical_weight: float = 0.5,
@@ -112,7 +113,8 @@ class SearchIndex:
             top_k: hits per query; fewer when fewer documents pass.
             filter: payload field -> value, or list of allowed values; all fields must hold.
             group_by: payload field of which each value gives at most one hit, its best.
-            coarse: `fused`, `first` or `both`; None takes the index's default.
+            coarse: where candidates come from, of `COARSE_CHOICES`; None takes the index's default.
+            nprobe: inverted lists that the coarse stage looks through; None: the stored number.
             text: of each query, for hybrid search: BM25 over the payload, fused with the vectors.
             fusion: `rrf` (by ranks; None) or `weighted` (by scores).
             lexical_weight: of the lexical list when fused, 0..1.
@@ -124,11 +126,11 @@ class SearchIndex:
             UserError: a budget, count, filter field or query vector that does not fit.
         """
         check_candidates(candidates, top_k)
-        hybrid = Hybrid.check(text, fusion, lexical_weight, len(query.vectors))
         rung = self._resolve(budget)
         choice = self._resolve_coarse(coarse)
         self._check_group(group_by)
         queries = self._check_queries(query)
+        hybrid = Hybrid.check(text, fusion, lexical_weight, len(queries))
         if rung.is_fused:
             require_fused(queries, "budget 'fused'")
         started = time.perf_counter()
@@ -139,6 +141,7 @@ class SearchIndex:
             self.ladder,
             candidates=candidates,
             num_allowed=num_allowed,
+            num_live=len(self),
             top_k=list_depth(top_k) if hybrid else top_k,
         )
         filter_ms = ms_since(started) / max(1, len(queries))
@@ -149,10 +152,11 @@ class SearchIndex:
             top_k=top_k,
             group_by=group_by,
             filter_stage=stage("filter", len(self), num_allowed, filter_ms),
+            nprobe=nprobe,
         )
         if hybrid:
-            return search_hybrid(self._generation, queries, request, hybrid, self._search_vectors)
-        return self._search_vectors(queries, request)
+            return search_hybrid(self._generation, queries, request, hybrid)
+        return search_vectors(self._generation, queries, request)
 
     def score_all(
         self,
@@ -263,16 +267,8 @@ class SearchIndex:
         Raises:
             UserError: names the first file that differs.
         """
-        read = sum(segment.verify() for segment in self._generation.segments)
+        read = self._generation.verify()
         return {"generation": self._generation.name, "documents": len(self), "bytes": read}
-
-    def _search_vectors(self, queries: Queries, request: Request) -> list[SearchResult]:
-        if request.plan.coarse_candidates is None:
-            return search_exhaustively(self._generation, queries, request)
-        return [
-            search_cascade(self._generation, queries[row : row + 1], request)
-            for row in range(len(queries))
-        ]
 
     def _check_queries(self, query: QueryVectors) -> Queries:
         manifest = self._manifest
@@ -289,7 +285,7 @@ class SearchIndex:
 
     def _resolve_coarse(self, coarse: str | None) -> str:
         choice = coarse or self._manifest.default_coarse
-        allowed = COARSE_CHOICES if self.has_fused else ("first",)
+        allowed = choices_of(self._generation.coarse_keys)
         if choice not in allowed:
             raise UserError(f"coarse '{choice}' does not exist here; allowed: {', '.join(allowed)}")
         return choice

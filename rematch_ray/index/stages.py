@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.coarse_keys import CHOICE_KEYS, QUERY_VECTORS
 from rematch_ray.index.exact import Float32, Rows, order_best, score_fused, score_rows
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.queries import Queries
@@ -73,26 +74,36 @@ def similarity_matrix(generation: Generation, query: Queries, row: int, rung: Bu
 
 
 def find_candidates(
-    generation: Generation, query: Queries, choice: str, limit: int, allowed: NDArray[np.bool_]
+    generation: Generation,
+    query: Queries,
+    choice: str,
+    limit: int,
+    allowed: NDArray[np.bool_],
+    *,
+    nprobe: int | None = None,
 ) -> Rows:
     """The `limit` best documents of the coarse stage, best first.
 
     Args:
         generation: where the documents lie.
         query: one query.
-        choice: `fused`, `first`, or `both`: the two lists merged by rank.
+        choice: one of `COARSE_CHOICES`; several lists are merged by rank.
         limit: how many.
         allowed: (rows,) True where a document may be returned.
+        nprobe: inverted lists to look through; None the stored number.
 
     Raises:
         UserError: the choice needs fused query vectors and the query has none.
     """
-    vectors = {"first": query.vectors[0, 0]}
-    if choice != "first":
-        vectors["fused"] = require_fused(query, f"coarse '{choice}'")[0]
     ranked = []
-    for key in ("fused", "first") if choice == "both" else (choice,):
-        rows, scores = generation.find_coarse(key, vectors[key].astype(np.float32), limit, allowed)
+    for key in CHOICE_KEYS[choice]:
+        if key == "fused":
+            vectors = require_fused(query, f"coarse '{choice}'")
+        else:
+            vectors = query.vectors[0, : QUERY_VECTORS[key]]
+        rows, scores = generation.find_coarse(
+            key, vectors.astype(np.float32), limit, allowed, nprobe=nprobe
+        )
         ranked.append(rows[order_best(scores, generation.keys[rows], limit)])
     return interleave(ranked, limit)
 
