@@ -23,7 +23,7 @@ def add_arguments(parser: OneLineParser) -> None:
     build.add_argument("--out", type=Path, required=True, metavar="DIR")
     add_coarse_arguments(build)
     build.add_argument("--shards", type=int, default=1, metavar="N", help="only 1 in this version")
-    add_lexical_arguments(build)
+    _add_lexical_arguments(build)
     add = actions.add_parser("add", help="add documents; those whose ids are there are replaced")
     add.add_argument("--index", type=Path, required=True, metavar="DIR")
     add.add_argument("--embeddings", type=Path, required=True, metavar="DIR")
@@ -63,12 +63,16 @@ def add_coarse_arguments(build: OneLineParser) -> None:
         "--coarse-kind",
         default="auto",
         metavar="KIND",
-        help="auto (by size), flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq or hnsw",
+        help="auto (by size), scan, flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq or hnsw",
+    )
+    build.add_argument(
+        "--no-originals",
+        action="store_true",
+        help="keep 8-bit vectors only: a third of the bytes, and no exact scores",
     )
 
 
-def add_lexical_arguments(build: OneLineParser) -> None:
-    """Add what decides about the lexical index; the fields are checked by the build."""
+def _add_lexical_arguments(build: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--lexical",
         action="append",
@@ -155,6 +159,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         coarse=options.coarse,
         coarse_keys=options.coarse_keys,
         coarse_kind=options.coarse_kind,
+        originals=not options.no_originals,
         lexical=_lexical(options),
     )
 
