@@ -16,16 +16,11 @@ import numpy as np
 
 from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.calibration import Standing
-from rematch_ray.index.cascade import (
-    Request,
-    ms_since,
-    search_cascade,
-    search_exhaustively,
-    stage,
-)
+from rematch_ray.index.cascade import Request, ms_since, stage
 from rematch_ray.index.choice import Table, choose_plan
 from rematch_ray.index.coarse_keys import choices_of
 from rematch_ray.index.exact import Float32
+from rematch_ray.index.execution import search_vectors
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import Hit, SearchResult
 from rematch_ray.index.hybrid import Hybrid, search_hybrid
@@ -34,8 +29,7 @@ from rematch_ray.index.info import bytes_per_document, describe
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.planner import Candidates
 from rematch_ray.index.queries import Queries, QueryVectors
-from rematch_ray.index.scatter import search_shards
-from rematch_ray.index.sharded import ShardedGeneration, current_name, open_generation
+from rematch_ray.index.sharded import current_name, open_generation
 from rematch_ray.index.stages import require_fused, score_documents, similarity_matrix
 from rematch_ray.index.wish import Wish, is_open
 from rematch_ray.scoring.budget import Budget, Ladder
@@ -153,7 +147,6 @@ class SearchIndex:
         Raises:
             UserError: a value that does not fit, or a goal without a valid calibration.
         """
-        hybrid = Hybrid.check(text, fusion, lexical_weight, len(query.vectors))
         wish = Wish.of(
             self.ladder,
             self.has_fused,
@@ -169,6 +162,7 @@ class SearchIndex:
         )
         self._check_group(group_by)
         queries = self._check_queries(query)
+        hybrid = Hybrid.check(text, fusion, lexical_weight, len(queries))
         started = time.perf_counter()
         allowed = self._generation.select(filter)
         num_allowed = int(allowed.sum())
@@ -194,11 +188,9 @@ class SearchIndex:
             filter=filter,
         )
         if hybrid:
-            results = search_hybrid(
-                self._generation, queries, request, hybrid, self._search_vectors
-            )
+            results = search_hybrid(self._generation, queries, request, hybrid)
         else:
-            results = self._search_vectors(queries, request)
+            results = search_vectors(self._generation, queries, request)
         return [chosen.mark(r, self.ladder.top, is_hybrid=bool(hybrid)) for r in results]
 
     def score_all(
@@ -303,16 +295,6 @@ class SearchIndex:
         """
         read = self._generation.verify()
         return {"generation": self._generation.name, "documents": len(self), "bytes": read}
-
-    def _search_vectors(self, queries: Queries, request: Request) -> list[SearchResult]:
-        if isinstance(self._generation, ShardedGeneration):
-            return search_shards(self._generation.group, queries, self._generation.ask(request))
-        if request.plan.is_exhaustive:
-            return search_exhaustively(self._generation, queries, request)
-        return [
-            search_cascade(self._generation, queries[row : row + 1], request)
-            for row in range(len(queries))
-        ]
 
     def _check_queries(self, query: QueryVectors) -> Queries:
         manifest = self._manifest
