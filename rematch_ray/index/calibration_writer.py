@@ -11,6 +11,8 @@ from pathlib import Path
 from rematch_ray.errors import UserError
 from rematch_ray.index.calibration import Calibration
 from rematch_ray.index.generation import Generation, read_current
+from rematch_ray.index.shard_set import calibrate_set, changing, is_sharded
+from rematch_ray.index.sharded import ShardedGeneration
 from rematch_ray.index.store import IndexInfo, now, publish, software, writing
 
 
@@ -29,14 +31,15 @@ def publish_calibration(path: str | Path, calibration: Calibration) -> IndexInfo
             stays as it was.
     """
     path = Path(path)
+    if is_sharded(path):
+        with changing(path) as held:
+            _refuse_rebuilt(ShardedGeneration(path, held), calibration)
+            return calibrate_set(path, held, calibration.to_json())
     read_current(path)
     with writing(path) as number:
-        manifest = Generation(path).manifest
-        if manifest.built != calibration.standing.built:
-            raise UserError(
-                f"{path} was built anew while it was measured: the calibration of "
-                f"{calibration.generation} does not belong to it; run the doctor again"
-            )
+        generation = Generation(path)
+        _refuse_rebuilt(generation, calibration)
+        manifest = generation.manifest
         return publish(
             path,
             dataclasses.replace(
@@ -46,4 +49,12 @@ def publish_calibration(path: str | Path, calibration: Calibration) -> IndexInfo
                 calibration=calibration.to_json(),
                 software=software(),
             ),
+        )
+
+
+def _refuse_rebuilt(generation: Generation, calibration: Calibration) -> None:
+    if generation.manifest.built != calibration.standing.built:
+        raise UserError(
+            f"{generation.path} was built anew while it was measured: the calibration of "
+            f"{calibration.generation} does not belong to it; run the doctor again"
         )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,24 @@ def publish_set(path: Path, num_shards: int) -> IndexInfo:
         calibration=None if before is None else before.calibration,
         **shared,
     )
+    return _write_set(path, published)
+
+
+def calibrate_set(path: Path, held: ShardSet, calibration: Mapping[str, Any]) -> IndexInfo:
+    """Makes a calibration that of the whole set; the shards stay as they are.
+
+    Args:
+        path: directory of the set, held by `changing`.
+        held: the set, as `changing` gives it.
+        calibration: what the doctor measured.
+    """
+    number = held.generation + 1
+    return _write_set(
+        path, replace(held, generation=number, created=now(), calibration=calibration)
+    )
+
+
+def _write_set(path: Path, published: ShardSet) -> IndexInfo:
     fields = asdict(published)
     write_manifest(path / SET_FILE, {"format_version": FORMAT_VERSION, **fields})
     return describe_set(path)

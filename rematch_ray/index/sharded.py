@@ -99,6 +99,9 @@ class ShardedGeneration(Generation):
             created=found.created,
             segments=tuple(segment for manifest in manifests for segment in manifest.segments),
             calibration=found.calibration,
+            # any shard that is built anew or changed makes another sum
+            built=sum(manifest.built for manifest in manifests),
+            changes=sum(manifest.changes for manifest in manifests),
             source=None,
         )
         self.segments = [segment for part in self.parts for segment in part.segments]
