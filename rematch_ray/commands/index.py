@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rematch_ray.commands.parser import OneLineParser, add_json_argument
+from rematch_ray.commands.parser import OneLineParser, add_json_argument, positive_number
 from rematch_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,8 +21,13 @@ def add_arguments(parser: OneLineParser) -> None:
     build = actions.add_parser("build", help="embedding shards -> index directory")
     build.add_argument("--embeddings", type=Path, required=True, metavar="DIR")
     build.add_argument("--out", type=Path, required=True, metavar="DIR")
+    build.add_argument(
+        "--shards",
+        type=positive_number,
+        metavar="N",
+        help="split it into N, built on a Ray cluster",
+    )
     add_coarse_arguments(build)
-    build.add_argument("--shards", type=int, default=1, metavar="N", help="only 1 in this version")
     _add_lexical_arguments(build)
     add = actions.add_parser("add", help="add documents; those whose ids are there are replaced")
     add.add_argument("--index", type=Path, required=True, metavar="DIR")
@@ -110,7 +115,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _change(options: argparse.Namespace) -> dict[str, Any]:
-    from rematch_ray.index.changes import add_documents, delete_documents, merge_segments
+    from rematch_ray.index.shard_changes import add_documents, delete_documents, merge_segments
 
     if options.action == "add":
         change = add_documents(options.index, options.embeddings)
@@ -147,15 +152,12 @@ def _ids(options: argparse.Namespace) -> list[str]:
 
 
 def _build(options: argparse.Namespace) -> dict[str, Any]:
-    if options.shards != 1:
-        raise UserError(
-            f"--shards {options.shards}: this version builds 1 shard; leave --shards out"
-        )
     from rematch_ray.workloads.build_index import build_index
 
     return build_index(
         embeddings=options.embeddings,
         out=options.out,
+        shards=options.shards,
         coarse=options.coarse,
         coarse_keys=options.coarse_keys,
         coarse_kind=options.coarse_kind,

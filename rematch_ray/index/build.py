@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.coarse_keys import choose_keys
@@ -25,7 +28,7 @@ from rematch_ray.scoring.budget import Ladder
 
 
 def build_index(
-    embeddings: str | Path,
+    embeddings: str | Path | EmbeddingShards,
     out: str | Path,
     *,
     ladder: Ladder | Sequence[str] | None = None,
@@ -39,7 +42,7 @@ def build_index(
     """Builds an index from embedding shards, or replaces the documents of one, in bounded memory.
 
     Args:
-        embeddings: embedding directory of the document side.
+        embeddings: embedding directory of the document side, or one that is open.
         out: index directory, made when absent; an index there keeps answering until the end.
         ladder: rungs to store planes for; None takes the model's.
         coarse: default coarse choice, of `COARSE_CHOICES`; None takes `fused` where there is a
@@ -62,47 +65,129 @@ def build_index(
             another writer at work. Nothing half-written is left.
     """
     out = Path(out)
-    shards = EmbeddingShards.open(embeddings)
+    if isinstance(embeddings, EmbeddingShards):
+        shards = embeddings
+    else:
+        shards = EmbeddingShards.open(embeddings)
+    form = choose_form(
+        shards,
+        ladder=ladder,
+        coarse=coarse,
+        coarse_keys=coarse_keys,
+        coarse_kind=coarse_kind,
+        originals=originals,
+        lexical=lexical,
+    )
+    with writing(out) as number:
+        return publish(out, write_generation(out, number, shards, form, batch_rows=batch_rows))
+
+
+@dataclass(frozen=True)
+class IndexForm:
+    """How an index is to be built.
+
+    Args:
+        ladder: rungs as text.
+        coarse_keys: lists that segments get.
+        default_coarse: coarse choice when a search names none.
+        coarse_kind: as asked for.
+        originals: whether float16 vectors are kept beside the 8-bit ones.
+        lexical: which texts are indexed, or None.
+    """
+
+    ladder: tuple[str, ...]
+    coarse_keys: tuple[str, ...]
+    default_coarse: str
+    coarse_kind: str
+    originals: bool
+    lexical: LexicalSettings | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        made: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return made
+
+
+def choose_form(
+    shards: EmbeddingShards,
+    *,
+    ladder: Ladder | Sequence[str] | None = None,
+    coarse: str | None = None,
+    coarse_keys: Sequence[str] | None = None,
+    coarse_kind: str = "auto",
+    originals: bool = True,
+    lexical: Sequence[str] | LexicalSettings | None = None,
+) -> IndexForm:
+    """What a build of these embeddings makes; arguments and errors as of `build_index`."""
     rungs = _choose_ladder(shards, ladder)
     keys, default_coarse = choose_keys(coarse_keys, coarse, has_fused=bool(shards.fused_dim))
     texts = choose_lexical(lexical, shards.payload_fields())
     if shards.num_rows == 0:
-        raise UserError(f"{embeddings} holds no rows: embed at least one document")
-    with writing(out) as number:
-        trained = _trained_before(out, shards)
-        lists = CoarseWriter(out, keys=keys, kind=coarse_kind, trained=trained)
-        entry = add_segment(
-            out,
-            segment_name(number),
-            shards.batches(batch_rows),
-            rows=shards.num_rows,
-            dim=shards.dim,
-            fused_dim=shards.fused_dim,
-            planes=rungs.planes(),
-            fields=shards.payload_fields(),
-            coarse=lists,
-            originals=originals,
-            lexical=texts,
-        )
-        manifest = GenerationManifest(
-            generation=number,
-            created=now(),
-            identity=shards.identity,
-            model_path=shards.manifest.get("model_path"),
-            ladder=tuple(rungs.texts()),
-            side=shards.side,
-            instruction=shards.manifest.get("instruction"),
-            dim=shards.dim,
-            fused_dim=shards.fused_dim,
-            default_coarse=default_coarse,
-            segments=(entry,),
-            calibration=None,
-            software=software(),
-            coarse_kind=coarse_kind,
-            coarse_trained=lists.trained,
-            lexical=None if texts is None else texts.stored(),
-        )
-        return publish(out, manifest)
+        raise UserError(f"{shards.path} holds no rows: embed at least one document")
+    return IndexForm(
+        ladder=tuple(rungs.texts()),
+        coarse_keys=keys,
+        default_coarse=default_coarse,
+        coarse_kind=coarse_kind,
+        originals=originals,
+        lexical=texts,
+    )
+
+
+def write_generation(
+    out: Path,
+    number: int,
+    shards: EmbeddingShards,
+    form: IndexForm,
+    *,
+    batch_rows: int,
+    source: Mapping[str, Any] | None = None,
+) -> GenerationManifest:
+    """Writes all rows as one segment, and gives the generation that it makes; publishes nothing.
+
+    Args:
+        out: index directory, its lock held.
+        number: of the generation.
+        shards: the rows.
+        form: how the index is to be built.
+        batch_rows: rows read at once.
+        source: what the manifest records of where the rows come from.
+    """
+    trained = _trained_before(out, shards)
+    lists = CoarseWriter(out, keys=form.coarse_keys, kind=form.coarse_kind, trained=trained)
+    entry = add_segment(
+        out,
+        segment_name(number),
+        shards.batches(batch_rows),
+        rows=shards.num_rows,
+        dim=shards.dim,
+        fused_dim=shards.fused_dim,
+        planes=Ladder.parse(form.ladder).planes(),
+        fields=shards.payload_fields(),
+        coarse=lists,
+        originals=form.originals,
+        lexical=form.lexical,
+    )
+    return GenerationManifest(
+        generation=number,
+        created=now(),
+        identity=shards.identity,
+        model_path=shards.manifest.get("model_path"),
+        ladder=form.ladder,
+        side=shards.side,
+        instruction=shards.manifest.get("instruction"),
+        dim=shards.dim,
+        fused_dim=shards.fused_dim,
+        default_coarse=form.default_coarse,
+        segments=(entry,),
+        calibration=None,
+        software=software(),
+        coarse_kind=form.coarse_kind,
+        coarse_trained=lists.trained,
+        lexical=None if form.lexical is None else form.lexical.stored(),
+        source=source,
+        built=number,
+    )
 
 
 def _choose_ladder(shards: EmbeddingShards, ladder: Ladder | Sequence[str] | None) -> Ladder:

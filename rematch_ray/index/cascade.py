@@ -6,6 +6,7 @@ Takes a checked request; chooses nothing. Middle floor.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ class Request:
         top_k: most hits per query.
         group_by: payload field of which each value gives one hit, or None.
         filter_stage: what the filter kept, as a stage of the result.
+        filter: what `allowed` came from, for shards that look for themselves.
         nprobe: inverted lists that the coarse stage looks through; None the stored number.
     """
 
@@ -46,6 +48,7 @@ class Request:
     group_by: str | None
     filter_stage: dict[str, Any]
     nprobe: int | None = None
+    filter: Mapping[str, Any] | None = None
 
 
 def search_exhaustively(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.index.exact import Float32, Rows, order_best
 from rematch_ray.index.generation import Generation
-from rematch_ray.index.hits import Hit, best_hits
+from rematch_ray.index.hits import Hit, best_hits, best_positions
 from rematch_ray.index.quantisation import score_bound
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.stages import score_documents
@@ -38,27 +38,48 @@ def best_documents(
 ) -> tuple[list[Hit], int]:
     """The best hits by exact scores, or by 8-bit ones where the index keeps no originals.
 
+    Arguments as of `best_rows`.
+
+    Returns:
+        Hits, best first, and how many documents were scored exactly.
+    """
+    best, scores, read = best_rows(generation, query, rows, coded, rung, top_k, group_by)
+    return best_hits(generation, best, scores, top_k), read
+
+
+def best_rows(
+    generation: Generation,
+    query: Queries,
+    rows: Rows,
+    coded: Float32,
+    rung: Budget,
+    top_k: int,
+    group_by: str | None = None,
+) -> tuple[Rows, Float32, int]:
+    """The best documents by exact scores, or by 8-bit ones where the index keeps no originals.
+
     Args:
         generation: where the documents lie.
         query: one query.
         rows: (C,) documents.
         coded: (C,) their 8-bit scores at the rung.
         rung: a rung of the ladder or the fused one.
-        top_k: most hits.
-        group_by: payload field of which each value gives one hit, or None.
+        top_k: most documents.
+        group_by: payload field of which each value gives one document, or None.
 
     Returns:
-        Hits, best first, and how many documents were scored exactly.
+        Rows, best first; their scores; and how many documents were scored exactly.
     """
     if not keeps_originals(generation, rung):
-        return best_hits(generation, rows, coded, top_k, group_by), 0
+        places = best_positions(generation, rows, coded, top_k, group_by)
+        return rows[places], coded[places], 0
     limit = top_k if group_by is None else _DOCUMENTS_PER_GROUP * top_k
     while True:
         best, scores, read = certify(generation, query, rows, coded, rung, limit)
-        hits = best_hits(generation, best, scores, top_k, group_by)
+        places = best_positions(generation, best, scores, top_k, group_by)
         # too few groups among these: look further down
-        if len(hits) == top_k or limit >= len(rows):
-            return hits, read
+        if len(places) == top_k or limit >= len(rows):
+            return best[places], scores[places], read
         limit *= _DOCUMENTS_PER_GROUP
 
 

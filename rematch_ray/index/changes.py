@@ -8,65 +8,29 @@ rows are nobody's business. Middle floor.
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse_kinds import IVF_FROM_DOCUMENTS
 from rematch_ray.index.coarse_training import CoarseWriter
-from rematch_ray.index.generation import SEGMENTS, TOMBSTONES, Generation, read_current
-from rematch_ray.index.identity import check_identity
+from rematch_ray.index.generation import Generation, read_current
 from rematch_ray.index.lexical_settings import read_lexical
-from rematch_ray.index.manifest import SegmentEntry, sync_directory
+from rematch_ray.index.revision import (
+    IDS_AT_ONCE,
+    Change,
+    append_rows,
+    chunks,
+    mark_deleted,
+    publish_change,
+    with_documents,
+)
 from rematch_ray.index.segment import Segment
 from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
-from rematch_ray.index.store import (
-    IndexInfo,
-    add_segment,
-    describe_index,
-    now,
-    publish,
-    segment_name,
-    software,
-    writing,
-)
-from rematch_ray.scoring.budget import Ladder
+from rematch_ray.index.store import add_segment, describe_index, segment_name, writing
 
-_IDS_AT_ONCE = 8192
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a change did.
-
-    Args:
-        info: the index after it.
-        added: documents whose ids were new.
-        replaced: documents whose ids were there before.
-        deleted: documents that are gone.
-        unknown: ids to delete that were not there.
-        merged: segments that became one.
-    """
-
-    info: IndexInfo
-    added: int = 0
-    replaced: int = 0
-    deleted: int = 0
-    unknown: int = 0
-    merged: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        counts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**self.info.to_json(), **{k: v for k, v in counts.items() if k != "info"}}
+__all__ = ["Change", "add_documents", "delete_documents", "merge_segments"]
 
 
 def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int = 1024) -> Change:
@@ -86,36 +50,10 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
     """
     path, shards = Path(path), EmbeddingShards.open(embeddings)
     read_current(path)
+    if shards.num_rows == 0:
+        raise UserError(f"{shards.path} holds no rows: embed at least one document")
     with writing(path) as number:
-        generation = Generation(path)
-        manifest = generation.manifest
-        _refuse_other_vectors(shards, generation)
-        lists = CoarseWriter(
-            path,
-            keys=generation.coarse_keys,
-            kind=manifest.coarse_kind,
-            trained=manifest.coarse_trained,
-            scan_below=IVF_FROM_DOCUMENTS,
-        )
-        entry = add_segment(
-            path,
-            segment_name(number),
-            shards.batches(batch_rows),
-            rows=shards.num_rows,
-            dim=manifest.dim,
-            fused_dim=manifest.fused_dim,
-            planes=generation.planes,
-            lexical=read_lexical(manifest.lexical, path),
-            fields=shards.payload_fields(),
-            coarse=lists,
-            originals=generation.has_originals,
-        )
-        new = Segment(path / SEGMENTS / entry.name, entry)
-        before = manifest.live
-        entries = _mark_deleted(generation, number, new.payload.ids())
-        replaced = before - sum(e.rows - e.deleted for e in entries)
-        info = _publish(generation, number, [*_with_documents(entries), entry], lists)
-        return Change(info, added=entry.rows - replaced, replaced=replaced)
+        return append_rows(path, number, shards, batch_rows=batch_rows)
 
 
 def delete_documents(path: str | Path, ids: Iterable[str]) -> Change:
@@ -136,12 +74,13 @@ def delete_documents(path: str | Path, ids: Iterable[str]) -> Change:
     wanted = list(dict.fromkeys(ids))
     with writing(path) as number:
         generation = Generation(path)
-        known = sum(len(generation.rows_of(some)) for some in _chunks(wanted, _IDS_AT_ONCE))
+        known = sum(len(generation.rows_of(some)) for some in chunks(wanted, IDS_AT_ONCE))
         if not known:
             return Change(describe_index(path), unknown=len(wanted))
-        entries = _mark_deleted(generation, number, wanted)
+        entries = mark_deleted(generation, number, wanted)
         # an index without a document keeps a segment: its shape, its planes
-        info = _publish(generation, number, _with_documents(entries) or entries[:1])
+        left = with_documents(entries) or entries[:1]
+        info = publish_change(generation, number, left, changed=known)
         return Change(info, deleted=known, unknown=len(wanted) - known)
 
 
@@ -188,77 +127,10 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
             coarse=lists,
             originals=generation.has_originals,
         )
-        return Change(_publish(generation, number, [entry], lists), merged=len(segments))
-
-
-def _refuse_other_vectors(shards: EmbeddingShards, generation: Generation) -> None:
-    manifest = generation.manifest
-    if shards.num_rows == 0:
-        raise UserError(f"{shards.path} holds no rows: embed at least one document")
-    check_identity(shards.identity, manifest.identity)
-    needed = Ladder.parse(manifest.ladder).num_document_vectors
-    pairs: Mapping[str, tuple[Any, Any]] = {
-        "side": (shards.side, manifest.side),
-        "instruction": (shards.manifest.get("instruction"), manifest.instruction),
-        "embedding_dim": (shards.dim, manifest.dim),
-        "fused_dim": (shards.fused_dim, manifest.fused_dim),
-        "vectors per document": (min(shards.num_vectors, needed), needed),
-    }
-    for what, (given, held) in pairs.items():
-        if given != held:
-            raise UserError(
-                f"{shards.path} has {what} {given!r}, the index {generation.path} {held!r}: "
-                "embed the documents as those of the index were"
-            )
-
-
-def _mark_deleted(generation: Generation, number: int, ids: Sequence[str]) -> list[SegmentEntry]:
-    """The generation's segments, each with a new bitmap where it holds some of the ids."""
-    entries = []
-    folder = generation.path / TOMBSTONES
-    for entry, segment in zip(generation.manifest.segments, generation.segments, strict=True):
-        live = segment.live.copy()
-        for some in _chunks(ids, _IDS_AT_ONCE):
-            live[list(segment.payload.rows_of(some).values())] = False
-        deleted = int((~live).sum())
-        if deleted == entry.deleted:
-            entries.append(entry)
-            continue
-        name = f"{number:06d}-{entry.name}.npy"
-        _write_bitmap(folder / name, ~live)
-        changed = dataclasses.replace(entry, tombstones=f"{TOMBSTONES}/{name}", deleted=deleted)
-        entries.append(segment.count_texts(changed, live))
-    sync_directory(folder)
-    return entries
-
-
-def _with_documents(entries: Sequence[SegmentEntry]) -> list[SegmentEntry]:
-    return [entry for entry in entries if entry.deleted < entry.rows]
-
-
-def _write_bitmap(path: Path, deleted: NDArray[np.bool_]) -> None:
-    with open(path, "wb") as file:
-        np.save(file, np.packbits(deleted, bitorder="little"))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _publish(
-    generation: Generation,
-    number: int,
-    segments: Sequence[SegmentEntry],
-    lists: CoarseWriter | None = None,
-) -> IndexInfo:
-    trained = generation.manifest.coarse_trained if lists is None else lists.trained
-    manifest = dataclasses.replace(
-        generation.manifest,
-        generation=number,
-        created=now(),
-        segments=tuple(segments),
-        software=software(),
-        coarse_trained=trained,
-    )
-    return publish(generation.path, manifest)
+        info = publish_change(
+            generation, number, [entry], changed=0, lists=lists, source=manifest.source
+        )
+        return Change(info, merged=len(segments))
 
 
 def _live_batches(segments: Sequence[Segment], batch_rows: int) -> Iterator[EmbeddingBatch]:
@@ -275,9 +147,3 @@ def _live_batches(segments: Sequence[Segment], batch_rows: int) -> Iterator[Embe
                 sources=[sources[row] for row in rows.tolist()],
                 payloads=[documents[row][1] for row in rows.tolist()],
             )
-
-
-def _chunks(ids: Sequence[str], size: int) -> Iterator[list[str]]:
-    left = iter(ids)
-    while some := list(islice(left, size)):
-        yield some

@@ -72,9 +72,17 @@ class Generation:
             )
             for entry in self.manifest.segments
         ]
+        self._line_up()
+
+    def _line_up(self) -> None:
         self.offsets = np.cumsum([0, *(segment.rows for segment in self.segments)])
         self.live = np.concatenate([segment.live for segment in self.segments])
         self.keys = np.concatenate([segment.keys for segment in self.segments])
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that the index is split into."""
+        return 1
 
     @property
     def rows(self) -> int:
@@ -211,6 +219,18 @@ class Generation:
                     found[name] = int(offset) + row
         return found
 
+    def fused_of(self, ids: Sequence[str]) -> NDArray[np.float16]:
+        """Fused vectors by id, (len(ids), F).
+
+        Raises:
+            UserError: an id is not here.
+        """
+        rows = self.rows_of(ids)
+        missing = [name for name in ids if name not in rows]
+        if missing:
+            raise UserError(f"document '{missing[0]}' is not in the index")
+        return self.read_fused(np.array([rows[name] for name in ids], np.int64))
+
     def fields(self) -> dict[str, str]:
         """Payload fields that a filter may name, and their types."""
         fields = {"id": "string"}
@@ -232,8 +252,14 @@ class Generation:
         Raises:
             UserError: a field that no document has, or a value that is not a scalar.
         """
+        return self.passing(check_filter(filter, self.fields()))
+
+    def passing(self, conditions: Mapping[str, Sequence[Any]]) -> NDArray[np.bool_]:
+        """Live documents whose fields hold one of the values each, (rows,); none of a field that is
+        not here.
+        """
         allowed = self.live.copy()
-        for field, values in check_filter(filter, self.fields()).items():
+        for field, values in conditions.items():
             passing = np.zeros(self.rows, dtype=bool)
             for offset, segment in zip(self.offsets, self.segments):
                 passing[segment.payload.rows_with(field, values) + offset] = True

@@ -6,15 +6,14 @@ Knows nothing of how the scores came about. Middle floor.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.exact import Float32, Rows, order_best
-from rematch_ray.index.generation import Generation
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,10 @@ class SearchResult:
         exact: whether every live document that passes the filter was scored at `budget`, in the
             order of float scores.
         generation: the index's state that was searched.
+        expected_recall: least recall to be expected against an exhaustive search at the full
+            budget: 1 where all was scored at it, else the lower end of what was calibrated; None
+            where nothing was.
+        plan: the stages as `Plan.to_json` gives them, and `chosen_by`: why these.
     """
 
     hits: list[Hit]
@@ -61,51 +64,79 @@ class SearchResult:
     scores: str
     exact: bool
     generation: str
+    expected_recall: float | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Documents(Protocol):
+    """Where documents lie: an open generation, or the candidates of several shards."""
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """Tie-breaker of each row."""
+
+    def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
+        """Id and payload of each row, in the order asked."""
 
 
 def best_hits(
-    generation: Generation, rows: Rows, scores: Float32, top_k: int, group_by: str | None = None
+    held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: str | None = None
 ) -> list[Hit]:
     """The best documents, best first.
 
     Args:
-        generation: where the documents lie.
+        held: where the documents lie.
         rows: (C,) scored documents.
         scores: (C,) their scores.
         top_k: most hits.
         group_by: payload field of which each value gives one hit, its best; a document without
             the field is a group of its own.
     """
-    keys = generation.keys[rows]
-    if group_by is None:
-        return _read_hits(generation, rows, scores, order_best(scores, keys, top_k))
-    order = order_best(scores, keys, len(rows))
-    hits: list[Hit] = []
-    seen: set[str] = set()
-    for start in range(0, len(order), 4 * top_k):
-        for hit in _read_hits(generation, rows, scores, order[start : start + 4 * top_k]):
-            group = _group_of(hit, group_by)
-            if group not in seen:
-                seen.add(group)
-                hits.append(hit)
-            if len(hits) == top_k:
-                return hits
-    return hits
-
-
-def _read_hits(
-    generation: Generation, rows: Rows, scores: Float32, order: NDArray[np.intp]
-) -> list[Hit]:
-    documents = generation.documents(rows[order])
     return [
         # float16 norms may exceed 1 by 5e-4; the order was decided before this
         Hit(id=name, score=float(np.clip(scores[position], -1.0, 1.0)), payload=payload)
-        for position, (name, payload) in zip(order, documents)
+        for position, name, payload in _best(held, rows, scores, top_k, group_by)
     ]
 
 
-def _group_of(hit: Hit, field: str) -> str:
-    value: Any = hit.payload
+def best_positions(
+    held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: str | None = None
+) -> NDArray[np.intp]:
+    """Positions in `rows` of what `best_hits` gives; payloads are read for groups only."""
+    if group_by is None:
+        return order_best(scores, held.keys[rows], top_k)
+    found = _best(held, rows, scores, top_k, group_by)
+    return np.array([position for position, _, _ in found], np.intp)
+
+
+def _best(
+    held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: str | None
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    keys = held.keys[rows]
+    if group_by is None:
+        yield from _read(held, rows, order_best(scores, keys, top_k))
+        return
+    order = order_best(scores, keys, len(rows))
+    seen: set[str] = set()
+    for start in range(0, len(order), 4 * top_k):
+        for found in _read(held, rows, order[start : start + 4 * top_k]):
+            group = _group_of(found[1], found[2], group_by)
+            if group not in seen:
+                seen.add(group)
+                yield found
+            if len(seen) == top_k:
+                return
+
+
+def _read(
+    held: Documents, rows: Rows, order: NDArray[np.intp]
+) -> list[tuple[int, str, dict[str, Any]]]:
+    documents = held.documents(rows[order])
+    return [(int(place), name, payload) for place, (name, payload) in zip(order, documents)]
+
+
+def _group_of(document_id: str, payload: Mapping[str, Any], field: str) -> str:
+    value: Any = payload
     for name in field.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
-    return f"id {hit.id}" if value is None else f"value {json.dumps(value, sort_keys=True)}"
+    return f"id {document_id}" if value is None else f"value {json.dumps(value, sort_keys=True)}"

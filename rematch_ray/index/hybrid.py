@@ -1,14 +1,14 @@
 """Hybrid search: the vector search's best and the lexical search's best, fused once at the end.
 
-Takes the vector search as a function, whatever its stages; adds the lexical list, scores what only
-that holds at the same budget, so that every candidate has both scores, and ranks by the fused one.
+Runs the vector search, whatever its stages; adds the lexical list, scores what only that holds at
+the same budget, so that every candidate has both scores, and ranks by the fused one.
 Middle floor.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.cascade import Request, ms_since, stage
 from rematch_ray.index.certified import keeps_originals
 from rematch_ray.index.exact import Float32, Rows
+from rematch_ray.index.execution import search_vectors
 from rematch_ray.index.fusion import FUSIONS, Fusion, fuse_candidates
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import Hit, SearchResult, best_hits
@@ -27,7 +28,6 @@ from rematch_ray.index.queries import Queries
 from rematch_ray.index.stages import score_documents
 from rematch_ray.scoring.budget import Budget
 
-VectorSearch = Callable[[Queries, Request], list[SearchResult]]
 _LEAST_DEPTH = 100
 _DEPTH_PER_HIT = 2
 _EVEN = 0.5
@@ -93,7 +93,6 @@ def search_hybrid(
     queries: Queries,
     request: Request,
     hybrid: Hybrid,
-    search_vectors: VectorSearch,
 ) -> list[SearchResult]:
     """Runs both searches of each query and fuses them.
 
@@ -102,7 +101,6 @@ def search_hybrid(
         queries: B queries.
         request: what they share; its plan must be made for `list_depth(top_k)` hits.
         hybrid: their texts, and how to fuse.
-        search_vectors: the search by vectors alone.
 
     Returns:
         One result per query. A hit's score is the fused one, and `parts` holds the two it is made
@@ -114,7 +112,7 @@ def search_hybrid(
     lexical = LexicalIndex(generation)
     deep = replace(request, top_k=list_depth(request.top_k), group_by=None)
     results = []
-    for row, found in enumerate(search_vectors(queries, deep)):
+    for row, found in enumerate(search_vectors(generation, queries, deep)):
         query, text = queries[row : row + 1], hybrid.texts[row]
         candidates, stages = add_lexical(generation, query, text, deep, found, lexical)
         hits, last = _rank(generation, candidates, request, hybrid)

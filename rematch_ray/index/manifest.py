@@ -152,6 +152,10 @@ class GenerationManifest:
         coarse_kind: kind of coarse list that segments get, as it was asked for.
         coarse_trained: by key, what was trained for those lists; empty while all are scanned.
         lexical: which texts are indexed and how, as `LexicalSettings.stored` gives it, or None.
+        source: the embeddings that this is exactly the index of, and the settings it was made with;
+            None once documents have been added or deleted.
+        built: number of the generation that a build published; later ones change its documents.
+        changes: documents added, replaced or deleted since that build.
     """
 
     generation: int
@@ -170,6 +174,9 @@ class GenerationManifest:
     coarse_kind: str = "auto"
     coarse_trained: Mapping[str, TrainedEntry] = field(default_factory=dict)
     lexical: Mapping[str, Any] | None = None
+    source: Mapping[str, Any] | None = None
+    built: int = 0
+    changes: int = 0
 
     @property
     def documents(self) -> int:

@@ -32,6 +32,7 @@ from rematch_ray.index.planner import Candidates as CandidateCount
 from rematch_ray.index.queries import Queries, QueryVectors
 from rematch_ray.index.references import Int64
 from rematch_ray.index.search import SearchIndex
+from rematch_ray.index.sharded import open_generation
 from rematch_ray.index.stages import score_documents
 
 
@@ -67,7 +68,7 @@ class Gallery:
     @classmethod
     def open(cls, index: str | Path, lines: NDArray[Any]) -> Gallery:
         """Opens an index; `lines` are its rows, of `DOCUMENTS`."""
-        return cls(Generation(Path(index).absolute()), Documents(lines))
+        return cls(open_generation(Path(index).absolute()), Documents(lines))
 
     def check(self, query: QueryVectors) -> Queries:
         """Query vectors as scoring reads them."""

@@ -5,11 +5,13 @@ Knows nothing of vectors, files or time; every choice can be read off the argume
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.plan import Plan
 from rematch_ray.scoring.budget import Budget, Ladder
+
+__all__ = ["Candidates", "Plan", "check_candidates", "document_cost", "narrow", "plan_search"]
 
 Candidates = int | Literal["auto", "all"]
 
@@ -25,27 +27,6 @@ _FEW_SHARE = 0.02
 _NARROW_FACTOR = 2
 _NARROW_FLOOR = 100
 _CANDIDATES_PER_HIT = 10
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The stages of one search.
-
-    Args:
-        budget: final budget, at which hits are ranked.
-        coarse_candidates: documents that the coarse stage keeps; None: no coarse stage, every
-            allowed document is scored at the first of the budgets.
-        narrowing: smaller budgets on the way, each with the number of documents that it keeps.
-    """
-
-    budget: Budget
-    coarse_candidates: int | None
-    narrowing: tuple[tuple[Budget, int], ...] = ()
-
-    @property
-    def is_exhaustive(self) -> bool:
-        """Whether every allowed document is scored at the final budget."""
-        return self.coarse_candidates is None and not self.narrowing
 
 
 def few_survive(num_allowed: int, num_documents: int) -> bool:
@@ -132,14 +113,27 @@ def plan_search(
         return Plan(budget, None)
     if candidates != "auto":
         return Plan(budget, wanted)
-    narrowing = _narrow(budget, ladder, wanted, top_k)
+    narrowing = narrow(budget, ladder, wanted, top_k)
     few = few_survive(num_allowed, num_allowed if num_live is None else num_live)
     return Plan(budget, None if few else wanted, narrowing)
 
 
-def _narrow(
-    budget: Budget, ladder: Ladder, candidates: int, top_k: int
+def narrow(
+    budget: Budget, ladder: Ladder, candidates: int, top_k: int, *, factor: int = _NARROW_FACTOR
 ) -> tuple[tuple[Budget, int], ...]:
+    """The rungs below a budget, each keeping a part of what the one before it kept.
+
+    Args:
+        budget: final budget.
+        ladder: the index's ladder.
+        candidates: documents that the coarse stage keeps.
+        top_k: hits wanted; at least twice as many are kept.
+        factor: one part in how many is kept.
+
+    >>> ladder = Ladder.parse(["1x1", "2x4", "4x8"])
+    >>> [(str(rung), keep) for rung, keep in narrow(ladder.top, ladder, 1000, 10, factor=4)]
+    [('2x4', 250)]
+    """
     floor = max(_NARROW_FLOOR, 2 * top_k)
     stages = []
     left = candidates
@@ -147,7 +141,7 @@ def _narrow(
         # one dot product sees no more than the coarse stage saw
         if rung.dot_products == 1 or rung.dot_products >= budget.dot_products:
             continue
-        keep = max(floor, left // _NARROW_FACTOR)
+        keep = max(floor, left // factor)
         if keep < left:
             stages.append((rung, keep))
             left = keep

@@ -131,7 +131,7 @@ class EmbeddingShards:
         """Arrow type of every payload field, nested ones by dotted name."""
         fields: dict[str, str] = {}
         for shard in self.manifest["shards"]:
-            schema = _open_parquet(self.path / shard["file"]).schema_arrow
+            schema = open_parquet(self.path / shard["file"]).schema_arrow
             if "payload" in schema.names:
                 fields.update(_flatten_struct(schema.field("payload").type))
         return fields
@@ -147,14 +147,9 @@ class EmbeddingShards:
         """
         seen = 0
         for shard in self.manifest["shards"]:
-            file = self.path / shard["file"]
-            if hash_file(file) != shard["sha256"]:
-                raise UserError(
-                    f"embedding shard {file} does not match its checksum: "
-                    "it is damaged, run 'rematch-ray embed' again"
-                )
-            for record_batch in _open_parquet(file).iter_batches(batch_size=rows):
-                batch = self._read_batch(record_batch, file)
+            file = self.verify_file(shard)
+            for record_batch in open_parquet(file).iter_batches(batch_size=rows):
+                batch = self.read_batch(record_batch, file)
                 seen += len(batch.ids)
                 if batch.ids:
                     yield batch
@@ -163,6 +158,20 @@ class EmbeddingShards:
                 f"{self.path} holds {seen} rows, its manifest says {self.num_rows}: "
                 "run 'rematch-ray embed' again"
             )
+
+    def verify_file(self, shard: Mapping[str, Any]) -> Path:
+        """Path of a shard, by its entry in the manifest, once its checksum has been compared.
+
+        Raises:
+            UserError: the checksum differs.
+        """
+        file = self.path / shard["file"]
+        if hash_file(file) != shard["sha256"]:
+            raise UserError(
+                f"embedding shard {file} does not match its checksum: "
+                "it is damaged, run 'rematch-ray embed' again"
+            )
+        return file
 
     def read(self) -> EmbeddingBatch:
         """All rows at once: for query embeddings and small corpora."""
@@ -178,7 +187,12 @@ class EmbeddingShards:
             payloads=[payload for batch in batches for payload in batch.payloads],
         )
 
-    def _read_batch(self, batch: pa.RecordBatch, file: Path) -> EmbeddingBatch:
+    def read_batch(self, batch: pa.RecordBatch, file: Path) -> EmbeddingBatch:
+        """Rows of a shard, checked.
+
+        Raises:
+            UserError: a column or vector is wrong; names the shard or the id.
+        """
         ids = read_column(batch, "id", file).to_pylist()
         vectors = read_vectors(batch, (self.num_vectors, self.dim), self.dtype, file)
         check_unit_vectors(vectors, ids, file)
@@ -226,7 +240,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _open_parquet(file: Path) -> pq.ParquetFile:
+def open_parquet(file: Path) -> pq.ParquetFile:
+    """Opens a shard.
+
+    Raises:
+        UserError: it is not Parquet.
+    """
     try:
         return pq.ParquetFile(file, memory_map=True)
     except (OSError, pa.ArrowInvalid) as broken:

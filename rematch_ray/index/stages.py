@@ -95,17 +95,34 @@ def find_candidates(
     Raises:
         UserError: the choice needs fused query vectors and the query has none.
     """
-    ranked = []
+    lists = coarse_lists(generation, query, choice, limit, allowed, nprobe=nprobe)
+    ranked = [rows[order_best(scores, generation.keys[rows], limit)] for rows, scores in lists]
+    return interleave(ranked, limit)
+
+
+def coarse_lists(
+    generation: Generation,
+    query: Queries,
+    choice: str,
+    limit: int,
+    allowed: NDArray[np.bool_],
+    *,
+    nprobe: int | None = None,
+) -> list[tuple[Rows, Float32]]:
+    """Rows and scores of each list of a coarse choice, the `limit` best of each among them.
+
+    Arguments and errors as of `find_candidates`, which cuts and merges them.
+    """
+    found = []
     for key in CHOICE_KEYS[choice]:
         if key == "fused":
             vectors = require_fused(query, f"coarse '{choice}'")
         else:
             vectors = query.vectors[0, : QUERY_VECTORS[key]]
-        rows, scores = generation.find_coarse(
-            key, vectors.astype(np.float32), limit, allowed, nprobe=nprobe
+        found.append(
+            generation.find_coarse(key, vectors.astype(np.float32), limit, allowed, nprobe=nprobe)
         )
-        ranked.append(rows[order_best(scores, generation.keys[rows], limit)])
-    return interleave(ranked, limit)
+    return found
 
 
 def require_fused(queries: Queries, what: str) -> NDArray[np.float64]:

@@ -16,12 +16,13 @@ from __future__ import annotations
 import fcntl
 import platform
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import faiss
 import numpy as np
@@ -52,6 +53,7 @@ from rematch_ray.index.shards import EmbeddingBatch
 LOCK_FILE = "LOCK"
 KEPT_GENERATIONS = 2
 _BUILDING = ".building"
+_LOOK_S = 0.1
 _DIRECTORIES = (GENERATIONS, SEGMENTS, TOMBSTONES, TRAINED)
 _OWN_NAMES = {CURRENT_FILE, unfinished_name(CURRENT_FILE), LOCK_FILE, *_DIRECTORIES}
 
@@ -163,10 +165,14 @@ def segment_name(generation: int) -> str:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[int]:
+def writing(out: Path, *, patience_s: float = 0.0) -> Iterator[int]:
     """Holds the directory's lock; a directory that is no index after all is left as it was.
 
     What an earlier writer left behind is removed. Gives the number of the generation to come.
+
+    Args:
+        out: index directory, or where one is to be.
+        patience_s: how long to wait for another writer to end.
 
     Raises:
         UserError: the directory is something else, or another process writes to it.
@@ -182,11 +188,7 @@ def writing(out: Path) -> Iterator[int]:
         )
     for name in _DIRECTORIES:
         (out / name).mkdir(parents=True, exist_ok=True)
-    with open(out / LOCK_FILE, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as taken:
-            raise UserError(f"{out} is being written by another process: wait for it") from taken
+    with hold_lock(out, patience_s=patience_s):
         try:
             sweep(out)
             yield _next_generation(out)
@@ -197,6 +199,46 @@ def writing(out: Path) -> Iterator[int]:
                 (out / LOCK_FILE).unlink()
                 if not existed:
                     out.rmdir()
+
+
+@contextmanager
+def hold_lock(out: Path, *, patience_s: float = 0.0) -> Iterator[None]:
+    """Holds a directory for this process alone; the hold ends with the process.
+
+    Raises:
+        UserError: another process holds it, and still does when patience ends.
+    """
+    deadline = time.monotonic() + patience_s
+    with open(out / LOCK_FILE, "w") as lock:
+        while not _try_lock(lock):
+            if time.monotonic() >= deadline:
+                raise UserError(f"{out} is being written by another process: wait for it")
+            time.sleep(_LOOK_S)
+        yield
+
+
+def _try_lock(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def roll_back(path: Path, name: str) -> None:
+    """Makes a kept generation the published one again; later ones are removed.
+
+    Args:
+        path: index directory.
+        name: of one of its last two generations.
+
+    Raises:
+        UserError: another process writes to the directory, or the generation is gone.
+    """
+    with writing(path):
+        GenerationManifest.read(generation_file(path, name))
+        write_durably(path / CURRENT_FILE, name + "\n")
+        sweep(path)
 
 
 def _next_generation(out: Path) -> int:

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rematch_ray.index.build import build_index
-from rematch_ray.index.generation import CURRENT_FILE, Generation
+from rematch_ray.index.generation import CURRENT_FILE
 from rematch_ray.index.mining_documents import Documents, ItemStore
 from rematch_ray.index.references import References
+from rematch_ray.index.sharded import open_generation
 from rematch_ray.workloads.embed import embed
 from rematch_ray.workloads.mining_inputs import Inputs
 from rematch_ray.workloads.mining_runs import run_tasks, save_array, say
@@ -125,4 +126,4 @@ def _build(inputs: Inputs, data: Sequence[Path], vectors: Path, index: Path) -> 
 def _align(workspace: Workspace, gallery: str, index: Path, *, store: str = "items") -> None:
     if not workspace.lines(gallery).exists():
         items = ItemStore(workspace.root / store)
-        save_array(workspace.lines(gallery), items.documents(Generation(index).ids()))
+        save_array(workspace.lines(gallery), items.documents(open_generation(index).ids()))

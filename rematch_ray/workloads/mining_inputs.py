@@ -12,11 +12,11 @@ from rematch_ray.data.readers.formats import list_data
 from rematch_ray.data.readers.parquet import list_units
 from rematch_ray.data.readers.units import Unit, fingerprint
 from rematch_ray.errors import UserError
-from rematch_ray.index.generation import generation_file, read_current
 from rematch_ray.index.manifest import hash_file
 from rematch_ray.index.miner import MinerSettings
 from rematch_ray.index.mining import MiningRules
 from rematch_ray.index.search import SearchIndex
+from rematch_ray.index.sharded import current_file
 from rematch_ray.model.checkpoint import load_identity, read_meta, resolve_export
 from rematch_ray.model.settings import ModelIdentity, ModelSettings
 from rematch_ray.scoring.budget import Ladder
@@ -68,7 +68,7 @@ class Inputs:
         """What the output depends on."""
         generation = None
         if self.index is not None:
-            generation = hash_file(generation_file(self.index, read_current(self.index)))
+            generation = hash_file(current_file(self.index))
         return Job(
             model=self.identity.digest,
             data=fingerprint(self.units),

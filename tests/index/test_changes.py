@@ -225,12 +225,12 @@ def after(states: list[dict[str, int]], number: int) -> dict[str, int]:
     return states[number]
 
 
-def killed_writers(folder: Path, seed: int) -> Iterator[int]:
+def killed_writers(folder: Path, seed: int, program: str = WRITER) -> Iterator[int]:
     """Start a writer again and again, kill it at a random moment; yield the changes it told of."""
     draw, done = random.Random(seed), 0
     while True:
         writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(folder), str(done)],
+            [sys.executable, "-c", program, str(folder), str(done)],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
