@@ -166,7 +166,7 @@ def search_shards(
     group: ShardGroup, queries: Queries, request: ShardedRequest
 ) -> list[SearchResult]:
     """Runs a plan over all shards, as the cascade does over one index."""
-    if request.plan.coarse_candidates is None:
+    if request.plan.coarse_candidates is None and not request.plan.narrowing:
         return _search_exhaustively(group, queries, request)
     return [_search_cascade(group, queries[row : row + 1], request) for row in range(len(queries))]
 
@@ -204,11 +204,14 @@ def _search_exhaustively(
 def _search_cascade(group: ShardGroup, query: Queries, request: ShardedRequest) -> SearchResult:
     plan = request.plan
     started = time.perf_counter()
-    pool = _find_candidates(group, query, request)
-    num_candidates, num_allowed = len(pool), request.filter_stage["out"]
-    stages = [
-        stage(f"coarse:{request.coarse}", num_allowed, num_candidates, ms_since(started)),
-    ]
+    stages = []
+    if plan.coarse_candidates is None:
+        pool, _ = _pool(group, group.each(lambda _, shard: shard.passing(request.filter)))
+    else:
+        pool = _find_candidates(group, query, request, plan.coarse_candidates)
+        name, entered = f"coarse:{request.coarse}", request.filter_stage["out"]
+        stages.append(stage(name, entered, len(pool), ms_since(started)))
+    num_candidates = len(pool)
     for rung, keep in plan.narrowing:
         started = time.perf_counter()
         kept = pool.take(order_best(pool.score(query, rung), pool.keys, keep))
@@ -226,9 +229,9 @@ def _search_cascade(group: ShardGroup, query: Queries, request: ShardedRequest) 
     return request.result(hits, num_candidates, len(pool), stages)
 
 
-def _find_candidates(group: ShardGroup, query: Queries, request: ShardedRequest) -> Candidates:
-    limit = request.plan.coarse_candidates
-    assert limit is not None
+def _find_candidates(
+    group: ShardGroup, query: Queries, request: ShardedRequest, limit: int
+) -> Candidates:
     answers = group.each(
         lambda _, shard: shard.coarse(query, request.coarse, limit, request.filter)
     )
