@@ -36,11 +36,11 @@ class Verb:
 
     Attributes:
         claim: what it does, in one line of ``--help``.
-        module: its module under ``rematch_ray.commands``; "" when it is not built yet.
+        module: its module under ``rematch_ray.commands``.
     """
 
     claim: str
-    module: str = ""
+    module: str
 
 
 VERBS = {
@@ -54,8 +54,8 @@ VERBS = {
     "index": Verb("build, describe or verify an index", "index"),
     "search": Verb("search an index by text, image or both, without a server", "search"),
     "evaluate": Verb("measure quality against cost at every budget", "evaluate"),
-    "doctor": Verb("measure recall and latency of search plans on your queries"),
-    "plan": Verb("bytes, machines and latency per budget, before anything is built"),
+    "doctor": Verb("measure recall and latency of search plans on your queries", "doctor"),
+    "plan": Verb("bytes, machines and latency per budget, before anything is built", "plan"),
     "serve": Verb("serve an index over HTTP, with a search page", "serve"),
 }
 
@@ -63,10 +63,7 @@ VERBS = {
 def top_parser() -> OneLineParser:
     """The parser of ``rematch-ray`` itself: it knows the verbs by name only."""
     width = max(map(len, VERBS)) + 2
-    lines = [
-        f"  {name:<{width}}{verb.claim}{'' if verb.module else '  [not available in this version]'}"
-        for name, verb in VERBS.items()
-    ]
+    lines = [f"  {name:<{width}}{verb.claim}" for name, verb in VERBS.items()]
     parser = OneLineParser(
         prog="rematch-ray",
         description="Multi-vector multimodal retrieval on Ray, from pairs to a search endpoint.",
@@ -126,10 +123,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     name = top_parser().parse_args(arguments[:1]).verb
     verb = VERBS[name]
-    if not verb.module:
-        raise UserError(
-            f"'{name}' is not available in this version; 'rematch-ray --help' lists what is"
-        )
     command = import_module(f"rematch_ray.commands.{verb.module}")
     parser = verb_parser(name, command)
     # overrides may stand anywhere; sub-actions (index) cannot be parsed that way

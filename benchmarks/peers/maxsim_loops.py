@@ -74,15 +74,15 @@ def make_corpus(query: NDArray[np.float32], documents: NDArray[np.float32]) -> C
     )
 
 
-def plain_vnni(corpus: Corpus) -> Scores:
+def plain_vnni(corpus: Corpus, at_once: int = 4) -> Scores:
     """The plain VNNI loop with one scale per vector."""
-    return _plain("scale_per_vector", corpus, corpus.codes, corpus.scales)
+    return _plain("scale_per_vector", corpus, corpus.codes, corpus.scales, at_once)
 
 
-def plain_vnni_scale_per_document(corpus: Corpus) -> Scores:
+def plain_vnni_scale_per_document(corpus: Corpus, at_once: int = 4) -> Scores:
     """The plain VNNI loop with one scale per document, maxima in int32."""
     codes, scales = corpus.document_codes, corpus.document_scales
-    return _plain("scale_per_document", corpus, codes, scales)
+    return _plain("scale_per_document", corpus, codes, scales, at_once)
 
 
 def torch_int8(corpus: Corpus) -> Scores:
@@ -127,27 +127,31 @@ def maxsim_cpu(corpus: Corpus) -> Scores:
     return np.asarray(maxsim_scores(corpus.query, corpus.documents)) / len(corpus.query)
 
 
-def _plain(name: str, corpus: Corpus, codes: NDArray[np.uint8], scales: Scores) -> Scores:
-    assert len(corpus.query) == 16 and codes.shape[1] % 4 == 0 and codes.shape[2] % 4 == 0
+def _plain(
+    name: str, corpus: Corpus, codes: NDArray[np.uint8], scales: Scores, at_once: int
+) -> Scores:
+    assert len(corpus.query) == 16
+    assert codes.shape[1] % at_once == 0 and codes.shape[2] % 4 == 0
     scores = np.empty(len(codes), np.float32)
-    pointers = [array.ctypes.data for array in (corpus.query_codes, corpus.query_scales)]
-    library()[name](
-        *map(ctypes.c_void_p, pointers),
-        codes.shape[2],
-        *(ctypes.c_void_p(array.ctypes.data) for array in (codes, scales)),
-        codes.shape[1],
-        ctypes.c_int64(len(codes)),
-        ctypes.c_void_p(scores.ctypes.data),
+    query, query_scales, stored, stored_scales, found = (
+        ctypes.c_void_p(array.ctypes.data)
+        for array in (corpus.query_codes, corpus.query_scales, codes, scales, scores)
+    )
+    documents, vectors, dim = codes.shape
+    library(at_once)[name](
+        *(query, query_scales, dim, stored, stored_scales, vectors),
+        *(ctypes.c_int64(documents), found),
     )
     return scores
 
 
 @functools.cache
-def library() -> Any:
+def library(at_once: int) -> Any:
     """The plain loops, compiled."""
     source = Path(__file__).with_name("plain_maxsim.c")
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "plain_maxsim.so"
+        built = Path(folder) / f"plain_maxsim_{at_once}.so"
         command = ["cc", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC"]
-        subprocess.run([*command, "-o", str(built), str(source)], check=True)
+        command += [f"-DAT_ONCE={at_once}", "-o", str(built), str(source)]
+        subprocess.run(command, check=True)
         return ctypes.CDLL(str(built))

@@ -1,6 +1,6 @@
 /* MaxSim of one query of 16 vectors over all documents as a plain VNNI loop: the yardstick.
  *
- * A register holds four codes of each query vector; four document vectors go by at a time. No
+ * A register holds four codes of each query vector; AT_ONCE document vectors go by at a time. No
  * carried maxima, no candidate lists, no prefetching, dimensions a multiple of 4. Documents are
  * stored as code + 128. The second function has one scale per document, its maxima in int32.
  */
@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { ROWS = 16, AT_ONCE = 4 };
+enum { ROWS = 16 };
 
 static __m512i dots_start(const int8_t *query, int dim, int8_t *packed) {
     int32_t start[ROWS] = {0};
@@ -41,7 +41,7 @@ static float mean(__m512 best, const float *query_scales) {
     return (float)(total / ROWS);
 }
 
-/* vectors per document: a multiple of 4 */
+/* vectors per document: a multiple of AT_ONCE */
 void scale_per_vector(const int8_t *query, const float *query_scales, int dim,
                       const uint8_t *codes, const float *scales, int vectors, int64_t documents,
                       float *scores) {

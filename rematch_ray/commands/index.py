@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rematch_ray.commands.parser import OneLineParser, add_json_argument, positive_number
 from rematch_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from rematch_ray.index.lexical_settings import LexicalSettings
 
 
 def add_arguments(parser: OneLineParser) -> None:
@@ -24,6 +27,8 @@ def add_arguments(parser: OneLineParser) -> None:
         metavar="N",
         help="split it into N, built on a Ray cluster",
     )
+    add_coarse_arguments(build)
+    _add_lexical_arguments(build)
     add = actions.add_parser("add", help="add documents; those whose ids are there are replaced")
     add.add_argument("--index", type=Path, required=True, metavar="DIR")
     add.add_argument("--embeddings", type=Path, required=True, metavar="DIR")
@@ -43,6 +48,51 @@ def add_arguments(parser: OneLineParser) -> None:
         )
     for parser_of_action in actions.choices.values():
         add_json_argument(parser_of_action)
+
+
+def add_coarse_arguments(build: OneLineParser) -> None:
+    """Add what decides about the coarse stage; the names are checked by the build."""
+    build.add_argument(
+        "--coarse",
+        metavar="CHOICE",
+        help="default of searches: fused, first, prefix, both, fused+prefix or all",
+    )
+    build.add_argument(
+        "--coarse-keys",
+        type=lambda text: text.split(","),
+        metavar="KEYS",
+        help="lists to store, for example fused,first,prefix (default: fused,first, and what "
+        "--coarse needs)",
+    )
+    build.add_argument(
+        "--coarse-kind",
+        default="auto",
+        metavar="KIND",
+        help="auto (by size), scan, flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq or hnsw",
+    )
+    build.add_argument(
+        "--no-originals",
+        action="store_true",
+        help="keep 8-bit vectors only: a third of the bytes, and no exact scores",
+    )
+
+
+def _add_lexical_arguments(build: argparse.ArgumentParser) -> None:
+    build.add_argument(
+        "--lexical",
+        action="append",
+        metavar="FIELD",
+        help="payload field whose text is indexed for search --hybrid (text, where there is such "
+        "a field); may be repeated",
+    )
+    build.add_argument(
+        "--no-lexical", action="store_true", help="index no text, even where there is a text field"
+    )
+    build.add_argument(
+        "--stemmer",
+        metavar="LANGUAGE",
+        help="cut the endings of this language off the indexed words: english, german, ...",
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -104,4 +154,31 @@ def _ids(options: argparse.Namespace) -> list[str]:
 def _build(options: argparse.Namespace) -> dict[str, Any]:
     from rematch_ray.workloads.build_index import build_index
 
-    return build_index(embeddings=options.embeddings, out=options.out, shards=options.shards)
+    return build_index(
+        embeddings=options.embeddings,
+        out=options.out,
+        shards=options.shards,
+        coarse=options.coarse,
+        coarse_keys=options.coarse_keys,
+        coarse_kind=options.coarse_kind,
+        originals=not options.no_originals,
+        lexical=_lexical(options),
+    )
+
+
+def _lexical(options: argparse.Namespace) -> LexicalSettings | list[str] | None:
+    """What of the texts is indexed; None leaves it to the build.
+
+    Raises:
+        UserError: both to index and not to index.
+    """
+    if options.no_lexical:
+        if options.lexical or options.stemmer:
+            raise UserError("--no-lexical and --lexical or --stemmer exclude each other: give one")
+        return []
+    if options.stemmer is None:
+        return options.lexical or None
+    from rematch_ray.index.lexical_settings import DEFAULT_FIELD, LexicalSettings
+
+    fields = options.lexical or [DEFAULT_FIELD]
+    return LexicalSettings(fields=tuple(dict.fromkeys(fields)), stemmer=options.stemmer)

@@ -52,6 +52,17 @@ def add_arguments(parser: OneLineParser) -> None:
         "--group-by", metavar="FIELD", help="at most one hit per value of this field"
     )
     parser.add_argument(
+        "--hybrid",
+        choices=("rrf", "weighted"),
+        help="find by the words of the query too, and fuse by ranks (rrf) or weighted scores",
+    )
+    parser.add_argument(
+        "--lexical-weight",
+        type=_share,
+        metavar="0..1",
+        help="what the words count in --hybrid (0.5); the vectors count the rest",
+    )
+    parser.add_argument(
         "--instruction",
         metavar="TEXT",
         help='default: the one recorded with the model; "" for none',
@@ -71,6 +82,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Search; returns the hits and what was used to find them."""
     condition = _parse_filter(options.filter)
     query = _read_query(options.query, options.image)
+    if options.lexical_weight is not None and not options.hybrid:
+        raise UserError("--lexical-weight weighs the words of --hybrid: give --hybrid rrf as well")
+    if options.hybrid and not options.query:
+        raise UserError('--hybrid needs words: give a text ("an otter") beside --image')
     from rematch_ray.index.search import SearchIndex
 
     index = SearchIndex.open(options.index)  # before the libraries of a model load
@@ -86,6 +101,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         top_k=options.top_k,
         filter=condition,
         group_by=options.group_by,
+        text=options.query if options.hybrid else None,
+        fusion=options.hybrid,
+        lexical_weight=0.5 if options.lexical_weight is None else options.lexical_weight,
     )
     print_hits(found)
     if options.out:
@@ -122,6 +140,9 @@ def title(payload: Mapping[str, Any]) -> str:
 def _as_json(found: SearchResult) -> dict[str, Any]:
     """The result as the HTTP API words it."""
     fields = asdict(found)
+    for hit in fields["hits"]:
+        if hit["parts"] is None:
+            del hit["parts"]
     return {"results": fields.pop("hits"), "reduce": "mean", **fields}
 
 
@@ -153,6 +174,16 @@ def _parse_filter(text: str | None) -> dict[str, Any] | None:
     if not isinstance(condition, dict):
         raise UserError('--filter must be a JSON object: write it like \'{"source": "emoji"}\'')
     return condition
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return share
 
 
 def _candidates(text: str) -> int | str:

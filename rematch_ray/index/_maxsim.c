@@ -60,54 +60,67 @@ static const struct path *find_path(const char *name) {
     return strcmp(name, portable_path.name) ? NULL : &portable_path;
 }
 
-/* The next vectors of consecutive documents. */
-static int fill_in_order(struct chunk *chunk, struct cursor *at) {
-    const int64_t first = at->document * at->vectors_per_document + at->position;
-    const int64_t left = at->count * at->vectors_per_document - first;
-    const int count = left < CHUNK ? (int)left : CHUNK;
-    const uint8_t *codes = at->codes + first * at->dim;
-    for (int i = 0; i < count; i++) chunk->vectors[i] = codes + (int64_t)i * at->dim;
-    chunk->scale_run = at->scales + first;
-    at->document = (first + count) / at->vectors_per_document;
-    at->position = (first + count) % at->vectors_per_document;
-    return count;
+/* Adds vectors that follow each other; their scales are fetched, not waited for. */
+static inline void add_run(struct chunk *chunk, const struct cursor *at, int64_t first, int count) {
+    const uint8_t *codes = at->codes + first * at->dim, **vectors = chunk->vectors + chunk->count;
+    const float *scales = at->scales + first;
+    const int64_t dim = at->dim;
+    /* in fours, into the slack: most runs are short */
+    for (int i = 0; i < count; i += 4, codes += 4 * dim) {
+        vectors[i] = codes;
+        vectors[i + 1] = codes + dim;
+        vectors[i + 2] = codes + 2 * dim;
+        vectors[i + 3] = codes + 3 * dim;
+    }
+    for (int i = 0; i < count; i += 16) __builtin_prefetch(scales + i);
+    chunk->runs[chunk->num_runs++] = (struct run){count, scales};
+    chunk->count += count;
 }
 
-/* The next vectors of chosen documents; their scales are fetched, not waited for. */
-static int fill_by_rows(struct chunk *chunk, struct cursor *at) {
-    const int n = at->vectors_per_document, dim = at->dim;
-    int count = 0;
-    chunk->scale_run = NULL;
-    while (count < CHUNK && at->document < at->count) {
-        const int64_t first = at->rows[at->document] * n + at->position;
-        const int take = n - at->position < CHUNK - count ? n - at->position : CHUNK - count;
-        const uint8_t *codes = at->codes + first * dim;
-        const float *scales = at->scales + first;
-        for (int i = 0; i < take; i++, count++) {
-            chunk->vectors[count] = codes + (int64_t)i * dim;
-            chunk->scale_places[count] = scales + i;
-            if (i % 16 == 0) __builtin_prefetch(scales + i);
-        }
+/* The next documents of one vector each. */
+static void add_singles(struct chunk *chunk, const struct cursor *at, int count) {
+    const int64_t *rows = at->rows + at->document, dim = at->dim;
+    for (int i = 0; i < count; i++) {
+        chunk->vectors[i] = at->codes + rows[i] * dim;
+        __builtin_prefetch(at->scales + rows[i]);
+    }
+    chunk->count = count;
+}
+
+/* Takes the next vectors: one run of all documents in order, or a run for each chosen one. */
+static void fill(struct chunk *chunk, struct cursor *at) {
+    const int n = at->vectors_per_document;
+    chunk->count = chunk->num_runs = 0;
+    chunk->document = at->document;
+    chunk->position = at->position;
+    if (at->rows && n == 1) {
+        const int64_t left = at->count - at->document;
+        add_singles(chunk, at, left < CHUNK ? (int)left : CHUNK);
+        at->document += chunk->count;
+    } else if (!at->rows) {
+        const int64_t first = at->document * n + at->position, left = at->count * n - first;
+        add_run(chunk, at, first, left < CHUNK ? (int)left : CHUNK);
+        at->document = (first + chunk->count) / n;
+        at->position = (first + chunk->count) % n;
+    }
+    while (at->rows && chunk->count < CHUNK && at->document < at->count) {
+        const int left = n - at->position, room = CHUNK - chunk->count;
+        const int take = left < room ? left : room;
+        add_run(chunk, at, at->rows[at->document] * n + at->position, take);
         at->position += take;
         if (at->position == n) at->position = 0, at->document++;
     }
-    return count;
-}
-
-static void fill(struct chunk *chunk, struct cursor *at) {
-    chunk->document = at->document;
-    chunk->position = at->position;
-    const int count = at->rows ? fill_by_rows(chunk, at) : fill_in_order(chunk, at);
-    chunk->count = count;
+    const int count = chunk->count;
     for (int i = 0; count && i < SLACK; i++) chunk->vectors[count + i] = chunk->vectors[count - 1];
 }
 
-static void read_scales(struct chunk *chunk) {
-    if (chunk->scale_run)
-        memcpy(chunk->scales, chunk->scale_run, chunk->count * sizeof(float));
-    else
-        for (int i = 0; i < chunk->count; i++) chunk->scales[i] = *chunk->scale_places[i];
-    memset(chunk->scales + chunk->count, 0, SLACK * sizeof(float));
+static void read_scales(struct chunk *chunk, const struct cursor *at) {
+    float *scales = chunk->scales;
+    for (int i = 0; !chunk->num_runs && i < chunk->count; i++)
+        *scales++ = at->scales[at->rows[chunk->document + i]];
+    for (const struct run *run = chunk->runs; run < chunk->runs + chunk->num_runs; run++)
+        for (int i = 0; i < run->count; i++) *scales++ = run->scales[i];
+    memset(scales, 0, SLACK * sizeof(float));
 }
 
 /* Rows that a group starting with `left` rows to go computes. */
@@ -160,7 +173,7 @@ int maxsim_int8_1_carry(const char *name, const int8_t *query, int num_rows, int
     fill(now, &cursor);
     while (now->count) {
         fill(next, &cursor);
-        read_scales(now);
+        read_scales(now, &cursor);
         for (int g = 0; g < num_groups; g++) {
             const struct chunk *ahead = g || !next->count ? NULL : next;
             path->score(now, ahead, groups + g, dim, scores);
@@ -177,7 +190,10 @@ int maxsim_int8_1_carry(const char *name, const int8_t *query, int num_rows, int
 /* means[c] = (sum over i < r_q of (float)(best[c][i] * scales[i])) / r_q, added in order. */
 void maxsim_int8_1_mean(const float *best, int64_t stride, int64_t count, const float *scales,
                         int r_q, float *means) {
-    for (int64_t c = 0; c < count; c++) {
+    /* the same without a division; 0 + x, since the sum below has no negative zero */
+    if (r_q == 1)
+        for (int64_t c = 0; c < count; c++) means[c] = 0.0f + best[c * stride] * scales[0];
+    for (int64_t c = 0; r_q > 1 && c < count; c++) {
         double total = 0;
         for (int i = 0; i < r_q; i++) total += best[c * stride + i] * scales[i];
         means[c] = (float)(total / r_q);

@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-/* Document vectors scored between two folds: with 16 query vectors their scores are 6 KiB. */
-#define CHUNK 96
+/* Document vectors scored between two folds: with 16 query vectors their scores are 3 KiB. */
+#define CHUNK 48
 /* Scorers work on whole blocks, at most this many vectors past the last. */
 #define SLACK 16
 #define GROUP_ROWS 16
@@ -21,15 +21,20 @@ struct group {
     int32_t start[GROUP_ROWS]; /* -128 * sum(codes) per lane: documents are stored as code + 128 */
 };
 
+/* Vectors of one document, or of consecutive ones, whose scales lie side by side. */
+struct run {
+    int count;
+    const float *scales;
+};
+
 /* Document vectors in the order of the output, padded to whole blocks by repeating the last. */
 struct chunk {
-    int count;
+    int count, num_runs;
     int64_t document; /* of the first vector */
     int position;     /* of the first vector within its document */
     const uint8_t *vectors[CHUNK + SLACK];
-    const float *scale_run;            /* the scales where they lie side by side, or NULL */
-    const float *scale_places[CHUNK];  /* and where they do not */
-    float scales[CHUNK + SLACK];       /* copied once they are needed */
+    struct run runs[CHUNK];
+    float scales[CHUNK + SLACK]; /* copied from the runs once they are needed */
 };
 
 /* out[v][width] = scale[v] * (float)dot(vector v, row), fetching `ahead` (or NULL) on the way. */

@@ -19,8 +19,10 @@ static void pack_avx512(struct group *group, const int8_t *rows, int dim) {
     int8_t *packed = group->packed;
     int32_t start[GROUP_ROWS] = {0};
     for (int r = 0; r < group->rows; r++) {
-        for (int d = 0; d < dim; d++)
-            packed[d / bytes * 64 + r * bytes + d % bytes] = rows[(int64_t)r * dim + d];
+        const int8_t *row = rows + (int64_t)r * dim;
+        int8_t *lanes = packed + r * bytes;
+        for (int d = 0; d < dim; d += bytes, lanes += 64)
+            memcpy(lanes, row + d, dim - d < bytes ? dim - d : bytes);
         start[r * (bytes / 4)] = group->start[r];
     }
     memcpy(group->start, start, sizeof start);
@@ -143,15 +145,24 @@ AVX512 INLINE void score_avx512_width(const struct chunk *chunk, const struct ch
     }
 }
 
-AVX512 static void score_avx512(const struct chunk *chunk, const struct chunk *ahead,
-                                const struct group *group, int dim, float *out) {
+AVX512 INLINE void score_avx512_dim(const struct chunk *chunk, const struct chunk *ahead,
+                                    const struct group *group, int dim, float *out) {
     switch (group->width) {
-        case 16: score_avx512_width(chunk, ahead, group, dim, out, 16, 8); break;
+        case 16: score_avx512_width(chunk, ahead, group, dim, out, 16, 12); break;
         case 8: score_avx512_width(chunk, ahead, group, dim, out, 8, 8); break;
         case 4: score_avx512_width(chunk, ahead, group, dim, out, 4, 8); break;
         case 2: score_avx512_width(chunk, ahead, group, dim, out, 2, 8); break;
         default: score_avx512_width(chunk, ahead, group, dim, out, 1, 16);
     }
+}
+
+AVX512 static void score_avx512(const struct chunk *chunk, const struct chunk *ahead,
+                                const struct group *group, int dim, float *out) {
+    /* the usual dimension as a constant: loops around the products unroll */
+    if (dim == 128)
+        score_avx512_dim(chunk, ahead, group, 128, out);
+    else
+        score_avx512_dim(chunk, ahead, group, dim, out);
 }
 
 AVX512 static void fold_avx512(const struct chunk *chunk, const struct group *group,
@@ -170,11 +181,13 @@ AVX512 static void fold_avx512(const struct chunk *chunk, const struct group *gr
     for (int v = 0; v < chunk->count; row += stride, position = 0) {
         int stop = v + vectors_per_document - position;
         if (stop > chunk->count) stop = chunk->count;
-        __m512 largest = _mm512_maskz_loadu_ps(mask, row);
         /* lanes past the width hold other vectors' scores, and are never stored */
-        for (; v < stop; v++)
-            largest = _mm512_max_ps(largest, _mm512_loadu_ps(scores + v * width));
-        _mm512_mask_storeu_ps(row, mask, largest);
+        __m512 largest[2] = {_mm512_maskz_loadu_ps(mask, row), _mm512_loadu_ps(scores + v * width)};
+        for (v++; v + 2 <= stop; v += 2)
+            for (int i = 0; i < 2; i++)
+                largest[i] = _mm512_max_ps(largest[i], _mm512_loadu_ps(scores + (v + i) * width));
+        if (v < stop) largest[0] = _mm512_max_ps(largest[0], _mm512_loadu_ps(scores + v++ * width));
+        _mm512_mask_storeu_ps(row, mask, _mm512_max_ps(largest[0], largest[1]));
     }
 }
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse import COARSE_CHOICES
-from rematch_ray.index.manifest import GenerationManifest
+from rematch_ray.index.coarse_keys import choose_keys
+from rematch_ray.index.coarse_training import CoarseWriter
+from rematch_ray.index.generation import CURRENT_FILE, generation_file, read_current
+from rematch_ray.index.lexical_settings import LexicalSettings, choose_lexical
+from rematch_ray.index.manifest import GenerationManifest, TrainedEntry
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import (
     IndexInfo,
@@ -24,26 +28,32 @@ from rematch_ray.scoring.budget import Ladder
 
 
 def build_index(
-    embeddings: str | Path,
+    embeddings: str | Path | EmbeddingShards,
     out: str | Path,
     *,
     ladder: Ladder | Sequence[str] | None = None,
     coarse: str | None = None,
+    coarse_keys: Sequence[str] | None = None,
     coarse_kind: str = "auto",
     originals: bool = True,
+    lexical: Sequence[str] | LexicalSettings | None = None,
     batch_rows: int = 1024,
 ) -> IndexInfo:
     """Builds an index from embedding shards, or replaces the documents of one, in bounded memory.
 
     Args:
-        embeddings: embedding directory of the document side.
+        embeddings: embedding directory of the document side, or one that is open.
         out: index directory, made when absent; an index there keeps answering until the end.
         ladder: rungs to store planes for; None takes the model's.
-        coarse: default coarse choice (`fused`, `first`, `both`); None takes `fused` where there is
-            a fused vector.
-        coarse_kind: `scan`, `flat`, `ivf` or `auto`: by size.
+        coarse: default coarse choice, of `COARSE_CHOICES`; None takes `fused` where there is a
+            fused vector.
+        coarse_keys: lists to store, of `COARSE_KEYS`; None stores those of the fused and the first
+            vector, and what `coarse` needs.
+        coarse_kind: of `COARSE_KINDS`; `auto` goes by size.
         originals: whether to keep float16 vectors beside the 8-bit ones: two thirds of the bytes,
             and what makes scores exact.
+        lexical: payload fields whose texts are indexed for hybrid search, or settings; None takes
+            `text` where there is such a field, and an empty sequence nothing.
         batch_rows: rows read at once.
 
     Returns:
@@ -51,13 +61,22 @@ def build_index(
 
     Raises:
         UserError: not an embedding directory, query-side embeddings, too few vectors for the
-            ladder, repeated ids, `out` holding something else, or another writer at work. Nothing
-            half-written is left.
+            ladder, repeated ids, a lexical field without text, `out` holding something else, or
+            another writer at work. Nothing half-written is left.
     """
     out = Path(out)
-    shards = EmbeddingShards.open(embeddings)
+    if isinstance(embeddings, EmbeddingShards):
+        shards = embeddings
+    else:
+        shards = EmbeddingShards.open(embeddings)
     form = choose_form(
-        shards, ladder=ladder, coarse=coarse, coarse_kind=coarse_kind, originals=originals
+        shards,
+        ladder=ladder,
+        coarse=coarse,
+        coarse_keys=coarse_keys,
+        coarse_kind=coarse_kind,
+        originals=originals,
+        lexical=lexical,
     )
     with writing(out) as number:
         return publish(out, write_generation(out, number, shards, form, batch_rows=batch_rows))
@@ -69,31 +88,50 @@ class IndexForm:
 
     Args:
         ladder: rungs as text.
+        coarse_keys: lists that segments get.
         default_coarse: coarse choice when a search names none.
         coarse_kind: as asked for.
         originals: whether float16 vectors are kept beside the 8-bit ones.
+        lexical: which texts are indexed, or None.
     """
 
     ladder: tuple[str, ...]
+    coarse_keys: tuple[str, ...]
     default_coarse: str
     coarse_kind: str
     originals: bool
+    lexical: LexicalSettings | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        made: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return made
 
 
 def choose_form(
     shards: EmbeddingShards,
     *,
-    ladder: Ladder | Sequence[str] | None,
-    coarse: str | None,
-    coarse_kind: str,
-    originals: bool,
+    ladder: Ladder | Sequence[str] | None = None,
+    coarse: str | None = None,
+    coarse_keys: Sequence[str] | None = None,
+    coarse_kind: str = "auto",
+    originals: bool = True,
+    lexical: Sequence[str] | LexicalSettings | None = None,
 ) -> IndexForm:
     """What a build of these embeddings makes; arguments and errors as of `build_index`."""
     rungs = _choose_ladder(shards, ladder)
-    default_coarse = _choose_coarse(shards, coarse)
+    keys, default_coarse = choose_keys(coarse_keys, coarse, has_fused=bool(shards.fused_dim))
+    texts = choose_lexical(lexical, shards.payload_fields())
     if shards.num_rows == 0:
         raise UserError(f"{shards.path} holds no rows: embed at least one document")
-    return IndexForm(tuple(rungs.texts()), default_coarse, coarse_kind, originals)
+    return IndexForm(
+        ladder=tuple(rungs.texts()),
+        coarse_keys=keys,
+        default_coarse=default_coarse,
+        coarse_kind=coarse_kind,
+        originals=originals,
+        lexical=texts,
+    )
 
 
 def write_generation(
@@ -115,6 +153,8 @@ def write_generation(
         batch_rows: rows read at once.
         source: what the manifest records of where the rows come from.
     """
+    trained = _trained_before(out, shards)
+    lists = CoarseWriter(out, keys=form.coarse_keys, kind=form.coarse_kind, trained=trained)
     entry = add_segment(
         out,
         segment_name(number),
@@ -124,8 +164,9 @@ def write_generation(
         fused_dim=shards.fused_dim,
         planes=Ladder.parse(form.ladder).planes(),
         fields=shards.payload_fields(),
-        coarse_kind=form.coarse_kind,
+        coarse=lists,
         originals=form.originals,
+        lexical=form.lexical,
     )
     return GenerationManifest(
         generation=number,
@@ -141,7 +182,11 @@ def write_generation(
         segments=(entry,),
         calibration=None,
         software=software(),
+        coarse_kind=form.coarse_kind,
+        coarse_trained=lists.trained,
+        lexical=None if form.lexical is None else form.lexical.stored(),
         source=source,
+        built=number,
     )
 
 
@@ -178,9 +223,10 @@ def _rungs_within(shards: EmbeddingShards) -> Ladder:
     return Ladder(within)
 
 
-def _choose_coarse(shards: EmbeddingShards, coarse: str | None) -> str:
-    allowed = COARSE_CHOICES if shards.fused_dim else ("first",)
-    choice = coarse or allowed[0]
-    if choice not in allowed:
-        raise UserError(f"coarse '{choice}' does not exist here; allowed: {', '.join(allowed)}")
-    return choice
+def _trained_before(out: Path, shards: EmbeddingShards) -> Mapping[str, TrainedEntry]:
+    """What an index that is replaced trained on vectors of the same model."""
+    if not (out / CURRENT_FILE).is_file():
+        return {}
+    manifest = GenerationManifest.read(generation_file(out, read_current(out)))
+    same = manifest.identity.get("digest") == shards.identity.get("digest")
+    return manifest.coarse_trained if same else {}

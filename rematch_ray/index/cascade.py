@@ -6,6 +6,7 @@ Takes a checked request; chooses nothing. Middle floor.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ class Request:
         top_k: most hits per query.
         group_by: payload field of which each value gives one hit, or None.
         filter_stage: what the filter kept, as a stage of the result.
+        filter: what `allowed` came from, for shards that look for themselves.
+        nprobe: inverted lists that the coarse stage looks through; None the stored number.
     """
 
     plan: Plan
@@ -44,6 +47,8 @@ class Request:
     top_k: int
     group_by: str | None
     filter_stage: dict[str, Any]
+    nprobe: int | None = None
+    filter: Mapping[str, Any] | None = None
 
 
 def search_exhaustively(
@@ -81,18 +86,24 @@ def search_exhaustively(
 
 
 def search_cascade(generation: Generation, query: Queries, request: Request) -> SearchResult:
-    """Takes one query's coarse candidates through the plan's budgets."""
+    """Takes one query's candidates, or all allowed documents, through the plan's budgets."""
     plan = request.plan
-    assert plan.coarse_candidates is not None
-    started = time.perf_counter()
-    rows = find_candidates(
-        generation, query, request.coarse, plan.coarse_candidates, request.allowed
-    )
+    stages = []
+    if plan.coarse_candidates is None:
+        rows = np.flatnonzero(request.allowed)
+    else:
+        started = time.perf_counter()
+        rows = find_candidates(
+            generation,
+            query,
+            request.coarse,
+            plan.coarse_candidates,
+            request.allowed,
+            nprobe=request.nprobe,
+        )
+        name, entered = f"coarse:{request.coarse}", request.filter_stage["out"]
+        stages.append(stage(name, entered, len(rows), ms_since(started)))
     num_candidates = len(rows)
-    num_allowed = request.filter_stage["out"]
-    stages = [
-        stage(f"coarse:{request.coarse}", num_allowed, num_candidates, ms_since(started)),
-    ]
     carried = CarriedMaxima(generation, query, rows, max(1, plan.budget.r_q))
     for rung, keep in plan.narrowing:
         started = time.perf_counter()

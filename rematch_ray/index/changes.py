@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.coarse_training import CoarseWriter
 from rematch_ray.index.generation import Generation, read_current
+from rematch_ray.index.lexical_settings import read_lexical
 from rematch_ray.index.revision import (
     IDS_AT_ONCE,
     Change,
@@ -77,7 +79,8 @@ def delete_documents(path: str | Path, ids: Iterable[str]) -> Change:
             return Change(describe_index(path), unknown=len(wanted))
         entries = mark_deleted(generation, number, wanted)
         # an index without a document keeps a segment: its shape, its planes
-        info = publish_change(generation, number, with_documents(entries) or entries[:1])
+        left = with_documents(entries) or entries[:1]
+        info = publish_change(generation, number, left, changed=known)
         return Change(info, deleted=known, unknown=len(wanted) - known)
 
 
@@ -104,6 +107,13 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
         fields: dict[str, str] = {}
         for segment in segments:
             fields.update(segment.manifest.fields)
+        lists = CoarseWriter(
+            path,
+            keys=generation.coarse_keys,
+            kind=manifest.coarse_kind,
+            trained=manifest.coarse_trained,
+            scan_below=0,
+        )
         entry = add_segment(
             path,
             segment_name(number),
@@ -112,10 +122,14 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
             dim=manifest.dim,
             fused_dim=manifest.fused_dim,
             planes=generation.planes,
+            lexical=read_lexical(manifest.lexical, path),
             fields=fields,
+            coarse=lists,
             originals=generation.has_originals,
         )
-        info = publish_change(generation, number, [entry], source=manifest.source)
+        info = publish_change(
+            generation, number, [entry], changed=0, lists=lists, source=manifest.source
+        )
         return Change(info, merged=len(segments))
 
 

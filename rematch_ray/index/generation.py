@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError, did_you_mean
+from rematch_ray.index.coarse_keys import COARSE_KEYS
 from rematch_ray.index.manifest import GenerationManifest
 from rematch_ray.index.segment import FUSED_POSITION, Segment
 from rematch_ray.scoring.budget import Budget
@@ -51,13 +52,15 @@ class Generation:
     Args:
         path: index directory.
         name: generation; None opens the published one.
+        gpu: search coarse lists on a GPU where there is one.
 
     Raises:
         UserError: not an index, another format version, or a file missing or of the wrong size.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
+    def __init__(self, path: Path, name: str | None = None, *, gpu: bool = False) -> None:
         self.path = path
+        self.gpu = gpu
         self.name = name or read_current(path)
         self.manifest = GenerationManifest.read(generation_file(path, self.name))
         self.segments = [
@@ -65,6 +68,7 @@ class Generation:
                 path / SEGMENTS / entry.name,
                 entry,
                 None if entry.tombstones is None else path / entry.tombstones,
+                gpu=gpu,
             )
             for entry in self.manifest.segments
         ]
@@ -150,8 +154,20 @@ class Generation:
             for k in self.positions(rung)
         )
 
+    @property
+    def coarse_keys(self) -> tuple[str, ...]:
+        """The coarse keys of which every segment has a list."""
+        held = [segment.coarse_keys for segment in self.segments]
+        return tuple(key for key in COARSE_KEYS if all(key in keys for keys in held))
+
     def find_coarse(
-        self, key: str, query: NDArray[np.float32], limit: int, allowed: NDArray[np.bool_]
+        self,
+        key: str,
+        query: NDArray[np.float32],
+        limit: int,
+        allowed: NDArray[np.bool_],
+        *,
+        nprobe: int | None = None,
     ) -> tuple[Rows, NDArray[np.float32]]:
         """Rows and scores of the best documents of every segment on one coarse list.
 
@@ -162,11 +178,23 @@ class Generation:
         for offset, segment in zip(self.offsets, self.segments):
             mask = allowed[offset : offset + segment.rows]
             found, score = segment.coarse(key).search(
-                query, limit, allowed=None if mask.all() else mask
+                query, limit, allowed=None if mask.all() else mask, nprobe=nprobe
             )
             rows.append(found + offset)
             scores.append(score)
         return np.concatenate(rows), np.concatenate(scores)
+
+    def verify(self) -> int:
+        """Reads every file and checks it against its checksum; returns the bytes read.
+
+        Raises:
+            UserError: names the first file that differs.
+        """
+        trained = self.manifest.coarse_trained.values()
+        for entry in trained:
+            entry.check(self.path)
+        segments = sum(segment.verify() for segment in self.segments)
+        return segments + sum(entry.bytes for entry in trained)
 
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
         """Id and payload of each row, in the order asked."""
@@ -191,13 +219,17 @@ class Generation:
                     found[name] = int(offset) + row
         return found
 
-    def verify(self) -> int:
-        """Reads every file and checks it against its checksum; returns the bytes read.
+    def fused_of(self, ids: Sequence[str]) -> NDArray[np.float16]:
+        """Fused vectors by id, (len(ids), F).
 
         Raises:
-            UserError: names the first file that differs.
+            UserError: an id is not here.
         """
-        return sum(segment.verify() for segment in self.segments)
+        rows = self.rows_of(ids)
+        missing = [name for name in ids if name not in rows]
+        if missing:
+            raise UserError(f"document '{missing[0]}' is not in the index")
+        return self.read_fused(np.array([rows[name] for name in ids], np.int64))
 
     def fields(self) -> dict[str, str]:
         """Payload fields that a filter may name, and their types."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,11 +24,13 @@ class Hit:
         id: the user's id.
         score: mean over the r_q query vectors, -1..1; comparable within one budget only.
         payload: as stored.
+        parts: of a hybrid search, the `vector` and the `lexical` score that `score` is fused of.
     """
 
     id: str
     score: float
     payload: Mapping[str, Any]
+    parts: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class SearchResult:
         exact: whether every live document that passes the filter was scored at `budget`, in the
             order of float scores.
         generation: the index's state that was searched.
+        expected_recall: least recall to be expected against an exhaustive search at the full
+            budget: 1 where all was scored at it, else the lower end of what was calibrated; None
+            where nothing was.
+        plan: the stages as `Plan.to_json` gives them, and `chosen_by`: why these.
     """
 
     hits: list[Hit]
@@ -58,6 +64,8 @@ class SearchResult:
     scores: str
     exact: bool
     generation: str
+    expected_recall: float | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Documents(Protocol):

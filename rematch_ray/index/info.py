@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rematch_ray.index.calibration import judge_calibration
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.manifest import FORMAT_VERSION, GenerationManifest
 from rematch_ray.scoring.budget import Ladder
@@ -43,12 +44,35 @@ def describe(generation: Generation) -> dict[str, Any]:
         "fused_dim": manifest.fused_dim,
         "originals": generation.has_originals,
         "coarse": {key: entry["kind"] for key, entry in segments[0].coarse.items()},
+        "coarse_dot_products": coarse_dot_products(generation),
         "default_coarse": manifest.default_coarse,
         "fields": generation.fields(),
         "side": manifest.side,
         "instruction": manifest.instruction,
         "identity": dict(manifest.identity),
         "model_path": manifest.model_path,
-        "calibration": manifest.calibration,
+        "lexical": None if manifest.lexical is None else dict(manifest.lexical),
+        "calibration": _calibration(generation),
         "software": dict(manifest.software),
     }
+
+
+def coarse_dot_products(generation: Generation) -> dict[str, int]:
+    """Vectors that one query is compared with on each coarse list, all segments together.
+
+    Inverted lists: their centroids, and the documents of those that are looked into.
+    """
+    counts: dict[str, int] = {}
+    for segment in generation.segments:
+        for key, entry in segment.manifest.coarse.items():
+            lists = entry.get("nlist")
+            looked = segment.rows * entry.get("nprobe", 0) // lists + lists if lists else None
+            counts[key] = counts.get(key, 0) + (segment.rows if looked is None else looked)
+    return counts
+
+
+def _calibration(generation: Generation) -> dict[str, Any] | None:
+    calibration, void = judge_calibration(generation)
+    if calibration is None and void is None:
+        return None
+    return {**({} if calibration is None else calibration.summary()), "void": void}

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ class SegmentManifest:
         originals: whether float16 vectors are kept beside the 8-bit ones.
         planes: document token ranges [start, stop), one plane file each.
         files: every file of the segment but this manifest, by name.
-        coarse: coarse lists by key (`fused`, `first`): kind, its file where it has one, and its
-            parameters.
+        coarse: coarse lists by key (`fused`, `first`, `prefix`): kind, its file where it has one,
+            and its parameters.
         fields: payload fields that a filter may name, with their Arrow types.
+        lexical: what `write_postings` counted; None where texts are not indexed.
     """
 
     rows: int
@@ -54,6 +55,7 @@ class SegmentManifest:
     files: Mapping[str, FileEntry]
     coarse: Mapping[str, Mapping[str, Any]]
     fields: Mapping[str, str]
+    lexical: Mapping[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """This manifest as plain JSON types, the format version first."""
@@ -83,6 +85,8 @@ class SegmentEntry:
         tombstones: file below the index (`.npy`, packed bits, one per row, 1 = deleted), or None
             while nothing of the segment is deleted. A new bitmap is a new file.
         deleted: rows that the bitmap marks.
+        text_documents: rows that are not marked and have a text, where texts are indexed.
+        text_tokens: terms of their texts.
     """
 
     name: str
@@ -90,6 +94,41 @@ class SegmentEntry:
     manifest_sha256: str
     tombstones: str | None = None
     deleted: int = 0
+    text_documents: int = 0
+    text_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class TrainedEntry:
+    """A trained coarse list without entries, of which segments hold filled copies.
+
+    Args:
+        file: below the index.
+        bytes: its size.
+        sha256: its checksum.
+        kind: of list.
+        documents: that it was trained for.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    kind: str
+    documents: int
+
+    def check(self, index: Path) -> Path:
+        """The file's path below an index, once it agrees with its checksum.
+
+        Raises:
+            UserError: it is missing, or differs.
+        """
+        path = index / self.file
+        if not path.is_file() or hash_file(path) != self.sha256:
+            raise UserError(
+                f"{path} is missing or does not match its checksum: the index is damaged, build "
+                "it again"
+            )
+        return path
 
 
 @dataclass(frozen=True)
@@ -110,8 +149,13 @@ class GenerationManifest:
         segments: in row order.
         calibration: what the doctor measured; None until it has.
         software: versions that wrote the index.
+        coarse_kind: kind of coarse list that segments get, as it was asked for.
+        coarse_trained: by key, what was trained for those lists; empty while all are scanned.
+        lexical: which texts are indexed and how, as `LexicalSettings.stored` gives it, or None.
         source: the embeddings that this is exactly the index of, and the settings it was made with;
             None once documents have been added or deleted.
+        built: number of the generation that a build published; later ones change its documents.
+        changes: documents added, replaced or deleted since that build.
     """
 
     generation: int
@@ -127,7 +171,12 @@ class GenerationManifest:
     segments: tuple[SegmentEntry, ...]
     calibration: Mapping[str, Any] | None
     software: Mapping[str, str]
+    coarse_kind: str = "auto"
+    coarse_trained: Mapping[str, TrainedEntry] = field(default_factory=dict)
+    lexical: Mapping[str, Any] | None = None
     source: Mapping[str, Any] | None = None
+    built: int = 0
+    changes: int = 0
 
     @property
     def documents(self) -> int:
@@ -153,6 +202,8 @@ class GenerationManifest:
         fields = read_manifest(path)
         fields["ladder"] = tuple(fields["ladder"])
         fields["segments"] = tuple(SegmentEntry(**entry) for entry in fields["segments"])
+        trained = fields.get("coarse_trained", {})
+        fields["coarse_trained"] = {key: TrainedEntry(**entry) for key, entry in trained.items()}
         return cls(**fields)
 
 

@@ -15,32 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index import maxsim_native
-from rematch_ray.index.quantisation import OFFSET
+from rematch_ray.index.maxsim_matrices import carry_by_matrices, matrix_paths
 
 Float32 = NDArray[np.float32]
 
 MAX_DIM = 4096
-FALLBACK = "numpy"
 # below this a thread costs more than it saves: bytes of codes that one slice reads
 _SLICE_BYTES = 1 << 20
-# similarities that the fallback holds at once: 2**20 float32 are 4 MiB
-_BLOCK_CELLS = 1 << 20
-# as many products of codes as float32 adds without rounding: 255 * 127 * 512 < 2**24
-_EXACT_DIMS = 512
 
 
 def available_paths() -> tuple[str, ...]:
     """Ways to compute that this machine has, fastest first; all give the same bits.
 
     Returns:
-        Some of `avx512vnni`, `avx2`, `c` (compiled), and always `numpy`.
+        Some of `avx512vnni`, `avx2`, `c` (compiled) and `torch`, and always `numpy`.
     """
-    return (*maxsim_native.compiled_paths(), FALLBACK)
+    return (*maxsim_native.compiled_paths(), *matrix_paths())
 
 
 def path_in_use() -> str:
     """The path that `carry_maxima` takes when none is named."""
-    return available_paths()[0]
+    compiled = maxsim_native.compiled_paths()
+    return compiled[0] if compiled else matrix_paths()[0]
 
 
 def new_maxima(num_documents: int, num_query_vectors: int) -> Float32:
@@ -70,18 +66,18 @@ def carry_maxima(
         plane_codes_NnD: (N, n, D) uint8 from `quantisation.to_offset`: code + 128.
         plane_scales_Nn: (N, n) float32, finite; 0 only for a vector of zeros.
         rows: (C,) int64 documents of the plane, repeats allowed; None takes all N in order.
-        threads: slices of documents that run side by side; changes no bit. The fallback leaves
-            threads to its matrix library.
+        threads: slices of documents that run side by side; changes no bit. `torch` and `numpy`
+            have threads of their own.
         path: one of `available_paths`; None takes the fastest.
     """
     path = path or path_in_use()
-    assert path in available_paths(), (path, available_paths())
     _check(best_CR, query_codes_RD, plane_codes_NnD, plane_scales_Nn, rows)
     count, num_rows = best_CR.shape
     if not count or not num_rows or not plane_codes_NnD.shape[1]:
         return
-    if path == FALLBACK:
-        _carry_by_matrices(best_CR, query_codes_RD, plane_codes_NnD, plane_scales_Nn, rows)
+    if path not in maxsim_native.compiled_paths():
+        assert path in matrix_paths(), (path, available_paths())
+        carry_by_matrices(path, best_CR, query_codes_RD, plane_codes_NnD, plane_scales_Nn, rows)
         return
 
     def carry_slice(first: int, stop: int) -> None:
@@ -129,36 +125,6 @@ def mean_of_maxima(best_CR: Float32, query_scales_R: Float32, r_q: int) -> Float
     return (total / r_q).astype(np.float32)
 
 
-def _carry_by_matrices(
-    best_CR: Float32,
-    query_codes_RD: NDArray[np.int8],
-    codes_NnD: NDArray[np.uint8],
-    scales_Nn: Float32,
-    rows: NDArray[np.int64] | None,
-) -> None:
-    _, num_vectors, dim = codes_NnD.shape
-    query_DR = query_codes_RD.T.astype(np.float32)
-    start_R = -OFFSET * query_codes_RD.sum(axis=1, dtype=np.int64)
-    step = max(1, _BLOCK_CELLS // (num_vectors * max(dim, len(query_codes_RD))))
-    for first in range(0, len(best_CR), step):
-        block = slice(first, min(first + step, len(best_CR)))
-        chosen = block if rows is None else rows[block]
-        codes = codes_NnD[chosen].reshape(-1, dim)
-        dots = _exact_dots(codes, query_DR) + start_R.astype(np.float64)
-        dots = dots.astype(np.float32).reshape(-1, num_vectors, query_DR.shape[1])
-        found = (dots * scales_Nn[chosen][..., None]).max(axis=1)
-        np.maximum(best_CR[block], found, out=best_CR[block])
-
-
-def _exact_dots(codes_VD: NDArray[np.uint8], query_DR: Float32) -> NDArray[np.float64]:
-    """Products of integers by float32 matrices, in strips of dimensions too short to round."""
-    dots = np.zeros((len(codes_VD), query_DR.shape[1]))
-    for first in range(0, len(query_DR), _EXACT_DIMS):
-        strip = slice(first, first + _EXACT_DIMS)
-        dots += codes_VD[:, strip].astype(np.float32) @ query_DR[strip]
-    return dots
-
-
 def _check(
     best_CR: Float32,
     query_codes_RD: NDArray[np.int8],
@@ -180,7 +146,8 @@ def _check(
     assert best_CR.flags.writeable
     if rows is not None and count:
         assert rows.dtype == np.int64 and rows.ndim == 1 and rows.flags.c_contiguous
-        assert rows.min() >= 0 and rows.max() < num_documents, (rows.min(), rows.max())
+        # seen as unsigned, a negative row is a huge one: one pass instead of two
+        assert rows.view(np.uint64).max() < num_documents, (rows.min(), rows.max())
 
 
 def _check_rows_dense(best_CR: Float32) -> None:

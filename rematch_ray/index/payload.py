@@ -133,6 +133,11 @@ class PayloadStore:
         )
         return dict(found)
 
+    def payloads(self) -> Iterator[dict[str, Any]]:
+        """All payloads in row order, one at a time."""
+        for (payload,) in self._database.execute("SELECT payload FROM documents ORDER BY row"):
+            yield json.loads(payload)
+
     def ids(self) -> list[str]:
         """All ids in row order."""
         return [name for (name,) in self._database.execute("SELECT id FROM documents ORDER BY row")]

@@ -1,7 +1,7 @@
 """What a search asks of one shard: the phases between which candidates are cut over all shards.
 
+    passing     every document that passes a filter
     coarse      the best documents of each coarse list, with scores and keys
-    passing     all documents that pass a filter, where so few do that none is cut at first
     score       8-bit scores of chosen documents at a rung, for a cut on the way
     best        the best of chosen documents, or of all, by exact scores at the last rung
     documents   ids and payloads of hits
@@ -55,19 +55,22 @@ class Found:
 class Shard(Protocol):
     """One shard of an index, here or elsewhere, at one generation."""
 
-    def coarse(self, query: Queries, choice: str, limit: int, filter: Filter) -> list[Found]:
+    def passing(self, filter: Filter) -> Found:
+        """All documents that pass a filter, their scores 0."""
+
+    def coarse(
+        self, query: Queries, choice: str, limit: int, filter: Filter, *, nprobe: int | None
+    ) -> list[Found]:
         """The best documents of each list of a coarse choice.
 
         Args:
             query: one query.
-            choice: `fused`, `first` or `both`.
+            choice: of `COARSE_CHOICES`.
             limit: of each list the so many best are among what comes back, with all that equal the
                 last.
             filter: as in `SearchIndex.search`; a field that this shard lacks passes nothing.
+            nprobe: inverted lists to look through; None the stored number.
         """
-
-    def passing(self, filter: Filter) -> Found:
-        """All documents that pass; their scores are zeros."""
 
     def score(self, query: Queries, rows: Rows, budget: Budget) -> Float32:
         """8-bit scores of one query for some documents at a rung, (len(rows),) float32."""
@@ -106,24 +109,27 @@ class LocalShard:
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
-        self._remembered = lru_cache(maxsize=_KEPT_FILTERS)(self._read_passing)
+        self._passing = lru_cache(maxsize=_KEPT_FILTERS)(self._read_passing)
 
     def allowed(self, filter: Filter) -> NDArray[np.bool_]:
         """(rows,) True where a document is live and passes; the last few filters are remembered."""
         if not filter:
             return self._generation.live
         # whether the field exists at all was checked against all shards
-        return self._remembered(json.dumps(check_filter(filter, dict.fromkeys(filter, ""))))
-
-    def coarse(self, query: Queries, choice: str, limit: int, filter: Filter) -> list[Found]:
-        """See `Shard.coarse`."""
-        lists = coarse_lists(self._generation, query, choice, limit, self.allowed(filter))
-        return [Found(rows, scores, self._generation.keys[rows]) for rows, scores in lists]
+        return self._passing(json.dumps(check_filter(filter, dict.fromkeys(filter, ""))))
 
     def passing(self, filter: Filter) -> Found:
         """See `Shard.passing`."""
         rows = np.flatnonzero(self.allowed(filter))
         return Found(rows, np.zeros(len(rows), np.float32), self._generation.keys[rows])
+
+    def coarse(
+        self, query: Queries, choice: str, limit: int, filter: Filter, *, nprobe: int | None
+    ) -> list[Found]:
+        """See `Shard.coarse`."""
+        allowed = self.allowed(filter)
+        lists = coarse_lists(self._generation, query, choice, limit, allowed, nprobe=nprobe)
+        return [Found(rows, scores, self._generation.keys[rows]) for rows, scores in lists]
 
     def score(self, query: Queries, rows: Rows, budget: Budget) -> Float32:
         """See `Shard.score`."""

@@ -204,6 +204,28 @@ class Plane:
         return open_array(self.directory / file, shape, dtype)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The first vectors of a plane, as a coarse list takes them (coarse_entries.py).
+
+    Args:
+        plane: the plane.
+        num_vectors: of each document.
+    """
+
+    plane: Plane
+    num_vectors: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, vectors, D)."""
+        num_documents, _, dim = self.plane.shape
+        return num_documents, self.num_vectors, dim
+
+    def __getitem__(self, rows: NDArray[np.integer] | slice) -> NDArray[np.float16]:
+        return self.plane.read(rows)[:, : self.num_vectors]
+
+
 def open_array(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Maps a file of a plane without reading it.
 

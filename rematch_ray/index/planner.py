@@ -5,11 +5,13 @@ Knows nothing of vectors, files or time; every choice can be read off the argume
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.plan import Plan
 from rematch_ray.scoring.budget import Budget, Ladder
+
+__all__ = ["Candidates", "Plan", "check_candidates", "document_cost", "narrow", "plan_search"]
 
 Candidates = int | Literal["auto", "all"]
 
@@ -18,24 +20,23 @@ READ_COST = 16
 # `auto` scores everything up to this cost, in dot products: 4,096 documents at 16x64.
 EXHAUSTIVE_COST = 1 << 23
 AUTO_CANDIDATES = 2000
+# So few survivors of a filter are not worth a coarse stage: lists would look at all of them anyway,
+# and approximate ones miss some.
+_FEW_DOCUMENTS = 5000
+_FEW_SHARE = 0.02
 _NARROW_FACTOR = 2
 _NARROW_FLOOR = 100
 _CANDIDATES_PER_HIT = 10
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The stages of one search.
+def few_survive(num_allowed: int, num_documents: int) -> bool:
+    """Whether a filter leaves so few documents that looking at each is the better search.
 
-    Args:
-        budget: final budget, at which hits are ranked.
-        coarse_candidates: documents that the coarse stage keeps; None scores every document.
-        narrowing: smaller budgets on the way, each with the number of documents that it keeps.
+    >>> few_survive(15_000, 10**6), few_survive(50_000, 10**6), few_survive(400, 400)
+    (True, False, False)
     """
-
-    budget: Budget
-    coarse_candidates: int | None
-    narrowing: tuple[tuple[Budget, int], ...] = ()
+    few = max(_FEW_DOCUMENTS, _FEW_SHARE * num_documents)
+    return num_allowed < min(num_documents, few)
 
 
 def check_candidates(candidates: Candidates, top_k: int) -> None:
@@ -69,13 +70,20 @@ def document_cost(budget: Budget) -> int:
 
 
 def plan_search(
-    budget: Budget, ladder: Ladder, *, candidates: Candidates, num_allowed: int, top_k: int
+    budget: Budget,
+    ladder: Ladder,
+    *,
+    candidates: Candidates,
+    num_allowed: int,
+    top_k: int,
+    num_live: int | None = None,
 ) -> Plan:
     """Chooses the stages of a search.
 
     `all` scores every allowed document at the final budget; a number lets the coarse stage choose
     so many, all scored at the final budget; `auto` scores everything where that is cheap, and
-    otherwise narrows through the rungs below the budget, halving at each.
+    otherwise narrows through the rungs below the budget, halving at each. Where a filter leaves few
+    documents, `auto` takes all of them into the first of those rungs and needs no coarse stage.
 
     Args:
         budget: final budget, a rung of the ladder or the fused rung.
@@ -83,6 +91,7 @@ def plan_search(
         candidates: see above.
         num_allowed: live documents that pass the filter.
         top_k: hits wanted.
+        num_live: live documents, those that the filter removed too; None: nothing was removed.
 
     Returns:
         The plan.
@@ -104,12 +113,27 @@ def plan_search(
         return Plan(budget, None)
     if candidates != "auto":
         return Plan(budget, wanted)
-    return Plan(budget, wanted, _narrow(budget, ladder, wanted, top_k))
+    narrowing = narrow(budget, ladder, wanted, top_k)
+    few = few_survive(num_allowed, num_allowed if num_live is None else num_live)
+    return Plan(budget, None if few else wanted, narrowing)
 
 
-def _narrow(
-    budget: Budget, ladder: Ladder, candidates: int, top_k: int
+def narrow(
+    budget: Budget, ladder: Ladder, candidates: int, top_k: int, *, factor: int = _NARROW_FACTOR
 ) -> tuple[tuple[Budget, int], ...]:
+    """The rungs below a budget, each keeping a part of what the one before it kept.
+
+    Args:
+        budget: final budget.
+        ladder: the index's ladder.
+        candidates: documents that the coarse stage keeps.
+        top_k: hits wanted; at least twice as many are kept.
+        factor: one part in how many is kept.
+
+    >>> ladder = Ladder.parse(["1x1", "2x4", "4x8"])
+    >>> [(str(rung), keep) for rung, keep in narrow(ladder.top, ladder, 1000, 10, factor=4)]
+    [('2x4', 250)]
+    """
     floor = max(_NARROW_FLOOR, 2 * top_k)
     stages = []
     left = candidates
@@ -117,7 +141,7 @@ def _narrow(
         # one dot product sees no more than the coarse stage saw
         if rung.dot_products == 1 or rung.dot_products >= budget.dot_products:
             continue
-        keep = max(floor, left // _NARROW_FACTOR)
+        keep = max(floor, left // factor)
         if keep < left:
             stages.append((rung, keep))
             left = keep

@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.coarse_kinds import IVF_FROM_DOCUMENTS
+from rematch_ray.index.coarse_training import CoarseWriter
 from rematch_ray.index.generation import SEGMENTS, TOMBSTONES, Generation
 from rematch_ray.index.identity import check_identity
+from rematch_ray.index.lexical_settings import read_lexical
 from rematch_ray.index.manifest import SegmentEntry, sync_directory
 from rematch_ray.index.segment import Segment
 from rematch_ray.index.shards import EmbeddingShards
@@ -82,19 +85,29 @@ def append_rows(
     """
     generation = Generation(path)
     _refuse_other_vectors(shards, generation)
+    manifest = generation.manifest
+    lists = CoarseWriter(
+        path,
+        keys=generation.coarse_keys,
+        kind=manifest.coarse_kind,
+        trained=manifest.coarse_trained,
+        scan_below=IVF_FROM_DOCUMENTS,
+    )
     entries, ids = [], []
     if shards.num_rows:
-        entries = [_segment_of(generation, number, shards, batch_rows)]
+        entries = [_segment_of(generation, number, shards, lists, batch_rows)]
         ids = Segment(path / SEGMENTS / entries[0].name, entries[0]).payload.ids()
     old = mark_deleted(generation, number, ids, present=present)
     known = sum(len(generation.rows_of(some)) for some in chunks(ids, IDS_AT_ONCE))
     left = sum(entry.rows - entry.deleted for entry in old)
     kept = [*with_documents(old), *entries] or old[:1]
+    deleted = manifest.live - known - left
+    changed = shards.num_rows + deleted
     return Change(
-        publish_change(generation, number, kept, source=source),
+        publish_change(generation, number, kept, changed=changed, lists=lists, source=source),
         added=shards.num_rows - known,
         replaced=known,
-        deleted=generation.manifest.live - known - left,
+        deleted=deleted,
     )
 
 
@@ -118,7 +131,11 @@ def _refuse_other_vectors(shards: EmbeddingShards, generation: Generation) -> No
 
 
 def _segment_of(
-    generation: Generation, number: int, shards: EmbeddingShards, batch_rows: int
+    generation: Generation,
+    number: int,
+    shards: EmbeddingShards,
+    lists: CoarseWriter,
+    batch_rows: int,
 ) -> SegmentEntry:
     return add_segment(
         generation.path,
@@ -129,7 +146,9 @@ def _segment_of(
         fused_dim=generation.manifest.fused_dim,
         planes=generation.planes,
         fields=shards.payload_fields(),
+        coarse=lists,
         originals=generation.has_originals,
+        lexical=read_lexical(generation.manifest.lexical, generation.path),
     )
 
 
@@ -158,7 +177,7 @@ def mark_deleted(
         name = f"{number:06d}-{entry.name}.npy"
         _write_bitmap(folder / name, ~live)
         changed = dataclasses.replace(entry, tombstones=f"{TOMBSTONES}/{name}", deleted=deleted)
-        entries.append(changed)
+        entries.append(segment.count_texts(changed, live))
     sync_directory(folder)
     return entries
 
@@ -180,15 +199,29 @@ def publish_change(
     number: int,
     segments: Sequence[SegmentEntry],
     *,
+    changed: int,
+    lists: CoarseWriter | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> IndexInfo:
-    """Publishes a generation of these segments, otherwise as the one before."""
+    """Publishes a generation of these segments, otherwise as the one before.
+
+    Args:
+        generation: the one before.
+        number: of the new one.
+        segments: its segments.
+        changed: documents added, replaced or deleted.
+        lists: what wrote their coarse lists, and may have trained some; None where nothing did.
+        source: what the manifest is to record of where all documents come from.
+    """
+    trained = generation.manifest.coarse_trained if lists is None else lists.trained
     manifest = dataclasses.replace(
         generation.manifest,
         generation=number,
         created=now(),
         segments=tuple(segments),
         software=software(),
+        coarse_trained=trained,
+        changes=generation.manifest.changes + changed,
         source=source,
     )
     return publish(generation.path, manifest)

@@ -39,6 +39,7 @@ class ShardedRequest:
         plan: the stages.
         coarse: coarse choice.
         filter: as given; its fields exist in some shard.
+        nprobe: inverted lists that the coarse stage looks through; None the stored number.
         top_k: most hits per query.
         group_by: payload field of which each value gives one hit, or None.
         filter_stage: what the filter kept, as a stage of the result.
@@ -50,6 +51,7 @@ class ShardedRequest:
     plan: Plan
     coarse: str
     filter: Filter
+    nprobe: int | None
     top_k: int
     group_by: str | None
     filter_stage: dict[str, Any]
@@ -166,7 +168,7 @@ def search_shards(
     group: ShardGroup, queries: Queries, request: ShardedRequest
 ) -> list[SearchResult]:
     """Runs a plan over all shards, as the cascade does over one index."""
-    if request.plan.coarse_candidates is None and not request.plan.narrowing:
+    if request.plan.is_exhaustive:
         return _search_exhaustively(group, queries, request)
     return [_search_cascade(group, queries[row : row + 1], request) for row in range(len(queries))]
 
@@ -203,11 +205,11 @@ def _search_exhaustively(
 
 def _search_cascade(group: ShardGroup, query: Queries, request: ShardedRequest) -> SearchResult:
     plan = request.plan
-    started = time.perf_counter()
     stages = []
     if plan.coarse_candidates is None:
         pool, _ = _pool(group, group.each(lambda _, shard: shard.passing(request.filter)))
     else:
+        started = time.perf_counter()
         pool = _find_candidates(group, query, request, plan.coarse_candidates)
         name, entered = f"coarse:{request.coarse}", request.filter_stage["out"]
         stages.append(stage(name, entered, len(pool), ms_since(started)))
@@ -233,7 +235,9 @@ def _find_candidates(
     group: ShardGroup, query: Queries, request: ShardedRequest, limit: int
 ) -> Candidates:
     answers = group.each(
-        lambda _, shard: shard.coarse(query, request.coarse, limit, request.filter)
+        lambda _, shard: shard.coarse(
+            query, request.coarse, limit, request.filter, nprobe=request.nprobe
+        )
     )
     lists = []
     for found in zip(*answers):  # one coarse list of every shard

@@ -15,24 +15,23 @@ from typing import Any
 import numpy as np
 
 from rematch_ray.errors import UserError, did_you_mean
-from rematch_ray.index.cascade import (
-    Request,
-    ms_since,
-    search_cascade,
-    search_exhaustively,
-    stage,
-)
-from rematch_ray.index.coarse import COARSE_CHOICES
+from rematch_ray.index.calibration import Standing
+from rematch_ray.index.cascade import Request, ms_since, stage
+from rematch_ray.index.choice import Table, choose_plan
+from rematch_ray.index.coarse_keys import choices_of
 from rematch_ray.index.exact import Float32
+from rematch_ray.index.execution import search_vectors
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import Hit, SearchResult
+from rematch_ray.index.hybrid import Hybrid, search_hybrid
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.info import bytes_per_document, describe
-from rematch_ray.index.planner import Candidates, check_candidates, plan_search
+from rematch_ray.index.plan import Plan
+from rematch_ray.index.planner import Candidates
 from rematch_ray.index.queries import Queries, QueryVectors
-from rematch_ray.index.scatter import search_shards
-from rematch_ray.index.sharded import ShardedGeneration, current_name, open_generation
+from rematch_ray.index.sharded import current_name, open_generation
 from rematch_ray.index.stages import require_fused, score_documents, similarity_matrix
+from rematch_ray.index.wish import Wish, is_open
 from rematch_ray.scoring.budget import Budget, Ladder
 
 __all__ = ["Hit", "SearchIndex", "SearchResult"]
@@ -50,18 +49,21 @@ class SearchIndex:
         self._manifest = generation.manifest
         self.ladder = Ladder.parse(self._manifest.ladder)
         self.identity: Mapping[str, Any] = self._manifest.identity
+        self.standing = Standing.of(generation)
+        self._table = Table.of(generation)
 
     @classmethod
-    def open(cls, path: str | Path) -> SearchIndex:
+    def open(cls, path: str | Path, *, gpu: bool = False) -> SearchIndex:
         """Opens the published generation; checks versions and file sizes, reads no vectors.
 
         Args:
             path: directory of an index, or of one that is split into shards.
+            gpu: search coarse lists on a GPU where FAISS has one; nothing changes where not.
 
         Raises:
             UserError: not an index, another format version, or a damaged one.
         """
-        return cls(open_generation(Path(path).absolute()))
+        return cls(open_generation(Path(path).absolute(), gpu=gpu))
 
     @property
     def generation(self) -> str:
@@ -75,7 +77,9 @@ class SearchIndex:
             UserError: the directory is no index any more, or a damaged one.
         """
         path = self._generation.path
-        return self if current_name(path) == self._generation.name else SearchIndex.open(path)
+        if current_name(path) == self._generation.name:
+            return self
+        return SearchIndex.open(path, gpu=self._generation.gpu)
 
     def __len__(self) -> int:
         """Live documents."""
@@ -91,6 +95,11 @@ class SearchIndex:
         """Every rung that can be asked for, the fused one first where there is one."""
         return ((Budget.FUSED,) if self.has_fused else ()) + self.ladder.rungs
 
+    @property
+    def coarse_choices(self) -> tuple[str, ...]:
+        """What a coarse stage can go by here."""
+        return choices_of(self._generation.coarse_keys)
+
     def search(
         self,
         query: QueryVectors,
@@ -101,58 +110,88 @@ class SearchIndex:
         filter: Mapping[str, Any] | None = None,
         group_by: str | None = None,
         coarse: str | None = None,
+        nprobe: int | None = None,
+        text: str | Sequence[str] | None = None,
+        fusion: str | None = None,
+        lexical_weight: float = 0.5,
+        target_recall: float | None = None,
+        cost_limit: int | None = None,
+        max_ms: float | None = None,
+        plan: Plan | None = None,
     ) -> list[SearchResult]:
         """Finds the best documents of each query.
 
         Args:
             query: B queries: `vectors` (B, R, D) and `fused` (B, F) or None, unit norm.
             budget: how candidates are scored: a rung, its text or name; None and `auto` mean the
-                top rung while the index has no calibration.
+                calibration's choice, the top rung where there is none.
             candidates: which documents are scored: `all`, the so many best of the coarse stage, or
                 `auto`: the planner's choice, narrowed through smaller budgets.
             top_k: hits per query; fewer when fewer documents pass.
             filter: payload field -> value, or list of allowed values; all fields must hold.
             group_by: payload field of which each value gives at most one hit, its best.
-            coarse: `fused`, `first` or `both`; None takes the index's default.
+            coarse: one of `coarse_choices`; None takes the calibration's or the index's default.
+            nprobe: inverted lists that the coarse stage looks through; None: the stored number.
+            text: of each query, for hybrid search: BM25 over the payload, fused with the vectors.
+            fusion: `rrf` (by ranks; None) or `weighted` (by scores).
+            lexical_weight: of the lexical list when fused, 0..1.
+            target_recall: recall that the calibration must promise; this and the next three choose
+                budget, candidates and coarse: give one of them, and none of those.
+            cost_limit: most dot products per query.
+            max_ms: most milliseconds.
+            plan: the stages themselves.
 
         Returns:
             One result per query.
 
         Raises:
-            UserError: a budget, count, filter field or query vector that does not fit.
+            UserError: a value that does not fit, or a goal without a valid calibration.
         """
-        check_candidates(candidates, top_k)
-        rung = self._resolve(budget)
-        choice = self._resolve_coarse(coarse)
+        wish = Wish.of(
+            self.ladder,
+            self.has_fused,
+            self.coarse_choices,
+            budget=budget,
+            candidates=candidates,
+            coarse=coarse,
+            top_k=top_k,
+            target_recall=target_recall,
+            cost_limit=cost_limit,
+            max_ms=max_ms,
+            plan=plan,
+        )
         self._check_group(group_by)
         queries = self._check_queries(query)
-        if rung.is_fused:
-            require_fused(queries, "budget 'fused'")
+        hybrid = Hybrid.check(text, fusion, lexical_weight, len(queries))
         started = time.perf_counter()
         allowed = self._generation.select(filter)
         num_allowed = int(allowed.sum())
-        plan = plan_search(
-            rung, self.ladder, candidates=candidates, num_allowed=num_allowed, top_k=top_k
+        chosen = choose_plan(
+            wish,
+            self.ladder,
+            self._table.under(filter, group_by),
+            num_allowed=num_allowed,
+            num_live=len(self),
+            default_coarse=self._manifest.default_coarse,
         )
-        filter_ms = ms_since(started) / max(1, len(queries))
+        if chosen.plan.budget.is_fused:
+            require_fused(queries, "budget 'fused'")
+        spent_ms = ms_since(started) / max(1, len(queries))
         request = Request(
-            plan=plan,
-            coarse=choice,
+            plan=chosen.plan,
+            coarse=chosen.plan.coarse or self._manifest.default_coarse,
             allowed=allowed,
             top_k=top_k,
             group_by=group_by,
-            filter_stage=stage("filter", len(self), num_allowed, filter_ms),
+            filter_stage=stage("filter", len(self), num_allowed, spent_ms),
+            nprobe=nprobe,
+            filter=filter,
         )
-        if isinstance(self._generation, ShardedGeneration):
-            return search_shards(
-                self._generation.group, queries, self._generation.ask(request, filter)
-            )
-        if plan.coarse_candidates is None:
-            return search_exhaustively(self._generation, queries, request)
-        return [
-            search_cascade(self._generation, queries[row : row + 1], request)
-            for row in range(len(queries))
-        ]
+        if hybrid:
+            results = search_hybrid(self._generation, queries, request, hybrid)
+        else:
+            results = search_vectors(self._generation, queries, request)
+        return [chosen.mark(r, self.ladder.top, is_hybrid=bool(hybrid)) for r in results]
 
     def score_all(
         self,
@@ -224,19 +263,10 @@ class SearchIndex:
         return [payloads.get(name) for name in ids]
 
     def fused_vectors(self, ids: Sequence[str]) -> Float32:
-        """(len(ids), F) float32 fused vectors as stored, for the matching stage.
-
-        Raises:
-            UserError: the index has none, or an id is not here.
-        """
+        """(len(ids), F) float32 fused vectors as stored; UserError for none, or an unknown id."""
         if not self.has_fused:
             raise UserError("this index holds no fused vectors: its model was trained without")
-        rows = self._generation.rows_of(ids)
-        missing = [name for name in ids if name not in rows]
-        if missing:
-            raise UserError(f"document '{missing[0]}' is not in the index")
-        wanted = np.array([rows[name] for name in ids], np.int64)
-        return self._generation.read_fused(wanted).astype(np.float32)
+        return self._generation.fused_of(ids).astype(np.float32)
 
     def check_model(self, identity: Any) -> None:
         """Refuses a model other than the one that embedded the documents.
@@ -276,15 +306,7 @@ class SearchIndex:
         )
 
     def _resolve(self, budget: str | Budget | None) -> Budget:
-        wanted = None if isinstance(budget, str) and budget.strip().lower() == "auto" else budget
-        return self.ladder.resolve(wanted, has_fused=self.has_fused)
-
-    def _resolve_coarse(self, coarse: str | None) -> str:
-        choice = coarse or self._manifest.default_coarse
-        allowed = COARSE_CHOICES if self.has_fused else ("first",)
-        if choice not in allowed:
-            raise UserError(f"coarse '{choice}' does not exist here; allowed: {', '.join(allowed)}")
-        return choice
+        return self.ladder.resolve(None if is_open(budget) else budget, has_fused=self.has_fused)
 
     def _check_group(self, group_by: str | None) -> None:
         fields = self._generation.fields()

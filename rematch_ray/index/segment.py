@@ -3,13 +3,14 @@
     codes_0_1.npy ...   vectors by token range (planes.py)    keys.npy         tie-breakers
     codes_fused.npy ... fused vectors                         payload.sqlite   ids and payloads
     coarse_*.faiss      coarse lists                          segment.json     checksums
+    lexical*            postings of the texts (postings.py)
 
 Knows nothing of other segments, deletions or searches. Middle floor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,11 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.coarse import CoarseList
+from rematch_ray.index.coarse_keys import prefix_planes
+from rematch_ray.index.coarse_kinds import SCAN
 from rematch_ray.index.manifest import SegmentEntry, SegmentManifest, hash_file
 from rematch_ray.index.npy import map_npy
 from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore
-from rematch_ray.index.planes import FUSED, Plane, range_name
-from rematch_ray.index.scan import Coarse, open_coarse
+from rematch_ray.index.planes import FUSED, Listed, Plane, range_name
+from rematch_ray.index.postings import Postings, count_texts
+from rematch_ray.index.scan import Coarse, ScanList
 
 FUSED_POSITION = -1
 SEGMENT_FILE = "segment.json"
@@ -63,6 +68,15 @@ class SegmentVectors:
         assert self.fused_dim is not None
         return Plane(directory, FUSED, (self.rows, 1, self.fused_dim), self.keeps(FUSED))
 
+    def listed(self, directory: Path, key: str) -> list[Listed]:
+        """The vectors of a coarse key."""
+        if key == FUSED:
+            return [Listed(self.fused(directory), 1)]
+        if key == "first":
+            return [Listed(self.plane(directory, 0), 1)]
+        planes = [self.plane(directory, k) for k in range(prefix_planes(self.planes))]
+        return [Listed(plane, plane.shape[1]) for plane in planes]
+
 
 class Segment:
     """An open segment. Opening checks names and sizes; vectors are mapped when first read.
@@ -71,17 +85,24 @@ class Segment:
         directory: the segment's directory.
         entry: how the generation names it.
         tombstones: the bitmap file, or None.
+        gpu: search coarse lists on a GPU where there is one.
 
     Raises:
         UserError: a file is missing or of another size than its manifest says.
     """
 
     def __init__(
-        self, directory: Path, entry: SegmentEntry, tombstones: Path | None = None
+        self,
+        directory: Path,
+        entry: SegmentEntry,
+        tombstones: Path | None = None,
+        *,
+        gpu: bool = False,
     ) -> None:
         self.directory = directory
         self.manifest = SegmentManifest.read(directory / SEGMENT_FILE)
         self._entry = entry
+        self._gpu = gpu
         for name, file in self.manifest.files.items():
             path = directory / name
             size = path.stat().st_size if path.is_file() else None
@@ -98,7 +119,7 @@ class Segment:
             )
         self.payload = PayloadStore(directory / PAYLOAD_FILE)
         self.live = _read_live(tombstones, entry.rows)
-        shape = SegmentVectors(
+        self._shape = shape = SegmentVectors(
             rows=self.manifest.rows,
             dim=self.manifest.dim,
             fused_dim=self.manifest.fused_dim,
@@ -129,10 +150,43 @@ class Segment:
     def coarse(self, key: str) -> Coarse:
         """The coarse list of a key, mapped on first use."""
         if key not in self._coarse:
-            plane = self.vectors_at(FUSED_POSITION if key == FUSED else 0)
-            description = self.manifest.coarse[key]
-            self._coarse[key] = open_coarse(self.directory, description, plane)
+            if self.is_scanned:
+                self._coarse[key] = ScanList(self._shape.listed(self.directory, key))
+            else:
+                description = dict(self.manifest.coarse[key])
+                self._coarse[key] = CoarseList(self.directory, description, gpu=self._gpu)
         return self._coarse[key]
+
+    @property
+    def is_scanned(self) -> bool:
+        """Whether the coarse stage scans the planes, so that every key is there."""
+        return all(entry["kind"] == SCAN for entry in self.manifest.coarse.values())
+
+    @property
+    def coarse_keys(self) -> set[str]:
+        """The coarse keys that can be searched here."""
+        keys = {"first", "prefix"} if self.is_scanned else set(self.manifest.coarse)
+        return keys | {FUSED} if self.is_scanned and self.fused is not None else keys
+
+    @cached_property
+    def postings(self) -> Postings:
+        """The postings of its texts, opened on first use."""
+        return Postings(self.directory)
+
+    def count_texts(
+        self, entry: SegmentEntry, live: NDArray[np.bool_] | None = None
+    ) -> SegmentEntry:
+        """The entry with what a generation stores of the texts of its live rows.
+
+        Args:
+            entry: how the generation names this segment.
+            live: (N,) True where a row is not deleted; None counts all rows.
+        """
+        if self.manifest.lexical is None:
+            return entry
+        lengths = self.postings.lengths
+        counts = count_texts(lengths if live is None else lengths[live])
+        return replace(entry, text_documents=counts["documents"], text_tokens=counts["tokens"])
 
     def verify(self) -> int:
         """Reads every file and checks it against its checksum; returns the bytes read.

@@ -1,4 +1,4 @@
-"""Writing a segment: planes, ids, payloads and coarse lists from a stream of batches.
+"""Writing a segment: planes, ids, payloads, coarse lists and postings from a stream of batches.
 
 Holds no more than one batch. Knows nothing of generations or deletions. Middle floor.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from rematch_ray.index.coarse import build_coarse, coarse_file
+from rematch_ray.index.coarse_entries import Entries
+from rematch_ray.index.coarse_training import CoarseWriter
+from rematch_ray.index.lexical_settings import LexicalSettings
 from rematch_ray.index.manifest import (
     FileEntry,
     SegmentManifest,
@@ -21,9 +22,9 @@ from rematch_ray.index.manifest import (
     sync_file,
     write_manifest,
 )
-from rematch_ray.index.payload import PAYLOAD_FILE, PayloadWriter, document_key
+from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore, PayloadWriter, document_key
 from rematch_ray.index.planes import FUSED, PlaneWriter, range_name
-from rematch_ray.index.scan import SCAN, is_scanned
+from rematch_ray.index.postings import POSTINGS_FILES, write_postings
 from rematch_ray.index.segment import KEYS_FILE, SEGMENT_FILE, SegmentVectors
 from rematch_ray.index.shards import EmbeddingBatch
 
@@ -37,8 +38,9 @@ def write_segment(
     fused_dim: int | None,
     planes: Sequence[tuple[int, int]],
     fields: dict[str, str],
+    coarse: CoarseWriter,
     originals: bool = True,
-    coarse_kind: str = "auto",
+    lexical: LexicalSettings | None = None,
 ) -> str:
     """Writes a whole segment from a stream of batches; its manifest comes last.
 
@@ -50,8 +52,9 @@ def write_segment(
         fused_dim: F, or None.
         planes: document token ranges.
         fields: payload fields and their types, as a filter may name them.
+        coarse: makes the coarse lists, and knows of which keys and kind.
         originals: whether to keep float16 vectors beside the 8-bit ones, for exact scores.
-        coarse_kind: `scan`, a kind of `build_coarse`, or `auto`: by size.
+        lexical: which texts to index, or None.
 
     Returns:
         SHA-256 of the segment's manifest.
@@ -61,16 +64,13 @@ def write_segment(
     """
     shape = SegmentVectors(rows, dim, fused_dim, tuple(planes), originals)
     files = _write_documents(directory, batches, shape)
-    coarse: dict[str, dict[str, Any]] = {}
-    for key in ("first", FUSED) if fused_dim is not None else ("first",):
-        plane = shape.fused(directory) if key == FUSED else shape.plane(directory, 0)
-        if is_scanned(coarse_kind, rows):
-            coarse[key] = {"kind": SCAN}
-        else:
-            vectors = plane.read(slice(None))[:, 0]
-            coarse[key] = build_coarse(directory / coarse_file(key), vectors, kind=coarse_kind)
-    made = [entry["file"] for entry in coarse.values() if "file" in entry]
-    for name in [KEYS_FILE, PAYLOAD_FILE, *made]:
+    lists = {
+        key: coarse.write(directory, key, Entries(shape.listed(directory, key)))
+        for key in coarse.keys
+    }
+    made = [entry["file"] for entry in lists.values() if "file" in entry]
+    postings = None if lexical is None else _index_texts(directory, lexical)
+    for name in [KEYS_FILE, PAYLOAD_FILE, *made, *(POSTINGS_FILES if lexical else ())]:
         sync_file(directory / name)
         files[name] = describe_file(directory / name)
     manifest = SegmentManifest(
@@ -80,12 +80,19 @@ def write_segment(
         originals=originals,
         planes=tuple(planes),
         files=files,
-        coarse=coarse,
+        coarse=lists,
         fields={"source": "string", **fields},
+        lexical=postings,
     )
     digest = write_manifest(directory / SEGMENT_FILE, manifest.to_json())
     sync_directory(directory)
     return digest
+
+
+def _index_texts(directory: Path, lexical: LexicalSettings) -> dict[str, int]:
+    payload = PayloadStore(directory / PAYLOAD_FILE)
+    texts = map(lexical.text_of, payload.payloads())
+    return write_postings(directory, texts, lexical.tokeniser())
 
 
 def _write_documents(

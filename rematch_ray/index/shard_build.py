@@ -29,7 +29,6 @@ from rematch_ray.index.shard_task import ShardTask, build_shard
 from rematch_ray.index.sharding import shard_name
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import LOCK_FILE, IndexInfo, hold_lock, roll_back
-from rematch_ray.scoring.budget import Ladder
 
 # up to so many shards read every embedding file themselves: that costs less than the copies
 DIRECT_SHARDS = 4
@@ -100,11 +99,8 @@ def building(
     out: str | Path,
     num_shards: int,
     *,
-    ladder: Ladder | Sequence[str] | None = None,
-    coarse: str | None = None,
-    coarse_kind: str = "auto",
-    originals: bool = True,
     batch_rows: int = 1024,
+    **options: Any,
 ) -> Iterator[SetBuild]:
     """Plans a build and holds the directory until it is published or given up.
 
@@ -114,11 +110,8 @@ def building(
         embeddings: embedding directory of the document side.
         out: directory of the set, made when absent.
         num_shards: N, the same as that of a set that is there.
-        ladder: see `build_index`.
-        coarse: see `build_index`.
-        coarse_kind: see `build_index`.
-        originals: see `build_index`.
         batch_rows: rows read at once.
+        options: what else `choose_form` takes.
 
     Raises:
         UserError: see `build_index`; also fewer than one shard, or a set of another number.
@@ -126,9 +119,7 @@ def building(
     if num_shards < 1:
         raise UserError(f"--shards {num_shards} is not possible: give a whole number of at least 1")
     out, known = Path(out).absolute(), EmbeddingShards.open(embeddings)
-    form = choose_form(
-        known, ladder=ladder, coarse=coarse, coarse_kind=coarse_kind, originals=originals
-    )
+    form = choose_form(known, **options)
     refuse_foreign(out, num_shards)
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ Knows file checksums and settings, no rows. Middle floor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def source_of(embeddings: EmbeddingShards, form: IndexForm) -> dict[str, Any]:
             "instruction": embeddings.manifest.get("instruction"),
             "shape": [embeddings.num_vectors, embeddings.dim, embeddings.fused_dim],
         },
-        "settings": {**asdict(form), "ladder": list(form.ladder)},
+        "settings": form.to_json(),
         "files": [entry["sha256"][:_DIGEST_CHARACTERS] for entry in embeddings.manifest["shards"]],
     }
 

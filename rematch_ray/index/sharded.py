@@ -30,18 +30,22 @@ from rematch_ray.index.shard_set import SET_FILE, ShardSet, is_sharded
 from rematch_ray.index.sharding import route
 
 
-def open_generation(path: Path) -> Generation:
+def open_generation(path: Path, *, gpu: bool = False) -> Generation:
     """Opens what an index directory publishes, be it split into shards or not.
+
+    Args:
+        path: index directory.
+        gpu: see `Generation`.
 
     Raises:
         UserError: not an index, another format version, or a damaged one.
     """
     if not is_sharded(path):
-        return Generation(path)
+        return Generation(path, gpu=gpu)
     while True:
         found = ShardSet.read(path)
         try:
-            return ShardedGeneration(path, found)
+            return ShardedGeneration(path, found, gpu=gpu)
         except UserError:
             # two changes since the set was read: its generations are gone, and it is another one
             if ShardSet.read(path).generation == found.generation:
@@ -72,17 +76,21 @@ class ShardedGeneration(Generation):
     Args:
         path: directory of the set.
         found: the set.
+        gpu: see `Generation`.
 
     Raises:
         UserError: a shard is missing, damaged, of another model, or holds other documents than
             those that belong to it.
     """
 
-    def __init__(self, path: Path, found: ShardSet) -> None:
+    def __init__(self, path: Path, found: ShardSet, *, gpu: bool = False) -> None:
         self.path = path
+        self.gpu = gpu
         self.name = found.name
         manifests = [found.open_manifest(path, entry) for entry in found.shards]
-        self.parts = [Generation(path / entry.name, entry.generation) for entry in found.shards]
+        self.parts = [
+            Generation(path / entry.name, entry.generation, gpu=gpu) for entry in found.shards
+        ]
         for number, part in enumerate(self.parts):
             _refuse_stray(part.path, number, found.num_shards, [s.keys[:1] for s in part.segments])
         self.manifest = dataclasses.replace(
@@ -123,12 +131,13 @@ class ShardedGeneration(Generation):
             _refuse_stray(part.path, number, len(self.parts), [part.keys])
         return sum(part.verify() for part in self.parts)
 
-    def ask(self, request: Request, filter: Mapping[str, Any] | None) -> ShardedRequest:
+    def ask(self, request: Request) -> ShardedRequest:
         """A checked request, as the shards take it."""
         return ShardedRequest(
             plan=request.plan,
             coarse=request.coarse,
-            filter=filter,
+            filter=request.filter,
+            nprobe=request.nprobe,
             top_k=request.top_k,
             group_by=request.group_by,
             filter_stage=request.filter_stage,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.coarse_keys import CHOICE_KEYS, QUERY_VECTORS
 from rematch_ray.index.exact import Float32, Rows, order_best, score_fused, score_rows
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.queries import Queries
@@ -73,39 +74,55 @@ def similarity_matrix(generation: Generation, query: Queries, row: int, rung: Bu
 
 
 def find_candidates(
-    generation: Generation, query: Queries, choice: str, limit: int, allowed: NDArray[np.bool_]
+    generation: Generation,
+    query: Queries,
+    choice: str,
+    limit: int,
+    allowed: NDArray[np.bool_],
+    *,
+    nprobe: int | None = None,
 ) -> Rows:
     """The `limit` best documents of the coarse stage, best first.
 
     Args:
         generation: where the documents lie.
         query: one query.
-        choice: `fused`, `first`, or `both`: the two lists merged by rank.
+        choice: one of `COARSE_CHOICES`; several lists are merged by rank.
         limit: how many.
         allowed: (rows,) True where a document may be returned.
+        nprobe: inverted lists to look through; None the stored number.
 
     Raises:
         UserError: the choice needs fused query vectors and the query has none.
     """
-    lists = coarse_lists(generation, query, choice, limit, allowed)
+    lists = coarse_lists(generation, query, choice, limit, allowed, nprobe=nprobe)
     ranked = [rows[order_best(scores, generation.keys[rows], limit)] for rows, scores in lists]
     return interleave(ranked, limit)
 
 
 def coarse_lists(
-    generation: Generation, query: Queries, choice: str, limit: int, allowed: NDArray[np.bool_]
+    generation: Generation,
+    query: Queries,
+    choice: str,
+    limit: int,
+    allowed: NDArray[np.bool_],
+    *,
+    nprobe: int | None = None,
 ) -> list[tuple[Rows, Float32]]:
     """Rows and scores of each list of a coarse choice, the `limit` best of each among them.
 
     Arguments and errors as of `find_candidates`, which cuts and merges them.
     """
-    vectors = {"first": query.vectors[0, 0]}
-    if choice != "first":
-        vectors["fused"] = require_fused(query, f"coarse '{choice}'")[0]
-    keys = ("fused", "first") if choice == "both" else (choice,)
-    return [
-        generation.find_coarse(key, vectors[key].astype(np.float32), limit, allowed) for key in keys
-    ]
+    found = []
+    for key in CHOICE_KEYS[choice]:
+        if key == "fused":
+            vectors = require_fused(query, f"coarse '{choice}'")
+        else:
+            vectors = query.vectors[0, : QUERY_VECTORS[key]]
+        found.append(
+            generation.find_coarse(key, vectors.astype(np.float32), limit, allowed, nprobe=nprobe)
+        )
+    return found
 
 
 def require_fused(queries: Queries, what: str) -> NDArray[np.float64]:

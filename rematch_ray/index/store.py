@@ -3,6 +3,7 @@
     CURRENT                        name of the published generation
     generations/<name>.json        what a generation is made of
     segments/<name>/               immutable files
+    coarse/<key>-<kind>-...        trained coarse lists without entries, for the next writers
     tombstones/<generation>-...    which rows of a segment are deleted, a new file for each change
     LOCK                           held by the one writer
 
@@ -27,6 +28,7 @@ import faiss
 import numpy as np
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.coarse_training import TRAINED
 from rematch_ray.index.generation import (
     CURRENT_FILE,
     GENERATIONS,
@@ -44,6 +46,7 @@ from rematch_ray.index.manifest import (
     write_durably,
     write_manifest,
 )
+from rematch_ray.index.segment import Segment
 from rematch_ray.index.segment_writer import write_segment
 from rematch_ray.index.shards import EmbeddingBatch
 
@@ -51,7 +54,7 @@ LOCK_FILE = "LOCK"
 KEPT_GENERATIONS = 2
 _BUILDING = ".building"
 _LOOK_S = 0.1
-_DIRECTORIES = (GENERATIONS, SEGMENTS, TOMBSTONES)
+_DIRECTORIES = (GENERATIONS, SEGMENTS, TOMBSTONES, TRAINED)
 _OWN_NAMES = {CURRENT_FILE, unfinished_name(CURRENT_FILE), LOCK_FILE, *_DIRECTORIES}
 
 
@@ -106,11 +109,9 @@ def sweep(path: Path) -> None:
     current = _current_or_none(path)
     names = sorted(file.stem for file in (path / GENERATIONS).glob("generation-*.json"))
     kept = [name for name in names if current is not None and name <= current][-KEPT_GENERATIONS:]
-    entries = [
-        segment
-        for name in kept
-        for segment in GenerationManifest.read(generation_file(path, name)).segments
-    ]
+    manifests = [GenerationManifest.read(generation_file(path, name)) for name in kept]
+    entries = [segment for manifest in manifests for segment in manifest.segments]
+    trained = {entry.file for manifest in manifests for entry in manifest.coarse_trained.values()}
     used = {segment.name for segment in entries}
     bitmaps = {segment.tombstones for segment in entries}
     for file in (path / GENERATIONS).iterdir():
@@ -121,6 +122,9 @@ def sweep(path: Path) -> None:
             shutil.rmtree(segment)
     for file in (path / TOMBSTONES).iterdir():
         if f"{TOMBSTONES}/{file.name}" not in bitmaps:
+            file.unlink()
+    for file in (path / TRAINED).iterdir():
+        if f"{TRAINED}/{file.name}" not in trained:
             file.unlink()
 
 
@@ -147,7 +151,8 @@ def add_segment(
         # a kill leaves it behind; the next writer's sweep removes it
         shutil.rmtree(building, ignore_errors=True)
     sync_directory(out / SEGMENTS)
-    return SegmentEntry(name=name, rows=content["rows"], manifest_sha256=digest)
+    entry = SegmentEntry(name=name, rows=content["rows"], manifest_sha256=digest)
+    return Segment(out / SEGMENTS / name, entry).count_texts(entry)
 
 
 def segment_name(generation: int) -> str:

@@ -37,7 +37,8 @@ def build_index(
         What was published, and the seconds it took.
 
     Raises:
-        UserError: not an embedding directory, or `out` holds something else.
+        UserError: not an embedding directory, a lexical field without text, or `out` holds
+            something else.
     """
     started = time.monotonic()
     if shards is None:

@@ -27,7 +27,7 @@ def make_index(tmp_path: Path) -> Callable[..., SearchIndex]:
     ) -> SearchIndex:
         build = {
             key: options.pop(key)
-            for key in ("coarse", "coarse_kind", "batch_rows")
+            for key in ("coarse", "coarse_keys", "coarse_kind", "batch_rows")
             if key in options
         }
         source = write_embeddings(tmp_path / f"{name}-embeddings", vectors, fused, **options)

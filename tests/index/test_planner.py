@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rematch_ray.index.planner import AUTO_CANDIDATES, plan_search
+from rematch_ray.index.planner import AUTO_CANDIDATES, Plan, plan_search
 from rematch_ray.scoring.budget import DEFAULT_LADDER, Budget
 
 RUNGS = [Budget.FUSED, *DEFAULT_LADDER.rungs]
@@ -36,6 +36,27 @@ def test_a_cheaper_budget_scans_more_documents() -> None:
 def test_a_number_of_candidates_is_scored_without_narrowing() -> None:
     plan = plan_search(Budget(16, 64), DEFAULT_LADDER, candidates=700, num_allowed=10**6, top_k=10)
     assert (plan.coarse_candidates, plan.narrowing) == (700, ())
+
+
+def test_few_survivors_of_a_filter_need_no_coarse_stage() -> None:
+    def plan(num_allowed: int, candidates: object = "auto") -> Plan:
+        return plan_search(
+            Budget(16, 64),
+            DEFAULT_LADDER,
+            candidates=candidates,
+            num_allowed=num_allowed,
+            num_live=10**6,
+            top_k=10,
+        )
+
+    few, many = plan(15_000), plan(25_000)
+    assert (few.coarse_candidates, few.is_exhaustive) == (None, False)
+    assert many.coarse_candidates == AUTO_CANDIDATES
+    assert few.narrowing == many.narrowing
+    assert few.narrowing[0] == (Budget(2, 4), AUTO_CANDIDATES // 2)
+    assert plan(3000).is_exhaustive
+    # a number says how many the coarse stage keeps
+    assert plan(15_000, 700).coarse_candidates == 700
 
 
 @given(

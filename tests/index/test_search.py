@@ -325,6 +325,23 @@ def test_a_large_corpus_is_narrowed_through_growing_budgets(
     assert (found.candidates, found.scored, found.exact) == (400, 200, False)
 
 
+def test_few_survivors_of_a_filter_go_into_the_first_rung_without_a_coarse_stage(
+    make_index: Callable[..., SearchIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rematch_ray.index.planner.EXHAUSTIVE_COST", 100)
+    monkeypatch.setattr("rematch_ray.index.planner.AUTO_CANDIDATES", 200)
+    index = make_index(unit((900, 8, 16), 1), unit((900, 24), 2))
+    [found] = index.search(queries(1), top_k=5, filter={"group": "travel"})
+    assert [(s["name"], s["in"], s["out"]) for s in found.stages] == [
+        ("filter", 900, 300),
+        ("2x4", 300, 100),
+        ("4x8", 100, found.stages[-1]["in"]),
+        ("exact", found.stages[-1]["in"], 5),
+    ]
+    assert (found.candidates, found.scored, found.exact) == (300, 100, False)
+    assert {hit.payload["group"] for hit in found.hits} == {"travel"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

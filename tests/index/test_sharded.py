@@ -335,12 +335,12 @@ def test_a_reader_that_was_overtaken_opens_the_set_that_is_there_now(
 
     real, overtaken = sharded.ShardedGeneration, []
 
-    def open_late(path: Path, found: Any) -> Any:
+    def open_late(path: Path, found: Any, **options: Any) -> Any:
         if not overtaken:
             overtaken.append(found.name)
             for n in range(20):  # the generations that `found` names are gone after that
                 shard_changes.delete_documents(index, [f"d{n}"])
-        return real(path, found)
+        return real(path, found, **options)
 
     monkeypatch.setattr(sharded, "ShardedGeneration", open_late)
     opened = sharded.open_generation(index)
@@ -383,6 +383,7 @@ def test_where_few_pass_all_of_them_are_narrowed(several: SearchIndex) -> None:
         plan=plan,
         coarse="first",
         filter=wanted,
+        nprobe=None,
         top_k=10,
         group_by=None,
         filter_stage={"name": "filter", "in": 300, "out": 100, "ms": 0.0},

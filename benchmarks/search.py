@@ -1,0 +1,220 @@
+"""Search at recall and at quality: ours beside exact scans, plain FAISS and other systems.
+
+One run, the same vectors, one query at a time and one thread (FAISS, BLAS and engines). Vectors
+(a): `tiny-full`'s over 1e5 distinct pages, scenes and emoji; (b) synthetic ones at 1e6 whose
+recall@C is fitted to (a). Two tables: queries/s at recall@10 against exact MaxSim of all vectors,
+and Hit@1 and nDCG@10 against the right answers; bytes per document and build seconds as well.
+
+    python benchmarks/search.py --folder DIR [--quick] [--peers qdrant lancedb ...] [--nested N]
+"""
+
+from __future__ import annotations
+
+import os
+
+# before anything starts its threads
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["RAYON_NUM_THREADS"] = "1"
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from arms.searching import OwnCascade, OwnExact, PlainFaiss, Point, SearchArm, fresh, measure
+from shapes.fitted_vectors import CUTS, Fitted, Shape, fit
+from shapes.pages_and_scenes import write_pages_and_scenes
+from shapes.search_task import SearchTask, key_recalls, nested, pages_and_scenes
+
+from rematch_ray.evaluation.report import plain_table
+
+PEERS = {
+    "qdrant": ("peers.qdrant_search", "QdrantArm"),
+    "lancedb": ("peers.lancedb_search", "LanceArm"),
+    "muvera": ("peers.muvera_search", "MuveraArm"),
+    "pylate": ("peers.pylate_search", "PylateArm"),
+    "fast-plaid": ("peers.fast_plaid_search", "FastPlaidArm"),
+}
+RECALLS = (0.95, 0.99)
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+EXACT, FIRST = OwnExact(), OwnExact("1x1")
+
+
+@dataclass(frozen=True)
+class Built:
+    """An arm that is ready, and what it took."""
+
+    arm: SearchArm
+    seconds: float
+    bytes_per_document: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; see the module's text."""
+    options = _parser().parse_args(argv)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    rows = min(options.rows, 5000) if options.quick else options.rows
+    folder = options.folder / f"pages-and-scenes-{rows}"
+    task = pages_and_scenes(write_pages_and_scenes(folder, rows), most=options.queries)
+    result: dict[str, Any] = {"benchmark": "search"}
+    points = _run(task, options, result)
+    result |= _keys(points)
+    if options.nested and not options.quick:
+        known = pages_and_scenes(folder, part="validation", most=options.queries)
+        larger = _nested_task(options, _fitted(known, options))
+        result["time_1e6_over_1e5"] = _time_at(_run(larger, options, {}), 0.99) / _time_at(
+            points, 0.99
+        )
+    result["machine"] = f"{os.cpu_count()} cores {platform.machine()}, one thread"
+    print(json.dumps(result))
+    return 0
+
+
+def _run(task: SearchTask, options: argparse.Namespace, result: dict[str, Any]) -> list[Point]:
+    """Builds, measures and prints all arms on one task."""
+    print(f"\n{task.name}: {task.documents.num_rows} documents, {len(task.queries)} queries")
+    exact = task.exact()
+    recalls = key_recalls(task, CUTS)
+    table = [["recall@C of the 10 best", *map(str, CUTS)]]
+    print(
+        plain_table(table + [[k, *(f"{v:.3f}" for v in values)] for k, values in recalls.items()])
+    )
+    result["key_recalls"] = recalls
+    built, refused = _build(task, options)
+    points = measure([one.arm for one in built], task.queries, exact, CLOCKS[options.clock])
+    print("\nat recall@10 against exact MaxSim of all vectors")
+    print(plain_table(_recall_lines(built, points)))
+    print("\nagainst the right answers")
+    print(plain_table(_quality_lines(task, points)))
+    for name, reason in refused.items():
+        print(f"{name} did not run: {reason}")
+    result["refused"] = refused
+    return points
+
+
+def _build(task: SearchTask, options: argparse.Namespace) -> tuple[list[Built], dict[str, str]]:
+    own = task.folder / f"index-{task.name}"
+    built, refused = [], {}
+    choices = (None, "first", "both")
+    for arm in (EXACT, *map(OwnCascade, choices), FIRST):
+        built.append(_built(arm, task, own))
+    for key in ("fused", "first"):
+        built.append(_built(PlainFaiss(key), task, fresh(options.folder / "plain-faiss")))
+    for name in options.peers:
+        module, kind = PEERS[name]
+        try:
+            arm = getattr(import_module(module), kind)()
+        except ImportError as missing:
+            refused[name] = str(missing)
+            continue
+        built.append(_built(arm, task, fresh(options.folder / f"peer-{name}")))
+    return built, refused
+
+
+def _built(arm: SearchArm, task: SearchTask, folder: Path) -> Built:
+    started = time.perf_counter()
+    arm.build(task.documents, folder)
+    seconds = time.perf_counter() - started
+    print(f"{arm.name}: ready after {seconds:.1f} s", file=sys.stderr)
+    size = arm.held_bytes
+    size += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    taken = seconds if arm.build_s is None else arm.build_s
+    return Built(arm, taken, size / task.documents.num_rows)
+
+
+def _recall_lines(built: Sequence[Built], points: Sequence[Point]) -> list[list[str]]:
+    lines = [["arm", *(f"queries/s at {r}" for r in RECALLS), "best recall", "build s", "B/doc"]]
+    for one in built:
+        own = [point for point in points if point.arm == one.arm.name]
+        cells = []
+        for recall in RECALLS:
+            ms = [point.ms for point in own if point.recall >= recall]
+            cells.append(f"{1000 / min(ms):.1f}" if ms else "-")
+        best = max(point.recall for point in own)
+        size = f"{one.bytes_per_document:,.0f}"
+        lines.append([one.arm.name, *cells, f"{best:.3f}", f"{one.seconds:.1f}", size])
+    return lines
+
+
+def _quality_lines(task: SearchTask, points: Sequence[Point]) -> list[list[str]]:
+    lines = [["arm", "width", "queries/s", "recall@10", "Hit@1", "nDCG@10"]]
+    for point in points:
+        pairs = list(zip(point.found, task.relevant, strict=True))
+        hit = np.mean([bool(own) and own[0] in right for own, right in pairs])
+        gain = np.mean([_ndcg(own, right) for own, right in pairs])
+        rate = f"{1000 / point.ms:.1f}"
+        quality = [f"{value:.3f}" for value in (point.recall, hit, gain)]
+        lines.append([point.arm, str(point.width or "-"), rate, *quality])
+    return lines
+
+
+def _ndcg(found: Sequence[str], relevant: Any, k: int = 10) -> float:
+    gains = [relevant.get(name, 0.0) / np.log2(2 + rank) for rank, name in enumerate(found[:k])]
+    ideal = sorted(relevant.values(), reverse=True)[:k]
+    return sum(gains) / sum(grade / np.log2(2 + rank) for rank, grade in enumerate(ideal))
+
+
+def _keys(points: Sequence[Point]) -> dict[str, float | None]:
+    """The ratios of speed; None where no arm reaches the recall."""
+    times = {point.arm: point.ms for point in points if not point.width}
+    ours = _time_at(points, 0.99)
+    others = [p.ms for p in points if not _is_own(p) and p.recall >= 0.99 and p.width]
+    return {
+        "cascade_over_exact_1e5": times[EXACT.name] / ours,
+        "qps_over_best_peer_r99": min(others) / ours if others else None,
+        "time_1x1_over_faiss": times[FIRST.name] / times["FAISS flat on the first vector"],
+    }
+
+
+def _time_at(points: Sequence[Point], recall: float) -> float:
+    """Milliseconds of our fastest cascade of at least that recall; infinite where none has it."""
+    reached = [p.ms for p in points if _is_own(p) and " then full" in p.arm and p.recall >= recall]
+    return min(reached, default=float("inf"))
+
+
+def _is_own(point: Point) -> bool:
+    return point.arm.startswith("ours")
+
+
+def _fitted(task: SearchTask, options: argparse.Namespace) -> Fitted:
+    fitted = fit(Shape(options.nested), key_recalls(task, CUTS))
+    print(f"\n(b) is fitted to {task.name}: {fitted.shape}")
+    print(plain_table(fitted.lines()))
+    return fitted
+
+
+def _nested_task(options: argparse.Namespace, fitted: Fitted) -> SearchTask:
+    return nested(fitted.shape, options.folder / "nested", most=options.queries)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="5,000 documents, without (b)")
+    parser.add_argument("--device", default="cpu", choices=["cpu"])
+    parser.add_argument("--folder", type=Path, default=Path("search-vectors"))
+    parser.add_argument("--rows", type=int, default=100_000, help="documents of (a)")
+    parser.add_argument("--nested", type=int, default=1_000_000, help="documents of (b); 0: none")
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="cpu where other work runs too"
+    )
+    # PyLate's graph over 6.4 million vectors takes hours to build: only by name
+    usual = [name for name in PEERS if name != "pylate"]
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=usual)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,341 @@
+"""Prefix-nested synthetic vectors of any number of documents, made by block and never stored twice.
+
+Documents lie around centres: a latent is a centre with some spread, and every vector of a document
+is a share of its latent and noise of its own. The first vector and the fused one have shares of
+their own, smaller in poor documents; `fit` chooses them so that recall@C of either against all
+vectors is that of given vectors. A query is made from the latent of a document, its only right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
+
+BLOCK = 1000
+PER_CENTRE = 100
+REST_SHARE, QUERY_SHARE = 0.5, 0.8
+POOR_FACTOR = 0.4
+LADDER = ("1x1", "2x4", "4x8", "8x16", "16x64")
+CUTS = (100, 1000, 4000)
+TOP = 10
+# one document in so many stands for the others when ranks are counted
+SAMPLE_STEP = 10
+NEAREST = 300
+QUERIES_TO_FIT = 64
+SPREADS = (0.6, 1.0, 1.5)
+SHARES = np.linspace(0.1, 0.98, 45)
+POOR = np.linspace(0.0, 0.4, 9)
+
+
+@dataclass(frozen=True)
+class Key:
+    """How a vector of its own kind follows the latent.
+
+    Args:
+        share: of the latent in the vector, a cosine.
+        poor: share of documents in which it is `POOR_FACTOR` of that.
+    """
+
+    share: float = 0.8
+    poor: float = 0.0
+
+    def shares(self, draws: np.ndarray) -> np.ndarray:
+        """The share in each document, from uniform draws."""
+        return np.where(draws < self.poor, POOR_FACTOR * self.share, self.share).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the vectors are.
+
+    Args:
+        num_documents: a multiple of `BLOCK`.
+        num_vectors: R of a document.
+        num_query_vectors: R of a query.
+        dim: D, and F of the fused vector.
+        spread: length of what sets a latent off from its centre of length 1.
+        first: of the first vector.
+        fused: of the fused vector.
+        seed: of everything.
+    """
+
+    num_documents: int
+    num_vectors: int = 64
+    num_query_vectors: int = 16
+    dim: int = 128
+    spread: float = 1.0
+    first: Key = field(default_factory=Key)
+    fused: Key = field(default_factory=Key)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_documents % BLOCK:
+            raise ValueError(f"num_documents {self.num_documents} is no multiple of {BLOCK}")
+
+
+@dataclass(frozen=True)
+class Block:
+    """What `BLOCK` documents are made of: latents, unit noise of either key, and uniform draws."""
+
+    latent: np.ndarray
+    noise: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
+
+    def vectors(self, name: str, key: Key) -> np.ndarray:
+        """(BLOCK, D) vectors of one key."""
+        return mixed(self.latent, self.noise[name], key.shares(self.draws[name])[:, None])
+
+
+def mixed(latent: np.ndarray, noise: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    """Unit vectors of a share of the latent and of noise."""
+    return _normal(share * latent + np.sqrt(1 - np.square(share)) * noise)
+
+
+def make_block(shape: Shape, number: int) -> Block:
+    """The documents [number x BLOCK, (number + 1) x BLOCK), but for their later vectors."""
+    random = np.random.default_rng([shape.seed, 1, number])
+    rows = np.arange(number * BLOCK, (number + 1) * BLOCK)
+    centre = _centres(shape.seed, shape.num_documents // PER_CENTRE, shape.dim)
+    # neighbours lie far apart on disk, as in a corpus that comes in no order
+    own = centre[rows % len(centre)]
+    latent = _normal(own + shape.spread * _unit(random, (BLOCK, shape.dim)))
+    names = ("first", "fused")
+    noise = {name: _unit(random, (BLOCK, shape.dim)) for name in names}
+    return Block(latent, noise, {name: random.random(BLOCK) for name in names})
+
+
+def later_vectors(shape: Shape, row: int, latent: np.ndarray) -> np.ndarray:
+    """(R - 1, D): the vectors after the first of one document."""
+    random = np.random.default_rng([shape.seed, 2, row])
+    return mixed(latent, _unit(random, (shape.num_vectors - 1, shape.dim)), REST_SHARE)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries as a search takes them, and the row that answers each."""
+
+    vectors: np.ndarray
+    fused: np.ndarray
+    answers: np.ndarray
+
+    def __getitem__(self, rows: slice) -> Queries:
+        return Queries(self.vectors[rows], self.fused[rows], self.answers[rows])
+
+
+def make_queries(shape: Shape, count: int, *, seed: int) -> Queries:
+    """Queries from documents' latents and noise; other seeds ask for other documents."""
+    random = np.random.default_rng([shape.seed, 3, seed])
+    answers = np.sort(random.choice(shape.num_documents, count, replace=False))
+    latents = np.stack(
+        [make_block(shape, row // BLOCK).latent[row % BLOCK] for row in answers.tolist()]
+    )
+    noise = _unit(random, (count, shape.num_query_vectors + 1, shape.dim))
+    made = mixed(latents[:, None], noise, QUERY_SHARE)
+    return Queries(made[:, :-1], made[:, -1], answers)
+
+
+class NestedShards(EmbeddingShards):
+    """The documents of a shape in the place of embedding shards: what is read is made."""
+
+    @classmethod
+    def of(cls, shape: Shape) -> NestedShards:
+        """All documents, ids `document-<row>`."""
+        manifest = {
+            "identity": {"digest": f"nested {shape}", "name": "nested", "ladder": list(LADDER)},
+            "side": "document",
+            "R": shape.num_vectors,
+            "D": shape.dim,
+            "F": shape.dim,
+            "embedded": shape.num_documents,
+            "shards": [],
+            "shape": shape,
+        }
+        return cls(Path("nested"), manifest)
+
+    def batches(self, rows: int = BLOCK) -> Iterator[EmbeddingBatch]:
+        """The documents in row order; batches have `BLOCK` rows, whatever is asked."""
+        shape: Shape = self.manifest["shape"]
+        vectors = np.empty((BLOCK, shape.num_vectors, shape.dim), np.float16)
+        for number in range(shape.num_documents // BLOCK):
+            block = make_block(shape, number)
+            start = number * BLOCK
+            vectors[:, 0] = block.vectors("first", shape.first)
+            for place in range(BLOCK):
+                vectors[place, 1:] = later_vectors(shape, start + place, block.latent[place])
+            yield EmbeddingBatch(
+                ids=[f"document-{row}" for row in range(start, start + BLOCK)],
+                vectors=vectors,
+                fused=block.vectors("fused", shape.fused).astype(np.float16),
+                sources=["nested"] * BLOCK,
+                payloads=[{"name": f"document {row}"} for row in range(start, start + BLOCK)],
+            )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A shape, and recall@C of either key: wanted and estimated, in the order of `CUTS`."""
+
+    shape: Shape
+    wanted: dict[str, Sequence[float]]
+    reached: dict[str, Sequence[float]]
+
+    def lines(self) -> list[list[str]]:
+        """A table of both."""
+        lines = [["recall@C against all vectors", *map(str, CUTS)]]
+        for name in self.wanted:
+            lines.append([f"{name}, wanted", *(f"{value:.3f}" for value in self.wanted[name])])
+            lines.append([f"{name}, fitted", *(f"{value:.3f}" for value in self.reached[name])])
+        return lines
+
+
+def fit(shape: Shape, wanted: dict[str, Sequence[float]]) -> Fitted:
+    """Chooses spread and both keys so that recall@C is as wanted.
+
+    Args:
+        shape: what is not chosen.
+        wanted: `first` and `fused` -> recall@C of the best 10 at the largest budget, at `CUTS`.
+    """
+    best: tuple[float, Fitted] | None = None
+    for spread in SPREADS:
+        trial = _Trial.of(replace(shape, spread=spread))
+        chosen, reached, error = {}, {}, 0.0
+        for name, target in wanted.items():
+            chosen[name], reached[name] = trial.nearest(name, target)
+            error += _distance(reached[name], target)
+        fitted = Fitted(replace(trial.shape, **chosen), wanted, reached)
+        if best is None or error < best[0]:
+            best = error, fitted
+    assert best is not None
+    return best[1]
+
+
+def _distance(reached: Sequence[float], wanted: Sequence[float]) -> float:
+    return float(np.sum(np.square(np.subtract(reached, wanted))))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Inner products of queries with latents and noise, of a sample and of the best documents.
+
+    Attributes:
+        sample: by key: (3, B, S) latent, noise, draws of every `SAMPLE_STEP`-th document.
+        best: by key: (3, B, TOP) the same of each query's best documents.
+    """
+
+    shape: Shape
+    sample: dict[str, np.ndarray]
+    best: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, shape: Shape) -> _Trial:
+        queries = make_queries(shape, QUERIES_TO_FIT, seed=0)
+        sides = {"first": queries.vectors[:, 0], "fused": queries.fused}
+        blocks = _all_blocks(shape)
+        rows = _best_rows(shape, queries, blocks)
+        every = np.arange(0, shape.num_documents, SAMPLE_STEP)
+        sample, best = {}, {}
+        for name, query in sides.items():
+            noise, draws = blocks.noise[name], blocks.draws[name]
+            sample[name] = np.stack(
+                [
+                    query @ blocks.latent[every].T,
+                    query @ noise[every].T,
+                    np.broadcast_to(draws[every], (len(query), len(every))),
+                ]
+            )
+            best[name] = np.stack(
+                [
+                    np.einsum("bd,btd->bt", query, blocks.latent[rows]),
+                    np.einsum("bd,btd->bt", query, noise[rows]),
+                    draws[rows],
+                ]
+            )
+        return cls(shape, sample, best)
+
+    def nearest(self, name: str, wanted: Sequence[float]) -> tuple[Key, list[float]]:
+        """The key whose recalls come nearest, first on every third share, then around the best."""
+        best: tuple[float, Key, list[float]] | None = None
+        shares, poor = SHARES[::3], POOR[::2]
+        for _ in range(2):
+            for share, part in product(shares.tolist(), poor.tolist()):
+                key = Key(share, part)
+                recalls = self.recalls(name, key)
+                error = _distance(recalls, wanted)
+                if best is None or error < best[0]:
+                    best = error, key, recalls
+            assert best is not None
+            shares = SHARES[np.abs(SHARES - best[1].share) < 0.05]
+            poor = POOR[np.abs(POOR - best[1].poor) < 0.06]
+        assert best is not None
+        return best[1], best[2]
+
+    def recalls(self, name: str, key: Key) -> list[float]:
+        """Recall@C of one key at `CUTS`; ranks counted on the sample."""
+        others, own = _scores(self.sample[name], key), _scores(self.best[name], key)
+        others.sort(axis=1)
+        ranks = np.stack(
+            [
+                others.shape[1] - np.searchsorted(row, wanted, side="right")
+                for row, wanted in zip(others, own, strict=True)
+            ]
+        )
+        return [float((ranks * SAMPLE_STEP < cut).mean()) for cut in CUTS]
+
+
+def _scores(parts: np.ndarray, key: Key) -> np.ndarray:
+    """Scores of one key, but for the length of latent and noise together, which is nearly 1."""
+    share = key.shares(parts[2])
+    return share * parts[0] + np.sqrt(1 - np.square(share)) * parts[1]
+
+
+def _all_blocks(shape: Shape) -> Block:
+    """All documents as one block."""
+    names, size = ("first", "fused"), (shape.num_documents, shape.dim)
+    whole = Block(
+        np.empty(size, np.float32),
+        {name: np.empty(size, np.float32) for name in names},
+        {name: np.empty(size[0]) for name in names},
+    )
+    for number in range(shape.num_documents // BLOCK):
+        rows = slice(number * BLOCK, (number + 1) * BLOCK)
+        block = make_block(shape, number)
+        whole.latent[rows] = block.latent
+        for name in names:
+            whole.noise[name][rows], whole.draws[name][rows] = block.noise[name], block.draws[name]
+    return whole
+
+
+def _best_rows(shape: Shape, queries: Queries, blocks: Block) -> np.ndarray:
+    """(B, TOP) the best documents at the largest budget.
+
+    Only the `NEAREST` by latent are scored: their later vectors, 63 of 64, depend on it alone.
+    """
+    chosen = []
+    for query in queries.vectors:
+        near = np.argpartition(-(query.mean(axis=0) @ blocks.latent.T), NEAREST)[:NEAREST]
+        scores = [
+            (query @ later_vectors(shape, row, blocks.latent[row]).T).max(axis=1).mean()
+            for row in near.tolist()
+        ]
+        chosen.append(near[np.argsort(scores)[::-1][:TOP]])
+    return np.stack(chosen)
+
+
+@lru_cache(maxsize=2)
+def _centres(seed: int, count: int, dim: int) -> np.ndarray:
+    return _unit(np.random.default_rng([seed, 0]), (max(1, count), dim))
+
+
+def _unit(random: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+    return _normal(random.standard_normal(tuple(shape), dtype=np.float32))
+
+
+def _normal(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -1,0 +1,223 @@
+"""What a search costs in time: a table of measured constants, and the sum over a plan's stages.
+
+Times are of one thread, per query, on vectors that lie in memory; what an SSD adds is counted by
+the planner of capacity. Knows nothing of machines or bytes on disk. Middle floor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rematch_ray.errors import UserError, did_you_mean
+from rematch_ray.index.planner import Plan
+from rematch_ray.scoring.budget import Budget
+
+CoarseList = Literal["scan", "flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq"]
+COARSE_LISTS: tuple[CoarseList, ...] = get_args(CoarseList)
+LISTS_FROM = 200_000
+# time per entry over that of our own scan, and of 8-bit codes in lists: FAISS 1.15 on 300,000
+# vectors; float16 is assumed
+_SCAN_FACTORS = {"scan": 1.0, "flat": 3.5, "sq8": 1.75}
+_LIST_FACTORS = {"ivf": 1.0, "ivf_sq8": 1.0, "ivf_pq": 0.45, "ivf_rabitq": 1.15}
+PROBED_LISTS = 64
+# a query meets long lists more often than short ones
+PROBED_LIST_EXCESS = 1.5
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Constants of one machine, one thread. An entry is one number of a vector.
+
+    Args:
+        call_ms: a search call, whatever it scores: checks, plan, ids and payloads of the hits.
+        stage_ms: each stage of a plan.
+        row_ns: per live document: what passes the filter.
+        scan_ns: per entry of an exact coarse scan, from memory.
+        centroid_ns: per entry of the list centres that a query is compared with.
+        list_ns: per entry of the 8-bit codes in the lists that are probed.
+        document_ns: per document and plane that a candidate list picks out.
+        entry_ns: per entry of a document that is read.
+        product_ns: per entry of a dot product.
+        order_ns: per document that the last stage puts in order.
+        exact_ns: per entry of a dot product with the float16 originals.
+        ssd_read_us: a read that memory does not hold; a mapped file waits for one at a time.
+        merge_ms: sending a query to several shards and merging what they found.
+        measured: where and how the constants were taken.
+    """
+
+    call_ms: float
+    stage_ms: float
+    row_ns: float
+    scan_ns: float
+    centroid_ns: float
+    list_ns: float
+    document_ns: float
+    entry_ns: float
+    product_ns: float
+    order_ns: float
+    exact_ns: float
+    ssd_read_us: float
+    merge_ms: float
+    measured: str
+
+    def document(self, rung: Budget, dim: int, before: Budget | None = None) -> float:
+        """Nanoseconds to take one candidate to a rung.
+
+        Args:
+            rung: the rung.
+            dim: D, or F for the fused rung.
+            before: the rung whose maxima are carried: only what is new is multiplied, and what was
+                read is read again when new query vectors meet it.
+
+        >>> round(EXPECTED.document(Budget(16, 64), 128) / 1000, 1)
+        1.1
+        """
+        reads = max(1, rung.r_d)
+        products = rung.dot_products
+        if before is not None and not before.is_fused:
+            products -= before.dot_products
+            if rung.r_q == before.r_q:
+                reads -= before.r_d
+        return self.document_ns + dim * (reads * self.entry_ns + products * self.product_ns)
+
+
+# By `rematch-ray plan --measure` on a 2-core server with AVX-512 VNNI that other work shared, three
+# runs. FAISS on 100,000 vectors gave centroid_ns; what no index of this machine shows is assumed.
+EXPECTED = Costs(
+    call_ms=0.4,
+    stage_ms=0.05,
+    row_ns=0.7,
+    scan_ns=0.077,
+    centroid_ns=0.23,
+    list_ns=0.4,
+    document_ns=0,
+    entry_ns=0.097,
+    product_ns=0.0021,
+    order_ns=50,
+    exact_ns=0.5,
+    ssd_read_us=100,
+    merge_ms=1.0,
+    measured=(
+        "one thread of a 2-core server with AVX-512 VNNI, vectors of 128, memory not SSD; "
+        "ssd_read_us and merge_ms are assumed"
+    ),
+)
+
+
+def choose_list(num_documents: int, kind: str = "auto") -> CoarseList:
+    """The coarse list for a corpus.
+
+    Args:
+        num_documents: of the whole corpus.
+        kind: one of `COARSE_LISTS`, or `auto`: by size.
+
+    Raises:
+        UserError: another kind.
+
+    >>> choose_list(10**5), choose_list(10**9), choose_list(10**9, "ivf_rabitq")
+    ('scan', 'ivf_sq8', 'ivf_rabitq')
+    """
+    for known in COARSE_LISTS:
+        if kind == known:
+            return known
+    if kind != "auto":
+        allowed = did_you_mean(kind, ("auto", *COARSE_LISTS))
+        raise UserError(f"coarse list {kind!r} does not exist; {allowed}")
+    return "ivf_sq8" if num_documents >= LISTS_FROM else "scan"
+
+
+def num_lists(num_documents: int) -> int:
+    """Inverted lists of so many documents.
+
+    >>> num_lists(10**6)
+    4000
+    """
+    return max(1, math.isqrt(16 * num_documents))
+
+
+def coarse_ms(costs: Costs, kind: CoarseList, num_documents: int, dim: int) -> float:
+    """Milliseconds of the coarse stage over so many documents.
+
+    >>> round(coarse_ms(EXPECTED, "scan", 10**6, 128), 1)
+    9.9
+    """
+    if kind in _SCAN_FACTORS:
+        return num_documents * dim * costs.scan_ns * _SCAN_FACTORS[kind] / 1e6
+    lists = num_lists(num_documents)
+    share = min(1.0, PROBED_LIST_EXCESS * PROBED_LISTS / lists)
+    per_entry = costs.list_ns * _LIST_FACTORS[kind]
+    return dim * (lists * costs.centroid_ns + share * num_documents * per_entry) / 1e6
+
+
+def stages_of(plan: Plan, num_documents: int) -> list[tuple[Budget, int]]:
+    """Every rung of a plan, the final one last, with the documents that enter it.
+
+    >>> stages_of(Plan(Budget(4, 8), 2000, ((Budget(2, 4), 500),)), 10**6)
+    [(Budget(r_q=2, r_d=4), 2000), (Budget(r_q=4, r_d=8), 500)]
+    """
+    entering = num_documents if plan.coarse_candidates is None else plan.coarse_candidates
+    stages = []
+    for rung, keep in plan.narrowing:
+        stages.append((rung, entering))
+        entering = keep
+    return [*stages, (plan.budget, entering)]
+
+
+@dataclass(frozen=True)
+class QueryTime:
+    """What one query takes, in milliseconds.
+
+    Args:
+        latency: until the slowest of the shards has answered and the answers are merged.
+        core: of all cores of all shards together.
+    """
+
+    latency: float
+    core: float
+
+
+def query_time(
+    costs: Costs,
+    plan: Plan,
+    *,
+    num_documents: int,
+    dim: int,
+    fused_dim: int | None,
+    coarse: CoarseList,
+    rescored: int = 0,
+    shards: int = 1,
+) -> QueryTime:
+    """Sums the stages of a plan, candidates spread evenly over the shards.
+
+    Args:
+        costs: constants.
+        plan: of the whole corpus: shards cut their candidates together.
+        num_documents: live documents of all shards.
+        dim: D.
+        fused_dim: F, or None; the coarse stage reads the fused vector where there is one.
+        coarse: coarse list of each shard.
+        rescored: documents whose order the float16 originals decide.
+        shards: how many.
+    """
+    own = math.ceil(num_documents / shards)
+    fixed = costs.call_ms + own * costs.row_ns / 1e6
+    per_candidate = 0.0
+    if plan.coarse_candidates is not None:
+        fixed += costs.stage_ms + coarse_ms(costs, coarse, own, fused_dim or dim)
+    before: Budget | None = None
+    for rung, entering in stages_of(plan, num_documents):
+        width = (fused_dim or dim) if rung.is_fused else dim
+        fixed += costs.stage_ms
+        per_candidate += entering * costs.document(rung, width, before) / 1e6
+        before = rung
+    per_candidate += entering * costs.order_ns / 1e6
+    if not plan.budget.is_fused:
+        exact_ns = costs.document_ns + plan.budget.dot_products * dim * costs.exact_ns
+        per_candidate += min(rescored, num_documents) * exact_ns / 1e6
+    merge = costs.merge_ms if shards > 1 else 0.0
+    return QueryTime(
+        latency=fixed + per_candidate / shards + merge,
+        core=shards * fixed + per_candidate + merge,
+    )
