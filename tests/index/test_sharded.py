@@ -400,3 +400,25 @@ def test_where_few_pass_all_of_them_are_narrowed(several: SearchIndex) -> None:
     kept = {hit.id for hit in narrowed.hits}
     assert {hit.id for hit in exact.hits} & kept <= {hit.id for hit in found.hits}
     assert not found.exact
+
+
+@pytest.mark.parametrize("num_shards", COUNTS)
+def test_words_weigh_the_same_in_any_number_of_shards(num_shards: int, tmp_path: Path) -> None:
+    words = ["otter", "boat", "red boat", "an otter in a red boat", "tea", "red tea"]
+    payloads = [{"text": words[row % 6] + f" {row % 4}"} for row in range(24)]
+    folder = write_embeddings(
+        tmp_path / "texts", unit((24, 8, 16), 1), unit((24, 24), 2), payloads=payloads
+    )
+    build_index(folder, tmp_path / "one", lexical=["text"])
+    build_sharded(folder, tmp_path / "set", num_shards, lexical=["text"])
+    for fusion in ("rrf", "weighted"):
+        for options in ({"candidates": "all"}, {"candidates": 12}):
+            found = [
+                seen(
+                    SearchIndex.open(tmp_path / name).search(
+                        queries(2), text=["red otter", "tea 3"], fusion=fusion, **options
+                    )
+                )
+                for name in ("set", "one")
+            ]
+            assert found[0] == found[1]
