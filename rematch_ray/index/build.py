@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,8 @@ class IndexForm:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        made: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        lexical = None if self.lexical is None else self.lexical.stored()
+        made: dict[str, Any] = json.loads(json.dumps({**self.__dict__, "lexical": lexical}))
         return made
 
 
@@ -142,6 +143,7 @@ def write_generation(
     *,
     batch_rows: int,
     source: Mapping[str, Any] | None = None,
+    lists: CoarseWriter | None = None,
 ) -> GenerationManifest:
     """Writes all rows as one segment, and gives the generation that it makes; publishes nothing.
 
@@ -152,9 +154,11 @@ def write_generation(
         form: how the index is to be built.
         batch_rows: rows read at once.
         source: what the manifest records of where the rows come from.
+        lists: what writes the coarse lists; None trains what the index before did not.
     """
-    trained = _trained_before(out, shards)
-    lists = CoarseWriter(out, keys=form.coarse_keys, kind=form.coarse_kind, trained=trained)
+    if lists is None:
+        trained = _trained_before(out, shards)
+        lists = CoarseWriter(out, keys=form.coarse_keys, kind=form.coarse_kind, trained=trained)
     entry = add_segment(
         out,
         segment_name(number),

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import FileEntry
+from rematch_ray.index.npy import map_npy
 from rematch_ray.index.quantisation import (
     dequantise,
     from_offset,
@@ -240,7 +241,7 @@ def open_array(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArra
         UserError: the file is missing, cut short, or of another shape or type.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = map_npy(path)
     except (OSError, EOFError, ValueError) as broken:
         raise UserError(f"{path} cannot be mapped ({broken}): the index is damaged") from broken
     if array.shape != tuple(shape) or array.dtype != dtype:

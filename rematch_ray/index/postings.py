@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.npy import map_npy
 from rematch_ray.index.tokeniser import Tokeniser
 
 TERMS_FILE = "lexical.sqlite"
@@ -220,6 +221,6 @@ def _write_terms(path: Path, terms: Sequence[str], ends: NDArray[np.int64]) -> N
 def _open(path: Path) -> Integers:
     try:
         # as a plain array: slices of a memmap object cost several times those of an array
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        return np.asarray(map_npy(path))
     except (OSError, EOFError, ValueError) as broken:
         raise UserError(f"{path} cannot be mapped ({broken}): the index is damaged") from broken

@@ -22,6 +22,7 @@ from rematch_ray.index.coarse import CoarseList
 from rematch_ray.index.coarse_keys import prefix_planes
 from rematch_ray.index.coarse_kinds import SCAN
 from rematch_ray.index.manifest import SegmentEntry, SegmentManifest, hash_file
+from rematch_ray.index.npy import map_npy
 from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore
 from rematch_ray.index.planes import FUSED, Listed, Plane, range_name
 from rematch_ray.index.postings import Postings, count_texts
@@ -137,7 +138,7 @@ class Segment:
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
         """(N,) tie-breaker of every document."""
-        return np.load(self.directory / KEYS_FILE, mmap_mode="r")
+        return map_npy(self.directory / KEYS_FILE)
 
     def vectors_at(self, position: int) -> Plane:
         """The plane at a position, or the fused vectors at `FUSED_POSITION`."""
@@ -208,7 +209,7 @@ def _read_live(tombstones: Path | None, rows: int) -> NDArray[np.bool_]:
     if tombstones is None:
         return np.ones(rows, dtype=bool)
     try:
-        bits = np.load(tombstones, allow_pickle=False)
+        bits = map_npy(tombstones)
     except (OSError, EOFError, ValueError) as broken:
         raise UserError(f"{tombstones} cannot be read ({broken}): the index is damaged") from broken
     return ~np.unpackbits(bits, count=rows, bitorder="little").astype(bool)

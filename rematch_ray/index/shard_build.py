@@ -23,9 +23,17 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.build import IndexForm, choose_form
 from rematch_ray.index.generation import CURRENT_FILE, read_current
 from rematch_ray.index.routing import count_rows
-from rematch_ray.index.shard_set import ROUTED, ShardSet, is_sharded, publish_set, refuse_foreign
-from rematch_ray.index.shard_source import new_files, source_in, source_of
+from rematch_ray.index.shard_set import (
+    ROUTED,
+    TRAINED,
+    ShardSet,
+    is_sharded,
+    publish_set,
+    refuse_foreign,
+)
+from rematch_ray.index.shard_source import digest_of, new_files, source_in, source_of
 from rematch_ray.index.shard_task import ShardTask, build_shard
+from rematch_ray.index.shard_training import SharedTraining
 from rematch_ray.index.sharding import shard_name
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import LOCK_FILE, IndexInfo, hold_lock, roll_back
@@ -42,13 +50,20 @@ class SetBuild:
         out: directory of the set.
         num_shards: N.
         embeddings: what it is built from.
+        training: the coarse lists that all shards share.
         planned: tasks, their rows not counted yet; shards that are done have none.
     """
 
     out: Path
     num_shards: int
     embeddings: EmbeddingShards
+    training: SharedTraining
     planned: tuple[ShardTask, ...]
+
+    @property
+    def trains(self) -> bool:
+        """Whether `training` must run before the tasks do: a top-up takes what its shard has."""
+        return self.training.is_needed and any(task.files is None for task in self.planned)
 
     @property
     def routed(self) -> Path | None:
@@ -89,7 +104,7 @@ class SetBuild:
     def publish(self) -> IndexInfo:
         """Makes the shards as they are now the index that readers find."""
         info = publish_set(self.out, self.num_shards)
-        shutil.rmtree(self.out / ROUTED, ignore_errors=True)
+        _remove_workspace(self.out)
         return info
 
 
@@ -127,9 +142,9 @@ def building(
         try:
             yield _plan(out, num_shards, known, form, batch_rows)
         finally:
-            if {file.name for file in out.iterdir()} <= {LOCK_FILE, ROUTED}:
+            if {file.name for file in out.iterdir()} <= {LOCK_FILE, ROUTED, TRAINED}:
                 # no shard was begun
-                shutil.rmtree(out / ROUTED, ignore_errors=True)
+                _remove_workspace(out)
                 (out / LOCK_FILE).unlink()
                 if not existed:
                     out.rmdir()
@@ -156,7 +171,10 @@ def build_sharded(
         counts = [
             count_rows(build.embeddings, entry, num_shards, build.routed) for entry in build.entries
         ]
-        for task in build.tasks(counts):
+        tasks = build.tasks(counts)
+        if build.trains:
+            build.training.run(build.embeddings)
+        for task in tasks:
             build_shard(task)
         return build.publish()
 
@@ -165,6 +183,11 @@ def _plan(
     out: Path, num_shards: int, embeddings: EmbeddingShards, form: IndexForm, batch_rows: int
 ) -> SetBuild:
     source = source_of(embeddings, form)
+    training = SharedTraining(
+        folder=out / TRAINED / digest_of(source),
+        form=form,
+        documents=-(-embeddings.num_rows // num_shards),
+    )
     named = {}
     if is_sharded(out):
         named = {entry.name: entry.generation for entry in ShardSet.read(out).shards}
@@ -188,13 +211,19 @@ def _plan(
             drops=drops,
             rows=0,
             routed=None,
+            training=training,
             batch_rows=batch_rows,
         )
         planned.append(task)
-    build = SetBuild(out, num_shards, embeddings, tuple(planned))
+    build = SetBuild(out, num_shards, embeddings, training, tuple(planned))
     if build.routed is not None:
         build.routed.mkdir(exist_ok=True)
     return build
+
+
+def _remove_workspace(out: Path) -> None:
+    for name in (ROUTED, TRAINED):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _is_ahead(path: Path, named: str | None) -> bool:

@@ -33,8 +33,9 @@ from rematch_ray.index.sharding import HASH_RULE, shard_name
 from rematch_ray.index.store import LOCK_FILE, IndexInfo, describe_index, hold_lock, now, roll_back
 
 SET_FILE = "shards.json"
-ROUTED = ".routed"  # what a build keeps here until it ends
-_OWN_NAMES = {SET_FILE, unfinished_name(SET_FILE), LOCK_FILE, ROUTED}
+# what a build keeps here until it ends
+ROUTED, TRAINED = ".routed", ".trained"
+_OWN_NAMES = {SET_FILE, unfinished_name(SET_FILE), LOCK_FILE, ROUTED, TRAINED}
 # what all shards have in common
 _SHARED = ("identity", "ladder", "default_coarse", "side", "instruction", "dim", "fused_dim")
 

@@ -5,6 +5,8 @@ Knows file checksums and settings, no rows. Middle floor.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,12 @@ def source_of(embeddings: EmbeddingShards, form: IndexForm) -> dict[str, Any]:
         "settings": form.to_json(),
         "files": [entry["sha256"][:_DIGEST_CHARACTERS] for entry in embeddings.manifest["shards"]],
     }
+
+
+def digest_of(source: Mapping[str, Any]) -> str:
+    """A name for embeddings and settings."""
+    text = json.dumps(source, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARACTERS]
 
 
 def source_in(path: Path) -> Mapping[str, Any] | None:

@@ -16,6 +16,7 @@ from rematch_ray.index.build import IndexForm, write_generation
 from rematch_ray.index.revision import append_rows
 from rematch_ray.index.shard_rows import ShardRows
 from rematch_ray.index.shard_source import source_in
+from rematch_ray.index.shard_training import SharedTraining
 from rematch_ray.index.sharding import shard_name
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import publish, writing
@@ -39,6 +40,7 @@ class ShardTask:
         drops: whether documents that the embeddings no longer hold are to be deleted.
         rows: rows of those files that belong to the shard.
         routed: directory of copies of the files in the order of shards, or None.
+        training: the coarse lists that all shards share.
         batch_rows: rows read at once.
     """
 
@@ -52,6 +54,7 @@ class ShardTask:
     drops: bool
     rows: int
     routed: Path | None
+    training: SharedTraining
     batch_rows: int
 
     @property
@@ -93,7 +96,13 @@ def build_shard(task: ShardTask) -> int:
         rows = task.shard_rows()
         if task.files is None:
             manifest = write_generation(
-                task.path, number, rows, task.form, batch_rows=task.batch_rows, source=task.source
+                task.path,
+                number,
+                rows,
+                task.form,
+                batch_rows=task.batch_rows,
+                source=task.source,
+                lists=task.training.writer(task.path),
             )
             publish(task.path, manifest)
         else:

@@ -1,8 +1,8 @@
 """Building an index from an embedding directory: in this process, or shard by shard on a cluster.
 
 Wraps the middle floor's builders. Without a number of shards no cluster is needed; with one, each
-embedding file is checked and its rows are counted by a task, each shard is built by another, and
-the set is published when all are whole. Top floor.
+embedding file is checked and its rows are counted by a task, another trains what all shards share,
+each shard is built by one more, and the set is published when all are whole. Top floor.
 """
 
 import time
@@ -79,6 +79,9 @@ def _run_tasks(made: SetBuild) -> None:
         lambda done: f"index: {len(done)}/{len(made.entries)} embedding files checked",
     )
     tasks = made.tasks(counts)
+    if made.trains:
+        training = ray.remote(num_cpus=BUILD_CPUS)(made.training.run)
+        _gather([training.remote(shared)], lambda _: "index: coarse lists trained")
     wanted = sum(task.rows for task in tasks)
     kept = made.num_shards - len(tasks)
 

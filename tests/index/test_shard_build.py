@@ -13,16 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.errors import UserError
-from rematch_ray.index import shard_build, shard_changes
+from rematch_ray.index import coarse_training, shard_build, shard_changes, shard_training
 from rematch_ray.index.build import build_index
 from rematch_ray.index.routing import count_rows
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.shard_build import build_sharded, building
 from rematch_ray.index.shard_rows import ShardRows
-from rematch_ray.index.shard_set import ROUTED
+from rematch_ray.index.shard_set import ROUTED, TRAINED
 from rematch_ray.index.shard_task import build_shard
 from rematch_ray.index.sharding import keys_of, shard_name, shard_of
 from rematch_ray.index.shards import EmbeddingShards
+from tests.index.made import queries, unit, write_embeddings
 from tests.index.test_changes import POOL, added, after, embeddings_of, gone, killed_writers
 from tests.index.test_sharded import SOME, answers
 
@@ -268,3 +269,54 @@ def test_copies_in_the_order_of_shards_give_what_the_files_give(
     monkeypatch.undo()
     assert not (out / ROUTED).exists()
     assert_equals_one_index(out, embeddings)
+
+
+def test_the_coarse_quantiser_is_trained_once_for_all_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_embeddings(
+        tmp_path / "many", unit((2000, 8, 16), 1), unit((2000, 24), 2), num_shards=5
+    )
+    trained: list[Path] = []
+    real = shard_training.train_coarse
+
+    def train(path: Path, *given: Any, **options: Any) -> None:
+        trained.append(path)
+        real(path, *given, **options)
+
+    monkeypatch.setattr(shard_training, "train_coarse", train)
+    monkeypatch.setattr(coarse_training, "train_coarse", None)  # what a shard alone would call
+    keys = ["fused", "first", "prefix"]
+    options = {"coarse_kind": "ivf", "coarse_keys": keys, "coarse": "all"}
+    out = tmp_path / "out"
+    with building(folder, out, 3, **options) as build:
+        counts = [count_rows(build.embeddings, entry, 3) for entry in build.entries]
+        build.training.run(build.embeddings)
+        build_shard(build.tasks(counts)[1])  # and no more: as after a kill
+    assert len(trained) == 3
+    build_sharded(folder, out, 3, **options)
+    assert len(trained) == 3, "a finished file was trained again"
+    assert not (out / TRAINED).exists()
+    names = [
+        sorted(file.name for file in (out / shard_name(number, 3) / "coarse").iterdir())
+        for number in range(3)
+    ]
+    assert len(names[0]) == 3 and names[0] == names[1] == names[2]
+    index = SearchIndex.open(out)
+    assert index.info()["coarse"] == dict.fromkeys(index.info()["coarse"], "ivf")
+    index.verify()
+    # looked through to the last list, they hold what those of one index hold
+    monkeypatch.undo()
+    build_index(folder, tmp_path / "one", **options)
+    asked = {"candidates": 100, "coarse": "both", "nprobe": 10**6}
+    found, expected = (
+        each.search(queries(3), **asked) for each in (index, SearchIndex.open(tmp_path / "one"))
+    )
+    assert [result.hits for result in found] == [result.hits for result in expected]
+
+
+def test_shards_too_small_to_train_are_refused_or_scanned(tmp_path: Path) -> None:
+    folder = write_embeddings(tmp_path / "few", unit((600, 8, 16), 1), unit((600, 24), 2))
+    with pytest.raises(UserError, match="are too few for coarse kind 'ivf'"):
+        build_sharded(folder, tmp_path / "out", 3, coarse_kind="ivf")
+    assert not (tmp_path / "out").exists()

@@ -13,11 +13,16 @@ from rematch_ray.index import changes, planner, shard_changes
 from rematch_ray.index.build import build_index
 from rematch_ray.index.miner import Gallery
 from rematch_ray.index.mining_documents import DOCUMENTS
+from rematch_ray.index.planner import Plan
+from rematch_ray.index.queries import Queries
+from rematch_ray.index.scatter import ShardedRequest, search_shards
 from rematch_ray.index.search import SearchIndex, SearchResult
 from rematch_ray.index.shard_build import build_sharded
 from rematch_ray.index.shard_set import SET_FILE
+from rematch_ray.index.sharded import ShardedGeneration, open_generation
 from rematch_ray.index.sharding import shard_name, shard_of
 from rematch_ray.index.store import hold_lock
+from rematch_ray.scoring.budget import Budget
 from tests.index.made import LADDER, queries, unit, write_embeddings
 from tests.index.test_changes import embeddings_of
 
@@ -367,3 +372,53 @@ def test_a_miner_reads_shards_as_one_gallery(tied: Path, one: SearchIndex, tmp_p
         split.scores(query, mine, "4x8"), whole.scores(query, theirs, "4x8")
     )
     np.testing.assert_array_equal(split.keys(mine), whole.keys(theirs))
+
+
+def test_where_few_pass_all_of_them_are_narrowed(several: SearchIndex) -> None:
+    generation = open_generation(Path(several.info()["path"]))
+    assert isinstance(generation, ShardedGeneration)
+    plan = Plan(Budget(4, 8), None, ((Budget(2, 4), 50),))
+    wanted = {"group": "food"}
+    request = ShardedRequest(
+        plan=plan,
+        coarse="first",
+        filter=wanted,
+        nprobe=None,
+        top_k=10,
+        group_by=None,
+        filter_stage={"name": "filter", "in": 300, "out": 100, "ms": 0.0},
+        live=300,
+        is_float=True,
+        generation="any",
+    )
+    queries_of = Queries.check(queries(1), num_vectors=4, dim=16, fused_dim=24)
+    [found] = search_shards(generation.group, queries_of, request)
+    entered = [(stage["name"], stage["in"]) for stage in found.stages[1:3]]
+    assert entered == [("2x4", 100), ("4x8", 50)]
+    [exact] = several.search(queries(1), filter=wanted, candidates="all")
+    [narrowed] = several.search(queries(1), budget="2x4", filter=wanted, candidates="all", top_k=50)
+    kept = {hit.id for hit in narrowed.hits}
+    assert {hit.id for hit in exact.hits} & kept <= {hit.id for hit in found.hits}
+    assert not found.exact
+
+
+@pytest.mark.parametrize("num_shards", COUNTS)
+def test_words_weigh_the_same_in_any_number_of_shards(num_shards: int, tmp_path: Path) -> None:
+    words = ["otter", "boat", "red boat", "an otter in a red boat", "tea", "red tea"]
+    payloads = [{"text": words[row % 6] + f" {row % 4}"} for row in range(24)]
+    folder = write_embeddings(
+        tmp_path / "texts", unit((24, 8, 16), 1), unit((24, 24), 2), payloads=payloads
+    )
+    build_index(folder, tmp_path / "one", lexical=["text"])
+    build_sharded(folder, tmp_path / "set", num_shards, lexical=["text"])
+    for fusion in ("rrf", "weighted"):
+        for options in ({"candidates": "all"}, {"candidates": 12}):
+            found = [
+                seen(
+                    SearchIndex.open(tmp_path / name).search(
+                        queries(2), text=["red otter", "tea 3"], fusion=fusion, **options
+                    )
+                )
+                for name in ("set", "one")
+            ]
+            assert found[0] == found[1]
