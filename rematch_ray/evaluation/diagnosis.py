@@ -127,7 +127,8 @@ def _try_all(
 ) -> list[Trial]:
     plans = plans_to_try(
         index.ladder,
-        coarse_choices=choices,
+        # three lists at once have not been seen to find what two do not
+        coarse_choices=[choice for choice in choices if choice != "all"],
         has_fused="fused" in truth.best,
         live=len(index),
         top_k=ks[0],

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.coarse_kinds import SCAN
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.plan import Plan
 
@@ -103,7 +104,7 @@ class Standing:
         built: number of the generation that a build published.
         live: live documents.
         changes: documents added, replaced or deleted since the build.
-        coarse: key and kind of every coarse list, `first:flat`, sorted.
+        coarse: key and kind of every coarse list that is no scan, `first:ivf`, sorted.
     """
 
     built: int
@@ -115,10 +116,12 @@ class Standing:
     def of(cls, generation: Generation) -> Standing:
         """The standing of an open generation."""
         manifest = generation.manifest
+        # a scan misses nothing: small segments that are added do not change what was measured
         kinds = {
             f"{key}:{entry['kind']}"
             for segment in generation.segments
             for key, entry in segment.manifest.coarse.items()
+            if entry["kind"] != SCAN
         }
         return cls(manifest.built, manifest.live, manifest.changes, tuple(sorted(kinds)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rematch_ray.index.calibration import judge_calibration
+from rematch_ray.index.coarse_keys import QUERY_VECTORS
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.manifest import FORMAT_VERSION, GenerationManifest
 from rematch_ray.scoring.budget import Ladder
@@ -64,10 +65,12 @@ def coarse_dot_products(generation: Generation) -> dict[str, int]:
     """
     counts: dict[str, int] = {}
     for segment in generation.segments:
-        for key, entry in segment.manifest.coarse.items():
+        for key in segment.coarse_keys:
+            each = segment.listed_vectors(key) * QUERY_VECTORS.get(key, 1)
+            entry = segment.manifest.coarse.get(key, {})
             lists = entry.get("nlist")
             looked = segment.rows * entry.get("nprobe", 0) // lists + lists if lists else None
-            counts[key] = counts.get(key, 0) + (segment.rows if looked is None else looked)
+            counts[key] = counts.get(key, 0) + each * (segment.rows if looked is None else looked)
     return counts
 
 

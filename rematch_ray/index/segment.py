@@ -162,6 +162,10 @@ class Segment:
         """Whether the coarse stage scans the planes, so that every key is there."""
         return all(entry["kind"] == SCAN for entry in self.manifest.coarse.values())
 
+    def listed_vectors(self, key: str) -> int:
+        """Vectors of each document that a coarse key compares."""
+        return sum(part.num_vectors for part in self._shape.listed(self.directory, key))
+
     @property
     def coarse_keys(self) -> set[str]:
         """The coarse keys that can be searched here."""

@@ -36,7 +36,7 @@ def test_every_rung_has_quality_and_cost(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report)) == report
     top = report["rungs"]["4x8"]
     assert top["hit@1"] > 0.9
-    assert (top["bytes_per_document"], top["dot_products"]) == (256, 32)
+    assert (top["bytes_per_document"], top["dot_products"]) == (160, 32)
     assert top["ms_per_query"] > 0
     assert list(report["differences"]) == ["fused - 1x1", "2x4 - 1x1", "4x8 - 1x1"]
     assert report["blind"]["family_accuracy"] == pytest.approx(0.25)

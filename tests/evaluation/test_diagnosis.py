@@ -82,7 +82,9 @@ def test_the_table_reports_the_mean_over_the_half_that_was_not_fitted(
         ]
         assert measured.recall[10].mean == pytest.approx(np.mean(np.array(shares)[reported]))
         assert measured.recall[10].low <= measured.recall[10].mean
-    assert {row.plan.coarse for row in calibration.rows} == {None, "first", "fused", "both"}
+    assert {row.plan.coarse for row in calibration.rows} == {
+        *(None, "first", "fused", "both", "prefix", "fused+prefix")
+    }
     assert calibration.queries["count"] == NUM_QUERIES
     assert calibration.queries["reported"] == reported.sum()
     assert calibration.standing == index.standing
@@ -157,7 +159,7 @@ def test_without_fused_vectors_the_head_is_not_measured_and_said_so(
         timed_queries=1,
     )
     assert found.calibration.matching is None
-    assert {row.plan.coarse for row in found.calibration.rows} == {None, "first"}
+    assert {row.plan.coarse for row in found.calibration.rows} == {None, "first", "prefix"}
     assert any("matching head was not measured" in note for note in found.notes)
     assert any("coarse 'fused' is left out" in note for note in found.notes)
 

@@ -5,6 +5,7 @@ import pytest
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.doctor import find_truth, recall_of, rows_of, try_plan, usable_choices
+from rematch_ray.index.maxima import coded_scores
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.trials import plans_to_try
@@ -29,6 +30,14 @@ def naive_best(index: SearchIndex, query: Vectors, rung: str, k: int) -> list[li
         scores = np.einsum("bqd,nrd->bnqr", vectors, document).max(axis=3).mean(axis=2)
     ids = index.ids()
     return [[ids[place] for place in np.argsort(-score)[:k]] for score in scores]
+
+
+def coded_order(index: SearchIndex, query: Vectors, rung: str) -> list[list[str]]:
+    """All documents by 8-bit scores, as a cascade cuts them."""
+    checked = index._check_queries(query)
+    scores = coded_scores(index._generation, checked, np.arange(len(index)), Budget.parse(rung))
+    ids = index.ids()
+    return [[ids[place] for place in np.argsort(-score)] for score in scores]
 
 
 def test_truth_is_that_of_plain_numpy_at_every_rung(index: SearchIndex) -> None:
@@ -63,6 +72,7 @@ def test_recall_of_every_plan_is_that_of_a_naive_cascade(index: SearchIndex) -> 
     query = queries(NUM_QUERIES)
     truth = find_truth(index, query, depth=30)
     ranked = {rung: naive_best(index, query, rung, 300) for rung in truth.best}
+    coded = {rung: coded_order(index, query, rung) for rung in truth.best}
     lists = index.info()["coarse_dot_products"]
     plans = plans_to_try(
         index.ladder,
@@ -80,16 +90,16 @@ def test_recall_of_every_plan_is_that_of_a_naive_cascade(index: SearchIndex) -> 
         stages = [(rung, keep) for rung, keep in plan.narrowing]
         first = {"first": "1x1", "fused": "fused"}.get(str(plan.coarse), "1x1")
         for row in range(NUM_QUERIES):
-            left = ranked[first][row][: plan.coarse_candidates or 300]
+            left = coded[first][row][: plan.coarse_candidates or 300]
             for rung, keep in stages:
-                left = [name for name in ranked[str(rung)][row] if name in set(left)][:keep]
+                left = [name for name in coded[str(rung)][row] if name in set(left)][:keep]
             found = [name for name in ranked[str(plan.budget)][row] if name in set(left)]
             for k in (10, 1, 30):
                 right = set(ranked["4x8"][row][:k])
                 assert trial.recall[k][row] == pytest.approx(len(right & set(found[:k])) / k)
             own = set(ranked[str(plan.budget)][row][:10])
             assert trial.own[row] == pytest.approx(len(own & set(found[:10])) / 10)
-        names = [str(rung) for rung, _ in stages] + [str(plan.budget)]
+        names = [str(rung) for rung, _ in stages] + [str(plan.budget), "exact"]
         assert [name for name in trial.stages if not name.startswith(("coarse", "filter"))] == names
         assert 0 < trial.ms.median <= trial.ms.p95
 
@@ -116,7 +126,7 @@ def test_dot_products_count_the_lists_that_a_choice_reads(index: SearchIndex) ->
     query = queries(2)
     truth = find_truth(index, query, depth=10)
     lists = index.info()["coarse_dot_products"]
-    assert lists == {"first": 300, "fused": 300}
+    assert lists == {"first": 300, "fused": 300, "prefix": 300 * 2 * 4}
     for coarse, read in (("first", 300), ("both", 600)):
         plan = Plan(Budget(4, 8), 50, (), coarse)
         trial = try_plan(
@@ -132,10 +142,10 @@ def test_recall_of_a_corpus_smaller_than_the_cut_off_counts_what_there_is() -> N
 def test_queries_without_fused_vectors_are_asked_what_they_can_be(index: SearchIndex) -> None:
     plain = Vectors(queries(3).vectors, None)
     usable, reasons = usable_choices(index, plain)
-    assert usable == ["first"]
-    assert len(reasons) == 2
+    assert usable == ["first", "prefix"]
+    assert len(reasons) == len(index.coarse_choices) - 2
     assert all("fused query vectors" in reason for reason in reasons)
-    assert usable_choices(index, queries(3)) == (["fused", "first", "both"], [])
+    assert usable_choices(index, queries(3)) == (list(index.coarse_choices), [])
 
 
 def test_queries_of_another_width_are_refused(index: SearchIndex) -> None:
