@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.calibration import Timing
+from rematch_ray.index.coarse_keys import CHOICE_KEYS
 from rematch_ray.index.exact import Float32, order_best
 from rematch_ray.index.payload import document_key
 from rematch_ray.index.plan import Plan
@@ -155,8 +156,8 @@ def try_plan(
     own = truth.best[str(plan.budget)]
     ms, stages = time_plan(index, query, plan, top_k=ks[0], limit=timed_queries)
     # a choice that is no list's key asks them all
-    all_lists = sum(coarse_dot_products.values())
-    coarse = coarse_dot_products.get(plan.coarse or "", all_lists)
+    read = CHOICE_KEYS.get(plan.coarse or "", ())
+    coarse = sum(coarse_dot_products[key] for key in read)
     return Trial(
         plan=plan,
         recall={k: recall_of(found, full, k) for k in ks},
