@@ -43,6 +43,18 @@ def add_arguments(parser: OneLineParser) -> None:
         help="how many documents are scored at the final budget; all = exact",
     )
     parser.add_argument(
+        "--coarse",
+        metavar="CHOICE",
+        help="where candidates come from: fused, first, prefix, both, fused+prefix or all "
+        "(default: the calibration's or the index's)",
+    )
+    parser.add_argument(
+        "--target-recall",
+        type=_share,
+        metavar="0..1",
+        help="the cheapest plan that the calibration promises this of ('rematch-ray doctor')",
+    )
+    parser.add_argument(
         "--top-k", type=positive_number, default=10, metavar="N", help="hits to return (10)"
     )
     parser.add_argument(
@@ -98,6 +110,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         embeddings,
         budget=options.budget,
         candidates=options.candidates,
+        coarse=options.coarse,
+        target_recall=options.target_recall,
         top_k=options.top_k,
         filter=condition,
         group_by=options.group_by,

@@ -85,6 +85,7 @@ class SegmentEntry:
         tombstones: file below the index (`.npy`, packed bits, one per row, 1 = deleted), or None
             while nothing of the segment is deleted. A new bitmap is a new file.
         deleted: rows that the bitmap marks.
+        tombstones_sha256: of the bitmap file, or None.
         text_documents: rows that are not marked and have a text, where texts are indexed.
         text_tokens: terms of their texts.
     """
@@ -94,6 +95,7 @@ class SegmentEntry:
     manifest_sha256: str
     tombstones: str | None = None
     deleted: int = 0
+    tombstones_sha256: str | None = None
     text_documents: int = 0
     text_tokens: int = 0
 

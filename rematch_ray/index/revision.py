@@ -23,7 +23,7 @@ from rematch_ray.index.coarse_training import CoarseWriter
 from rematch_ray.index.generation import SEGMENTS, TOMBSTONES, Generation
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.lexical_settings import read_lexical
-from rematch_ray.index.manifest import SegmentEntry, sync_directory
+from rematch_ray.index.manifest import SegmentEntry, hash_file, sync_directory
 from rematch_ray.index.segment import Segment
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import IndexInfo, add_segment, now, publish, segment_name, software
@@ -176,7 +176,12 @@ def mark_deleted(
             continue
         name = f"{number:06d}-{entry.name}.npy"
         _write_bitmap(folder / name, ~live)
-        changed = dataclasses.replace(entry, tombstones=f"{TOMBSTONES}/{name}", deleted=deleted)
+        changed = dataclasses.replace(
+            entry,
+            tombstones=f"{TOMBSTONES}/{name}",
+            tombstones_sha256=hash_file(folder / name),
+            deleted=deleted,
+        )
         entries.append(segment.count_texts(changed, live))
     sync_directory(folder)
     return entries

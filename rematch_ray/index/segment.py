@@ -102,6 +102,7 @@ class Segment:
         self.directory = directory
         self.manifest = SegmentManifest.read(directory / SEGMENT_FILE)
         self._entry = entry
+        self._tombstones = tombstones
         self._gpu = gpu
         for name, file in self.manifest.files.items():
             path = directory / name
@@ -200,11 +201,15 @@ class Segment:
         """
         if hash_file(self.directory / SEGMENT_FILE) != self._entry.manifest_sha256:
             raise UserError(f"{self.directory / SEGMENT_FILE} differs from its generation's record")
-        for name, file in self.manifest.files.items():
-            if hash_file(self.directory / name) != file.sha256:
+        expected = {
+            self.directory / name: file.sha256 for name, file in self.manifest.files.items()
+        }
+        if self._tombstones is not None and self._entry.tombstones_sha256 is not None:
+            expected[self._tombstones] = self._entry.tombstones_sha256
+        for path, checksum in expected.items():
+            if hash_file(path) != checksum:
                 raise UserError(
-                    f"{self.directory / name} does not match its checksum: "
-                    "the index is damaged, build it again"
+                    f"{path} does not match its checksum: the index is damaged, build it again"
                 )
         return sum(file.bytes for file in self.manifest.files.values())
 

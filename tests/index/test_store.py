@@ -19,6 +19,7 @@ import pytest
 from rematch_ray.errors import UserError
 from rematch_ray.index import build, planes, shards, store
 from rematch_ray.index.build import build_index
+from rematch_ray.index.changes import delete_documents
 from rematch_ray.index.search import SearchIndex
 from tests.index.made import queries, unit, write_embeddings
 
@@ -350,6 +351,17 @@ def test_one_flipped_bit_is_found_by_verify(index: SearchIndex, tmp_path: Path) 
     data[-1] ^= 1
     plane.write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"originals_4_8\.npy does not match its checksum"):
+        SearchIndex.open(tmp_path / "index").verify()
+
+
+def test_a_flipped_bit_of_a_bitmap_is_found_by_verify(index: SearchIndex, tmp_path: Path) -> None:
+    delete_documents(tmp_path / "index", ["doc-0007"])
+    SearchIndex.open(tmp_path / "index").verify()
+    [bitmap] = (tmp_path / "index" / "tombstones").iterdir()
+    data = bytearray(bitmap.read_bytes())
+    data[-1] ^= 1
+    bitmap.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=rf"{bitmap.name} does not match its checksum"):
         SearchIndex.open(tmp_path / "index").verify()
 
 
