@@ -107,7 +107,7 @@ def _run(task: SearchTask, options: argparse.Namespace, result: dict[str, Any]) 
 def _build(task: SearchTask, options: argparse.Namespace) -> tuple[list[Built], dict[str, str]]:
     own = task.folder / f"index-{task.name}"
     built, refused = [], {}
-    choices = (None, "first", "both")
+    choices = (None, "first", "prefix", "fused+prefix")
     for arm in (EXACT, *map(OwnCascade, choices), FIRST):
         built.append(_built(arm, task, own))
     for key in ("fused", "first"):

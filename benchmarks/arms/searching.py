@@ -111,7 +111,7 @@ class OwnCascade(SearchArm):
 
 
 class PlainFaiss(SearchArm):
-    """FAISS alone on one vector per document: exact inner products of float16."""
+    """FAISS alone on one vector per document: exact inner products in float32."""
 
     widths = (0,)
 
@@ -122,16 +122,14 @@ class PlainFaiss(SearchArm):
     def build(self, documents: EmbeddingShards, folder: Path) -> None:
         """Fills an index in memory."""
         dim = documents.dim if self._key == "first" else documents.fused_dim
-        half = faiss.ScalarQuantizer.QT_fp16
-        self._index = faiss.IndexScalarQuantizer(dim, half, faiss.METRIC_INNER_PRODUCT)
-        self._index.train(np.zeros((1, dim), np.float32))
+        self._index = faiss.IndexFlatIP(dim)
         self._ids: list[str] = []
         for batch in documents.batches():
             vectors = batch.vectors[:, 0] if self._key == "first" else batch.fused
             assert vectors is not None
             self._index.add(np.ascontiguousarray(vectors, np.float32))
             self._ids += batch.ids
-        self.held_bytes = 2 * (dim or 0) * len(self._ids)
+        self.held_bytes = 4 * (dim or 0) * len(self._ids)
 
     def search(self, query: Query, width: int) -> list[str]:
         """The best by inner product."""
