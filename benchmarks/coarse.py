@@ -30,13 +30,13 @@ import torch
 from shapes.nested_vectors import NestedVectors
 
 from rematch_ray.evaluation.report import plain_table
-from rematch_ray.index.coarse import CoarseList
-from rematch_ray.index.coarse_building import build_coarse
-from rematch_ray.index.coarse_entries import Entries
-from rematch_ray.index.coarse_keys import CHOICE_KEYS, COARSE_KEYS, QUERY_VECTORS
-from rematch_ray.index.coarse_kinds import COARSE_KINDS, SCAN, has_lists
+from rematch_ray.index.coarse.building import build_coarse
+from rematch_ray.index.coarse.entries import Entries
+from rematch_ray.index.coarse.keys import CHOICE_KEYS, COARSE_KEYS, QUERY_VECTORS
+from rematch_ray.index.coarse.kinds import COARSE_KINDS, SCAN, has_lists
+from rematch_ray.index.coarse.lists import CoarseList
+from rematch_ray.index.coarse.scan import Coarse, ScanList
 from rematch_ray.index.planes import Listed, Plane, PlaneWriter
-from rematch_ray.index.scan import Coarse, ScanList
 from rematch_ray.index.stages import interleave
 
 TOP = 10

@@ -17,7 +17,7 @@ from rematch_ray.data.order import OrderSettings
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.sources import SourceSettings, refuse_repeated
 from rematch_ray.errors import UserError
-from rematch_ray.index.mining import MiningRules
+from rematch_ray.index.mining.selection import MiningRules
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.scoring.budget import Ladder
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings

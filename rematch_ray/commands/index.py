@@ -11,7 +11,7 @@ from rematch_ray.commands.parser import OneLineParser, add_json_argument, positi
 from rematch_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from rematch_ray.index.lexical_settings import LexicalSettings
+    from rematch_ray.index.lexical.settings import LexicalSettings
 
 
 def add_arguments(parser: OneLineParser) -> None:
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _change(options: argparse.Namespace) -> dict[str, Any]:
-    from rematch_ray.index.shard_changes import add_documents, delete_documents, merge_segments
+    from rematch_ray.index.sharding.changes import add_documents, delete_documents, merge_segments
 
     if options.action == "add":
         change = add_documents(options.index, options.embeddings)
@@ -178,7 +178,7 @@ def _lexical(options: argparse.Namespace) -> LexicalSettings | list[str] | None:
         return []
     if options.stemmer is None:
         return options.lexical or None
-    from rematch_ray.index.lexical_settings import DEFAULT_FIELD, LexicalSettings
+    from rematch_ray.index.lexical.settings import DEFAULT_FIELD, LexicalSettings
 
     fields = options.lexical or [DEFAULT_FIELD]
     return LexicalSettings(fields=tuple(dict.fromkeys(fields)), stemmer=options.stemmer)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse_keys import choose_keys
-from rematch_ray.index.coarse_training import CoarseWriter
+from rematch_ray.index.coarse.keys import choose_keys
+from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.generation import CURRENT_FILE, generation_file, read_current
-from rematch_ray.index.lexical_settings import LexicalSettings, choose_lexical
+from rematch_ray.index.lexical.settings import LexicalSettings, choose_lexical
 from rematch_ray.index.manifest import GenerationManifest, TrainedEntry
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import (

@@ -11,8 +11,8 @@ from pathlib import Path
 from rematch_ray.errors import UserError
 from rematch_ray.index.calibration import Calibration
 from rematch_ray.index.generation import Generation, read_current
-from rematch_ray.index.shard_set import calibrate_set, changing, is_sharded
-from rematch_ray.index.sharded import ShardedGeneration
+from rematch_ray.index.sharding.opened import ShardedGeneration
+from rematch_ray.index.sharding.sets import calibrate_set, changing, is_sharded
 from rematch_ray.index.store import IndexInfo, now, publish, software, writing
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse_training import CoarseWriter
+from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.generation import Generation, read_current
-from rematch_ray.index.lexical_settings import read_lexical
+from rematch_ray.index.lexical.settings import read_lexical
 from rematch_ray.index.revision import (
     IDS_AT_ONCE,
     Change,

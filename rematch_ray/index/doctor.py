@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.calibration import Timing
-from rematch_ray.index.coarse_keys import CHOICE_KEYS
+from rematch_ray.index.coarse.keys import CHOICE_KEYS
 from rematch_ray.index.exact import Float32, order_best
 from rematch_ray.index.payload import document_key
 from rematch_ray.index.plan import Plan

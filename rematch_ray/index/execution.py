@@ -6,8 +6,8 @@ from rematch_ray.index.cascade import Request, search_cascade, search_exhaustive
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import SearchResult
 from rematch_ray.index.queries import Queries
-from rematch_ray.index.scatter import search_shards
-from rematch_ray.index.sharded import ShardedGeneration
+from rematch_ray.index.sharding.opened import ShardedGeneration
+from rematch_ray.index.sharding.scatter import search_shards
 
 
 def search_vectors(

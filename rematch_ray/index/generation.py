@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError, did_you_mean
-from rematch_ray.index.coarse_keys import COARSE_KEYS
+from rematch_ray.index.coarse.keys import COARSE_KEYS
 from rematch_ray.index.manifest import GenerationManifest
 from rematch_ray.index.segment import FUSED_POSITION, Segment
 from rematch_ray.scoring.budget import Budget

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rematch_ray.index.calibration import judge_calibration
-from rematch_ray.index.coarse_keys import QUERY_VECTORS
+from rematch_ray.index.coarse.keys import QUERY_VECTORS
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.manifest import FORMAT_VERSION, GenerationManifest
 from rematch_ray.scoring.budget import Ladder

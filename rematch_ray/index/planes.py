@@ -206,7 +206,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Listed:
-    """The first vectors of a plane, as a coarse list takes them (coarse_entries.py).
+    """The first vectors of a plane, as a coarse list takes them (coarse/entries.py).
 
     Args:
         plane: the plane.

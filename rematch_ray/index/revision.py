@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse_kinds import IVF_FROM_DOCUMENTS
-from rematch_ray.index.coarse_training import CoarseWriter
+from rematch_ray.index.coarse.kinds import IVF_FROM_DOCUMENTS
+from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.generation import SEGMENTS, TOMBSTONES, Generation
 from rematch_ray.index.identity import check_identity
-from rematch_ray.index.lexical_settings import read_lexical
+from rematch_ray.index.lexical.settings import read_lexical
 from rematch_ray.index.manifest import SegmentEntry, hash_file, sync_directory
 from rematch_ray.index.segment import Segment
 from rematch_ray.index.shards import EmbeddingShards

@@ -18,18 +18,18 @@ from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.calibration import Standing
 from rematch_ray.index.cascade import Request, ms_since, stage
 from rematch_ray.index.choice import Table, choose_plan
-from rematch_ray.index.coarse_keys import choices_of
+from rematch_ray.index.coarse.keys import choices_of
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.execution import search_vectors
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import Hit, SearchResult
-from rematch_ray.index.hybrid import Hybrid, search_hybrid
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.info import bytes_per_document, describe
+from rematch_ray.index.lexical.hybrid import Hybrid, search_hybrid
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.planner import Candidates
 from rematch_ray.index.queries import Queries, QueryVectors
-from rematch_ray.index.sharded import current_name, open_generation
+from rematch_ray.index.sharding.opened import current_name, open_generation
 from rematch_ray.index.stages import require_fused, score_documents, similarity_matrix
 from rematch_ray.index.wish import Wish, is_open
 from rematch_ray.scoring.budget import Budget, Ladder

@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse import CoarseList
-from rematch_ray.index.coarse_keys import prefix_planes
-from rematch_ray.index.coarse_kinds import SCAN
+from rematch_ray.index.coarse.keys import prefix_planes
+from rematch_ray.index.coarse.kinds import SCAN
+from rematch_ray.index.coarse.lists import CoarseList
+from rematch_ray.index.coarse.scan import Coarse, ScanList
+from rematch_ray.index.lexical.postings import Postings, count_texts
 from rematch_ray.index.manifest import SegmentEntry, SegmentManifest, hash_file
 from rematch_ray.index.npy import map_npy
 from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore
 from rematch_ray.index.planes import FUSED, Listed, Plane, range_name
-from rematch_ray.index.postings import Postings, count_texts
-from rematch_ray.index.scan import Coarse, ScanList
 
 FUSED_POSITION = -1
 SEGMENT_FILE = "segment.json"

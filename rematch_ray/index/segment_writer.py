@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rematch_ray.index.coarse_entries import Entries
-from rematch_ray.index.coarse_training import CoarseWriter
-from rematch_ray.index.lexical_settings import LexicalSettings
+from rematch_ray.index.coarse.entries import Entries
+from rematch_ray.index.coarse.training import CoarseWriter
+from rematch_ray.index.lexical.postings import POSTINGS_FILES, write_postings
+from rematch_ray.index.lexical.settings import LexicalSettings
 from rematch_ray.index.manifest import (
     FileEntry,
     SegmentManifest,
@@ -24,7 +25,6 @@ from rematch_ray.index.manifest import (
 )
 from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore, PayloadWriter, document_key
 from rematch_ray.index.planes import FUSED, PlaneWriter, range_name
-from rematch_ray.index.postings import POSTINGS_FILES, write_postings
 from rematch_ray.index.segment import KEYS_FILE, SEGMENT_FILE, SegmentVectors
 from rematch_ray.index.shards import EmbeddingBatch
 

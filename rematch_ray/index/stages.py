@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse_keys import CHOICE_KEYS, QUERY_VECTORS
+from rematch_ray.index.coarse.keys import CHOICE_KEYS, QUERY_VECTORS
 from rematch_ray.index.exact import Float32, Rows, order_best, score_fused, score_rows
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.queries import Queries

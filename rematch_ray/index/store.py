@@ -28,7 +28,7 @@ import faiss
 import numpy as np
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse_training import TRAINED
+from rematch_ray.index.coarse.training import TRAINED
 from rematch_ray.index.generation import (
     CURRENT_FILE,
     GENERATIONS,

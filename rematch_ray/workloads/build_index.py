@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rematch_ray.index.build import build_index as build
-from rematch_ray.index.routing import count_rows
-from rematch_ray.index.shard_build import SetBuild, building
-from rematch_ray.index.shard_task import build_shard
+from rematch_ray.index.sharding.build import SetBuild, building
+from rematch_ray.index.sharding.routing import count_rows
+from rematch_ray.index.sharding.task import build_shard
 from rematch_ray.workloads.embed_progress import every, say
 from rematch_ray.workloads.runtime import Bundle, connect, user_error_in
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from rematch_ray.config import MineSettings
 from rematch_ray.errors import UserError
-from rematch_ray.index.mining_rows import PROBLEM_SCHEMA, links_of
+from rematch_ray.index.mining.rows import PROBLEM_SCHEMA, links_of
 from rematch_ray.index.query_shards import id_ranges
 from rematch_ray.workloads.embed import embed, embed_bundles
 from rematch_ray.workloads.mining_galleries import make_galleries

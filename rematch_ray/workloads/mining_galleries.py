@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from rematch_ray.index.build import build_index
 from rematch_ray.index.generation import CURRENT_FILE
-from rematch_ray.index.mining_documents import Documents, ItemStore
-from rematch_ray.index.references import References
-from rematch_ray.index.sharded import open_generation
+from rematch_ray.index.mining.documents import Documents, ItemStore
+from rematch_ray.index.mining.references import References
+from rematch_ray.index.sharding.opened import open_generation
 from rematch_ray.workloads.embed import embed
 from rematch_ray.workloads.mining_inputs import Inputs
 from rematch_ray.workloads.mining_runs import run_tasks, save_array, say

@@ -13,10 +13,10 @@ from rematch_ray.data.readers.parquet import list_units
 from rematch_ray.data.readers.units import Unit, fingerprint
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import hash_file
-from rematch_ray.index.miner import MinerSettings
-from rematch_ray.index.mining import MiningRules
+from rematch_ray.index.mining.miner import MinerSettings
+from rematch_ray.index.mining.selection import MiningRules
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.sharded import current_file
+from rematch_ray.index.sharding.opened import current_file
 from rematch_ray.model.checkpoint import load_identity, read_meta, resolve_export
 from rematch_ray.model.settings import ModelIdentity, ModelSettings
 from rematch_ray.scoring.budget import Ladder

@@ -22,11 +22,11 @@ from rematch_ray.data.readers.parquet import read_unit
 from rematch_ray.data.readers.units import Unit
 from rematch_ray.data.schema import Item, item_from_row, items_to_table, write_parquet
 from rematch_ray.errors import UserError
-from rematch_ray.index.miner import Gallery, Mined, Miner, MinerSettings
-from rematch_ray.index.mining_documents import ItemStore, write_items
-from rematch_ray.index.mining_rows import RowScanner, add_negatives, document_of
+from rematch_ray.index.mining.documents import ItemStore, write_items
+from rematch_ray.index.mining.miner import Gallery, Mined, Miner, MinerSettings
+from rematch_ray.index.mining.references import Reference, ReferenceMaker
+from rematch_ray.index.mining.rows import RowScanner, add_negatives, document_of
 from rematch_ray.index.query_shards import read_queries
-from rematch_ray.index.references import Reference, ReferenceMaker
 
 ITEMS_KEY = b"items"
 

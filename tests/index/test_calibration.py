@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from rematch_ray.errors import UserError
-from rematch_ray.index import shard_changes as change_shards
 from rematch_ray.index import store
 from rematch_ray.index.build import build_index
 from rematch_ray.index.calibration import Calibration
@@ -19,7 +18,8 @@ from rematch_ray.index.calibration_writer import publish_calibration
 from rematch_ray.index.changes import add_documents, delete_documents, merge_segments
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.shard_build import build_sharded
+from rematch_ray.index.sharding import changes as change_shards
+from rematch_ray.index.sharding.build import build_sharded
 from rematch_ray.scoring.budget import Budget
 from tests.index.made import GROUPS, queries, unit, write_embeddings
 from tests.index.tables import row, table

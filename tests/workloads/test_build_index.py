@@ -15,15 +15,15 @@ import pytest
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index as build_one
-from rematch_ray.index.routing import count_rows
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.shard_build import building
-from rematch_ray.index.shard_set import SET_FILE
-from rematch_ray.index.shard_task import build_shard
+from rematch_ray.index.sharding.build import building
+from rematch_ray.index.sharding.routing import count_rows
+from rematch_ray.index.sharding.sets import SET_FILE
+from rematch_ray.index.sharding.task import build_shard
 from rematch_ray.workloads.build_index import build_index
 from tests.conftest import REPOSITORY
 from tests.index.made import unit, write_embeddings
-from tests.index.test_sharded import SOME, answers
+from tests.index.sharding.test_opened import SOME, answers
 
 ROWS, SHARDS = 20_000, 3
 PATIENCE_S = 120

@@ -25,8 +25,8 @@ from rematch_ray.data.schema import (
 from rematch_ray.data.sources import SourceSettings
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
-from rematch_ray.index.mining import REASONS
-from rematch_ray.index.references import ReferenceMaker, item_modality, parse_modality
+from rematch_ray.index.mining.references import ReferenceMaker, item_modality, parse_modality
+from rematch_ray.index.mining.selection import REASONS
 from rematch_ray.workloads import mine as workload
 from rematch_ray.workloads import mining_galleries
 from rematch_ray.workloads.embed import embed

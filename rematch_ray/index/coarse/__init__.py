@@ -1,0 +1,1 @@
+"""The coarse stage: which documents of a segment deserve a closer look. Middle floor."""

@@ -1,0 +1,103 @@
+"""The coarse stage of small segments: the first 8-bit vectors of every document.
+
+Needs no file beside the planes. Answers as a FAISS list does (lists.py), and leaves no document
+out. Middle floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rematch_ray.index.maxsim_int8 import carry_maxima, mean_of_maxima, new_maxima
+from rematch_ray.index.planes import Listed
+from rematch_ray.index.quantisation import quantise
+
+# where fewer than this share of the documents may be returned, they alone are read
+_SPARSE = 0.5
+
+
+class Coarse(Protocol):
+    """What the coarse stage asks of a list."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every document is scored."""
+
+    def search(
+        self,
+        query: NDArray[np.float32],
+        limit: int,
+        *,
+        allowed: NDArray[np.bool_] | None = None,
+        nprobe: int | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Finds the `limit` best documents, and on an exact list all that equal the last."""
+
+
+class ScanList:
+    """An exact scan of the first vectors of every document.
+
+    Args:
+        listed: the vectors of a coarse key.
+    """
+
+    is_exact = True
+
+    def __init__(self, listed: Sequence[Listed]) -> None:
+        self._listed = listed
+        self._num_documents = listed[0].shape[0]
+
+    @cached_property
+    def _planes(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+        """Codes and scales; copied where more vectors lie beside those that are listed."""
+        return [
+            (
+                np.ascontiguousarray(part.plane.codes[:, : part.num_vectors]),
+                np.ascontiguousarray(part.plane.scales[:, : part.num_vectors]),
+            )
+            for part in self._listed
+        ]
+
+    def search(
+        self,
+        query: NDArray[np.float32],
+        limit: int,
+        *,
+        allowed: NDArray[np.bool_] | None = None,
+        nprobe: int | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Finds the documents of largest MaxSim over the listed vectors.
+
+        Args:
+            query: (K, dim) or (dim,) float32.
+            limit: how many are wanted, at least 1.
+            allowed: (N,) True where a document may be returned; None allows all.
+            nprobe: without effect: nothing is left out.
+
+        Returns:
+            Rows and scores, in no order: the `limit` best, and all that equal the last of them. A
+            score is the mean over the query vectors.
+        """
+        query_KD = np.atleast_2d(query)
+        codes, scales = quantise(query_KD[None])
+        rows = None if allowed is None else np.flatnonzero(allowed)
+        sparse = rows is not None and len(rows) < _SPARSE * self._num_documents
+        chosen = rows if sparse else None
+        best = new_maxima(self._num_documents if chosen is None else len(chosen), len(query_KD))
+        for plane_codes, plane_scales in self._planes:
+            carry_maxima(best, codes[0], plane_codes, plane_scales, chosen)
+        found = mean_of_maxima(best, scales[0], len(query_KD))
+        if rows is None:
+            rows = np.arange(self._num_documents)
+        elif chosen is None:
+            found = found[rows]
+        if limit < len(rows):
+            cut = np.partition(found, len(rows) - limit)[len(rows) - limit]
+            kept = np.flatnonzero(found >= cut)
+            rows, found = rows[kept], found[kept]
+        return rows, found

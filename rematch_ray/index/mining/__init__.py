@@ -1,0 +1,1 @@
+"""Hard negatives: which documents a query should be trained against. Middle floor."""

@@ -1,0 +1,1 @@
+"""An index that is split into shards: built, changed and searched as one. Middle floor."""
