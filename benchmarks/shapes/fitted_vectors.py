@@ -21,6 +21,8 @@ from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
 BLOCK = 1000
 PER_CENTRE = 100
 REST_SHARE, QUERY_SHARE = 0.5, 0.8
+# a fused vector is made from sixteen: less noise is left in it
+QUERY_FUSED_SHARE = 0.95
 POOR_FACTOR = 0.4
 LADDER = ("1x1", "2x4", "4x8", "8x16", "16x64")
 CUTS = (100, 1000, 4000)
@@ -82,15 +84,32 @@ class Shape:
 
 @dataclass(frozen=True)
 class Block:
-    """What `BLOCK` documents are made of: latents, unit noise of either key, and uniform draws."""
+    """What some documents are made of: latents, unit noise of either key, and uniform draws."""
 
     latent: np.ndarray
     noise: dict[str, np.ndarray]
     draws: dict[str, np.ndarray]
 
     def vectors(self, name: str, key: Key) -> np.ndarray:
-        """(BLOCK, D) vectors of one key."""
+        """(N, D) vectors of one key."""
         return mixed(self.latent, self.noise[name], key.shares(self.draws[name])[:, None])
+
+    def take(self, rows: np.ndarray) -> Block:
+        """Some of them."""
+        return Block(
+            self.latent[rows],
+            {name: noise[rows] for name, noise in self.noise.items()},
+            {name: draws[rows] for name, draws in self.draws.items()},
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Block]) -> Block:
+        """Several as one."""
+        return cls(
+            np.concatenate([part.latent for part in parts]),
+            {name: np.concatenate([part.noise[name] for part in parts]) for name in parts[0].noise},
+            {name: np.concatenate([part.draws[name] for part in parts]) for name in parts[0].draws},
+        )
 
 
 def mixed(latent: np.ndarray, noise: np.ndarray, share: np.ndarray | float) -> np.ndarray:
@@ -108,7 +127,7 @@ def make_block(shape: Shape, number: int) -> Block:
     latent = _normal(own + shape.spread * _unit(random, (BLOCK, shape.dim)))
     names = ("first", "fused")
     noise = {name: _unit(random, (BLOCK, shape.dim)) for name in names}
-    return Block(latent, noise, {name: random.random(BLOCK) for name in names})
+    return Block(latent, noise, {name: random.random(BLOCK, np.float32) for name in names})
 
 
 def later_vectors(shape: Shape, row: int, latent: np.ndarray) -> np.ndarray:
@@ -137,8 +156,9 @@ def make_queries(shape: Shape, count: int, *, seed: int) -> Queries:
         [make_block(shape, row // BLOCK).latent[row % BLOCK] for row in answers.tolist()]
     )
     noise = _unit(random, (count, shape.num_query_vectors + 1, shape.dim))
-    made = mixed(latents[:, None], noise, QUERY_SHARE)
-    return Queries(made[:, :-1], made[:, -1], answers)
+    vectors = mixed(latents[:, None], noise[:, :-1], QUERY_SHARE)
+    fused = mixed(latents, noise[:, -1], QUERY_FUSED_SHARE)
+    return Queries(vectors, fused, answers)
 
 
 class NestedShards(EmbeddingShards):
@@ -237,26 +257,15 @@ class _Trial:
     def of(cls, shape: Shape) -> _Trial:
         queries = make_queries(shape, QUERIES_TO_FIT, seed=0)
         sides = {"first": queries.vectors[:, 0], "fused": queries.fused}
-        blocks = _all_blocks(shape)
-        rows = _best_rows(shape, queries, blocks)
-        every = np.arange(0, shape.num_documents, SAMPLE_STEP)
+        latents, some = _latents(shape)
+        rows = _best_rows(shape, queries, latents)
+        chosen = _members(shape, rows.ravel())
         sample, best = {}, {}
         for name, query in sides.items():
-            noise, draws = blocks.noise[name], blocks.draws[name]
-            sample[name] = np.stack(
-                [
-                    query @ blocks.latent[every].T,
-                    query @ noise[every].T,
-                    np.broadcast_to(draws[every], (len(query), len(every))),
-                ]
-            )
-            best[name] = np.stack(
-                [
-                    np.einsum("bd,btd->bt", query, blocks.latent[rows]),
-                    np.einsum("bd,btd->bt", query, noise[rows]),
-                    draws[rows],
-                ]
-            )
+            sample[name] = _parts(query, some, name)
+            whole = _parts(query, chosen, name).reshape(3, len(query), *rows.shape)
+            # of each query its own documents
+            best[name] = np.einsum("pbbt->pbt", whole)
         return cls(shape, sample, best)
 
     def nearest(self, name: str, wanted: Sequence[float]) -> tuple[Key, list[float]]:
@@ -295,33 +304,46 @@ def _scores(parts: np.ndarray, key: Key) -> np.ndarray:
     return share * parts[0] + np.sqrt(1 - np.square(share)) * parts[1]
 
 
-def _all_blocks(shape: Shape) -> Block:
-    """All documents as one block."""
-    names, size = ("first", "fused"), (shape.num_documents, shape.dim)
-    whole = Block(
-        np.empty(size, np.float32),
-        {name: np.empty(size, np.float32) for name in names},
-        {name: np.empty(size[0]) for name in names},
-    )
+def _latents(shape: Shape) -> tuple[np.ndarray, Block]:
+    """The latents of all documents, and all about every `SAMPLE_STEP`-th."""
+    latents = np.empty((shape.num_documents, shape.dim), np.float32)
+    some = []
     for number in range(shape.num_documents // BLOCK):
-        rows = slice(number * BLOCK, (number + 1) * BLOCK)
         block = make_block(shape, number)
-        whole.latent[rows] = block.latent
-        for name in names:
-            whole.noise[name][rows], whole.draws[name][rows] = block.noise[name], block.draws[name]
-    return whole
+        latents[number * BLOCK : (number + 1) * BLOCK] = block.latent
+        some.append(block.take(np.arange(0, BLOCK, SAMPLE_STEP)))
+    return latents, Block.join(some)
 
 
-def _best_rows(shape: Shape, queries: Queries, blocks: Block) -> np.ndarray:
+def _members(shape: Shape, rows: np.ndarray) -> Block:
+    """All about some documents, in the order given."""
+    return Block.join(
+        [make_block(shape, row // BLOCK).take(np.array([row % BLOCK])) for row in rows.tolist()]
+    )
+
+
+def _parts(query: np.ndarray, documents: Block, name: str) -> np.ndarray:
+    """(3, B, S) float32: inner products with latents and with noise, and draws."""
+    draws = documents.draws[name]
+    return np.stack(
+        [
+            query @ documents.latent.T,
+            query @ documents.noise[name].T,
+            np.broadcast_to(draws, (len(query), len(draws))),
+        ]
+    )
+
+
+def _best_rows(shape: Shape, queries: Queries, latents: np.ndarray) -> np.ndarray:
     """(B, TOP) the best documents at the largest budget.
 
     Only the `NEAREST` by latent are scored: their later vectors, 63 of 64, depend on it alone.
     """
     chosen = []
     for query in queries.vectors:
-        near = np.argpartition(-(query.mean(axis=0) @ blocks.latent.T), NEAREST)[:NEAREST]
+        near = np.argpartition(-(query.mean(axis=0) @ latents.T), NEAREST)[:NEAREST]
         scores = [
-            (query @ later_vectors(shape, row, blocks.latent[row]).T).max(axis=1).mean()
+            (query @ later_vectors(shape, row, latents[row]).T).max(axis=1).mean()
             for row in near.tolist()
         ]
         chosen.append(near[np.argsort(scores)[::-1][:TOP]])
