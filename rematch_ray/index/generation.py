@@ -77,6 +77,7 @@ class Generation:
     def _line_up(self) -> None:
         self.offsets = np.cumsum([0, *(segment.rows for segment in self.segments)])
         self.live = np.concatenate([segment.live for segment in self.segments])
+        self.live.flags.writeable = False  # searches without a filter share it
         self.keys = np.concatenate([segment.keys for segment in self.segments])
 
     @property
@@ -258,12 +259,12 @@ class Generation:
         """Live documents whose fields hold one of the values each, (rows,); none of a field that is
         not here.
         """
-        allowed = self.live.copy()
+        allowed = self.live
         for field, values in conditions.items():
             passing = np.zeros(self.rows, dtype=bool)
             for offset, segment in zip(self.offsets, self.segments):
                 passing[segment.payload.rows_with(field, values) + offset] = True
-            allowed &= passing
+            allowed = allowed & passing
         return allowed
 
 

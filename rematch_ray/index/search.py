@@ -165,7 +165,7 @@ class SearchIndex:
         hybrid = Hybrid.check(text, fusion, lexical_weight, len(queries))
         started = time.perf_counter()
         allowed = self._generation.select(filter)
-        num_allowed = int(allowed.sum())
+        num_allowed = int(np.count_nonzero(allowed))
         chosen = choose_plan(
             wish,
             self.ladder,
