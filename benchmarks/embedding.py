@@ -12,8 +12,9 @@ first wait to the last, over those of a loop that only waits.
 decodes, tokenises and embeds the same rows in turn, one thread; with one model process, as the
 plain one is, and with one on each core, which share caches and memory. On CUDA also: rows per
 second over the forward pass alone, its batches ready in memory.
-(c) Rows per second over sentence-transformers' `encode`; both may use every core: with our model
-as its module (equal work), and with the model that it builds itself on the same base.
+(c) Rows per second over sentence-transformers' `encode`; both may use every core, and the job's
+start counts against it (few large windows end unevenly, so no part of a run stands for it): with
+our model as its module (equal work), and with the model that it builds itself on the same base.
 (d) Peaks at four times the rows over those at one: private memory (USS) of the driver and of each
 kind of worker, bytes in the object store.
 (e) The share of tokens that is padding, in the order given and grouped by length inside windows,

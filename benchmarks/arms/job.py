@@ -96,7 +96,7 @@ def _job(setting: Setting, settings: EmbedSettings) -> dict[str, float]:
         print(f"  {name}: {seconds:.5f} CPU-s per row", file=sys.stderr)
     return {
         "cpu_s_per_row": (used[2] - used[1]) / (many - few),
-        "rows_per_s": (many - few) / (walls[2] - walls[1]),
+        "rows_per_s": many / walls[2],
         "actor_utilisation": result["actor_utilisation"],
         "whole_job_s": walls[2],
     }
