@@ -158,7 +158,7 @@ class Segment:
                 self._coarse[key] = CoarseList(self.directory, description, gpu=self._gpu)
         return self._coarse[key]
 
-    @property
+    @cached_property
     def is_scanned(self) -> bool:
         """Whether the coarse stage scans the planes, so that every key is there."""
         return all(entry["kind"] == SCAN for entry in self.manifest.coarse.values())
@@ -167,7 +167,7 @@ class Segment:
         """Vectors of each document that a coarse key compares."""
         return sum(part.num_vectors for part in self._shape.listed(self.directory, key))
 
-    @property
+    @cached_property
     def coarse_keys(self) -> set[str]:
         """The coarse keys that can be searched here."""
         keys = {"first", "prefix"} if self.is_scanned else set(self.manifest.coarse)
