@@ -19,6 +19,7 @@ from rematch_ray.workloads.stream import open_data
 from rematch_ray.workloads.train import train
 from tests.conftest import REPOSITORY
 from tests.workloads.runs import STEPS, planned_rows, records, run_config, when
+from tests.workloads.two_nodes import two_node_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -33,8 +34,9 @@ def _restored_data_context() -> Iterator[None]:
 def assert_every_step_has_its_rows(run: RunConfig) -> None:
     data = open_data(run.data, run.seed)
     steps = records(run, "step")
-    assert [record["step"] for record in steps] == list(range(STEPS))
-    assert [record["rows"] for record in steps] == [planned_rows(data, n) for n in range(STEPS)]
+    planned = range(run.train.steps)
+    assert [record["step"] for record in steps] == list(planned)
+    assert [record["rows"] for record in steps] == [planned_rows(data, n) for n in planned]
 
 
 def stop_after(run: RunConfig, steps: int) -> threading.Thread:
@@ -135,15 +137,43 @@ def test_a_stopped_job_leaves_a_checkpoint_to_go_on_from(
     assert_every_step_has_its_rows(run)
 
 
+def on_two_nodes(what: str, tiny_base: Path, samples: dict[str, Path], storage: Path) -> RunConfig:
+    """Runs the program of two nodes; every step of what it trained has its rows."""
+    program = [sys.executable, "-m", "tests.workloads.two_nodes", what, str(tiny_base)]
+    program += [str(samples["photos"]), str(samples["notes"]), str(storage)]
+    done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = two_node_run(what, tiny_base, samples, storage)
+    assert_every_step_has_its_rows(run)
+    return run
+
+
+def sizes(run: RunConfig) -> list[int]:
+    return [len(start["workers"]) for start in records(run, "start")]
+
+
 def test_a_node_that_goes_leaves_the_rest_to_the_other_one(
     tiny_base: Path, samples: dict[str, Path], tmp_path: Path
 ) -> None:
-    program = [sys.executable, "-m", "tests.workloads.two_nodes", str(tiny_base)]
-    program += [str(samples["photos"]), str(samples["notes"]), str(tmp_path)]
-    done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    run = run_config(tiny_base, samples, tmp_path)
-    first, second = records(run, "start")
-    assert [len(start["workers"]) for start in (first, second)] == [2, 1]
+    run = on_two_nodes("lost", tiny_base, samples, tmp_path)
+    assert sizes(run) == [2, 1]
+    second = records(run, "start")[1]
     assert second["from_step"] > 0 or len(records(run, "checkpoint")) > 0
-    assert_every_step_has_its_rows(run)
+
+
+def test_a_node_that_is_drained_is_saved_from_before_it_goes(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = on_two_nodes("drained", tiny_base, samples, tmp_path)
+    [note] = [note for note in records(run, "note") if "about to be taken away" in note["text"]]
+    assert sizes(run) == [2, 1]
+    # the checkpoint that the notice brought, or a later one
+    assert records(run, "start")[1]["from_step"] >= note["at"] > 0
+
+
+def test_a_node_that_joins_takes_part_in_the_rest(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = on_two_nodes("joined", tiny_base, samples, tmp_path)
+    assert sizes(run) == [1, 2]
+    assert records(run, "start")[1]["from_step"] > 0
