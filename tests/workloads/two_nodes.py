@@ -20,7 +20,8 @@ from rematch_ray.workloads.train import train
 from tests.conftest import ENVIRONMENT, REPOSITORY
 from tests.workloads.runs import records, run_config, when
 
-STEPS = {"lost": 32, "drained": 96, "joined": 160}
+# so many that the run outlasts the news of the other node
+STEPS = {"lost": 32, "drained": 400, "joined": 400}
 NOTICE_S = 20
 
 
