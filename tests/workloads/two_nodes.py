@@ -49,7 +49,9 @@ def lose(cluster: Cluster, node: Any) -> Callable[[], None]:
 
 def drain(cluster: Cluster, node: Any, run: RunConfig) -> Callable[[], None]:
     def leave() -> None:
-        command = ["ray", "drain-node", "--address", cluster.address, "--node-id", node.node_id]
+        ray_command = str(Path(sys.executable).with_name("ray"))
+        command = [ray_command, "drain-node", "--address", cluster.address]
+        command += ["--node-id", node.node_id]
         command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         command += ["--deadline-remaining-seconds", str(NOTICE_S)]
         subprocess.run(command, check=True, timeout=60)
