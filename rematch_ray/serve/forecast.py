@@ -48,6 +48,7 @@ class Forecast:
         self._plans: dict[str, _Average] = {}
         self._ns = _NS_PER_DOT_PRODUCT
         self._delay = _Average(0.0, 0.0)
+        self._hop = _Average(5.0, 0.0)
 
     def take(self, plan: str, dot_products: int, ms: float) -> None:
         """Learn from one search.
@@ -66,9 +67,15 @@ class Forecast:
             ns = max(0.0, ms - _FIXED_MS) * 1e6 / dot_products
             self._ns += _STEP * (ns - self._ns)
 
-    def take_delay(self, ms: float) -> None:
-        """Learn how long a request waited and travelled, all but the search itself."""
+    def take_delay(self, ms: float, queue_ms: float) -> None:
+        """Learn how long a request waited and travelled, all but the search; and waited alone."""
         self._delay.take(ms)
+        self._hop.take(ms - queue_ms)
+
+    @property
+    def hop_ms(self) -> float:
+        """95th percentile of the way to a shard and back."""
+        return self._hop.p95
 
     @property
     def delay_ms(self) -> float:

@@ -68,7 +68,7 @@ class GenerationBoard:
         everyone = [report for reports in living for report in reports]
         # a replica lists what it has in the order in which it was published
         newest = max(everyone, key=lambda report: report.at).states
-        for name in reversed(newest):
+        for name in reversed(list(newest)):
             if all(name in report.states for report in everyone):
                 if not any(self._precedes(name, report.states) for report in everyone):
                     self._current = State(

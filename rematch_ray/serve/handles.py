@@ -119,3 +119,23 @@ class RemoteEncoder(Deployed):
     async def default_instruction(self) -> Any:
         """The instruction of queries that name none."""
         return await self.call("default_instruction")
+
+
+class RemoteCoordinator(Deployed):
+    """See `follower.CoordinatorClient`."""
+
+    async def exchange(self, report: Any) -> Any:
+        """Reports what was seen; gives orders."""
+        return await self.call("exchange", report)
+
+
+class RemoteWriter(Deployed):
+    """See `router.WriterClient`."""
+
+    async def upsert(self, documents: Any) -> Any:
+        """Writes documents."""
+        return await self.call("upsert", documents)
+
+    async def delete(self, ids: Any, filter: Any) -> Any:
+        """Deletes documents."""
+        return await self.call("delete", ids, filter)

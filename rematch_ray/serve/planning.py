@@ -121,6 +121,10 @@ class Planner:
         options = self._options(SearchPlan(), top_k)
         return self._under_ceiling(options, level, forecast).dot_products
 
+    def plain(self) -> Option:
+        """What a plain `auto` request gets unloaded."""
+        return self._options(SearchPlan(), 10)[0]
+
     def ceiling(self, level: int) -> Budget:
         """The largest budget of `auto` at a level."""
         rungs = self.facts.rungs.rungs

@@ -36,11 +36,8 @@ def search_opened(opened: Opened, asked: Asked, queue_ms: float) -> Found:
         UserError: the request does not fit the index.
     """
     started = time.perf_counter()
-    how = dict(asked.how)
     wanted = asked.offset + asked.limit + (asked.exclude is not None)
-    if isinstance(how.get("candidates"), int) and asked.exclude is not None:
-        how["candidates"] += 1  # the one that is left out counts for nothing
-    [result] = opened.index.search(asked.query, top_k=wanted, **how)
+    [result] = opened.index.search(asked.query, top_k=wanted, **asked.how)
     search_ms = (time.perf_counter() - started) * 1e3
     spent = spent_on(result, opened.coarse_dot_products)
     hits = cut_hits(
@@ -66,9 +63,7 @@ def cut_hits(
 ) -> list[Hit]:
     """The hits that are shown, of all that were found, best first."""
     kept = [
-        hit
-        for hit in hits
-        if hit.id != exclude and (min_score is None or hit.score >= min_score)
+        hit for hit in hits if hit.id != exclude and (min_score is None or hit.score >= min_score)
     ]
     return kept[offset : offset + limit]
 

@@ -101,14 +101,19 @@ class RouterReport:
 
     Attributes:
         router: its name, of one process.
-        delays: mean seconds that searches waited, and how many searches, of each shard that
-            answered.
-        demand: key name -> requests and dot products wanted.
+        delay_s: mean wait of the searches that began, and of those that wait still.
+        searches: that began.
+        refused: requests that were refused for load.
+        unloaded_s: what a search of the top rung takes without waiting; None while unknown.
+        demand: key name -> `Demand` of its quota.
     """
 
     router: str
-    delays: tuple[tuple[float, int], ...] = ()
-    demand: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    delay_s: float = 0.0
+    searches: int = 0
+    refused: int = 0
+    unloaded_s: float | None = None
+    demand: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,13 +123,13 @@ class Orders:
     Attributes:
         state: of the index; None until every shard has reported.
         level: rungs that `auto` must stay below the top of the ladder.
-        refusing: whether `auto` requests are refused.
+        refused_share: share of `auto` requests that is refused, 0..1.
         refuses_explicit: whether explicit requests that cost more than the ceiling are refused.
-        leases: key name -> slice of its quota.
+        leases: key name -> `Lease` of its quota.
     """
 
     state: State | None = None
     level: int = 0
-    refusing: bool = False
+    refused_share: float = 0.0
     refuses_explicit: bool = False
     leases: Mapping[str, Any] = field(default_factory=dict)
