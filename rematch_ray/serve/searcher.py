@@ -28,6 +28,7 @@ from rematch_ray.serve.leases import LeasedQuota
 from rematch_ray.serve.matching import Head, head_for, reordered
 from rematch_ray.serve.planning import Decision
 from rematch_ray.serve.searching import cut_hits
+from rematch_ray.serve.split import SplitIndex
 from rematch_ray.serve.wire import Asked, Found
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Searcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shards = list(shards)
+        self._split = None if len(self._shards) == 1 else SplitIndex(self._shards)
         self._matcher = matcher
         self._follower = follower
         self._forecast = forecast
@@ -135,6 +137,7 @@ class Searcher:
             query=query,
             how={**option.how, **_shared(plan)},
             work=decision.unloaded.dot_products,
+            as_asked=decision.option is decision.unloaded,
             offset=0 if head else plan.offset,
             limit=limit if head else plan.top_k,
             min_score=None if head else plan.min_score,
@@ -147,7 +150,10 @@ class Searcher:
         number = self._follower.waits.begin((2 * expected_ms + self._forecast.hop_ms) / 1e3)
         waited_s = None
         try:
-            found = await self._shards[0].search(asked)
+            if self._split is None:
+                found = await self._shards[0].search(asked)
+            else:
+                found = await self._split.search(admitted, asked)
             waited_s = found.queue_ms / 1e3
         finally:
             self._follower.waits.end(number, waited_s)

@@ -15,9 +15,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
+from rematch_ray.errors import UserError
+from rematch_ray.serve.ahead import Ahead, AheadAsked, run_ahead
 from rematch_ray.serve.autoscaling import WorkMeter
 from rematch_ray.serve.backend import DeadlineError, EncodedQuery, Float32
 from rematch_ray.serve.held import HeldGenerations
@@ -25,11 +30,13 @@ from rematch_ray.serve.searching import explain_hits, search_opened, stored_quer
 from rematch_ray.serve.wire import Asked, Found, ShardReport
 
 if TYPE_CHECKING:
+    from rematch_ray.index.sharding.phases import Filter
     from rematch_ray.serve.facts import IndexFacts
 
 Answer = TypeVar("Answer")
 Tell = Callable[[ShardReport], None]
 LOOK_S = 1.0
+_PHASES = ("passing", "coarse", "score", "best", "documents")
 logger = logging.getLogger(__name__)
 
 
@@ -68,13 +75,43 @@ class Shard:
         return await self._in_thread(self._search, asked, arrived)
 
     def _search(self, asked: Asked, arrived: float) -> Found:
-        waited = time.perf_counter() - arrived
-        if asked.left_s is not None and waited >= asked.left_s:
-            raise DeadlineError(f"the deadline passed after {1e3 * waited:.0f} ms in the queue")
+        waited = _waited(arrived, asked.left_s)
         found = search_opened(self._held.opened(asked.generation), asked, 1e3 * waited)
-        as_asked = found.dot_products >= asked.work
-        self._meter.done(found.dot_products, found.search_ms / 1e3, as_asked=as_asked)
+        self._meter.done(found.dot_products, found.search_ms / 1e3, as_asked=asked.as_asked)
         return found
+
+    async def ahead(self, asked: AheadAsked) -> Ahead:
+        """This shard's part of one query, where the index is split; errors as of `search`."""
+        arrived = time.perf_counter()
+        self._meter.ask(asked.work)
+        return await self._in_thread(self._run_ahead, asked, arrived)
+
+    def _run_ahead(self, asked: AheadAsked, arrived: float) -> Ahead:
+        waited = _waited(arrived, asked.left_s)
+        started = time.perf_counter()
+        found = run_ahead(self._held.opened(asked.generation), asked)
+        self._meter.done(asked.work, time.perf_counter() - started, as_asked=asked.as_asked)
+        return replace(found, queue_ms=1e3 * waited)
+
+    async def count(self, generation: str | None, filter: Filter) -> int:
+        """Live documents of this shard that pass a filter."""
+        return await self._in_thread(
+            lambda: int(np.count_nonzero(self._held.opened(generation).shard.allowed(filter)))
+        )
+
+    async def phase(
+        self,
+        generation: str | None,
+        name: str,
+        values: Sequence[Any],
+        named: Mapping[str, Any],
+    ) -> Any:
+        """One phase of a search over several shards: see `index.sharding.phases.Shard`."""
+        if name not in _PHASES:
+            raise UserError(f"phase {name!r} does not exist; allowed: {', '.join(_PHASES)}")
+        return await self._in_thread(
+            lambda: getattr(self._held.opened(generation).shard, name)(*values, **named)
+        )
 
     async def facts(self, state: str, generation: str) -> IndexFacts:
         """What a router needs to know of a state of the index; GenerationGoneError."""
@@ -127,6 +164,14 @@ class Shard:
     def close(self) -> None:
         """Stop looking at the disk."""
         self._ended.set()
+
+
+def _waited(arrived: float, left_s: float | None) -> float:
+    """Seconds since the arrival; DeadlineError where that was too long."""
+    waited = time.perf_counter() - arrived
+    if left_s is not None and waited >= left_s:
+        raise DeadlineError(f"the deadline passed after {1e3 * waited:.0f} ms in the queue")
+    return waited
 
 
 def _teller(coordinator: Any) -> Tell:

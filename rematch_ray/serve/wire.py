@@ -41,6 +41,7 @@ class Asked:
         query: vectors.
         how: what `SearchIndex.search` takes beside the query.
         work: dot products that the request would have cost unloaded, for the autoscaler.
+        as_asked: whether it runs as it would have unloaded.
         offset: best hits that are left out.
         limit: hits wanted after `offset`.
         min_score: hits below are left out.
@@ -53,6 +54,7 @@ class Asked:
     query: EncodedQuery
     how: Mapping[str, Any]
     work: int = 0
+    as_asked: bool = True
     offset: int = 0
     limit: int = 10
     min_score: float | None = None
