@@ -52,7 +52,7 @@ def scale_up_utilisation(num_servers: int, target_share: float) -> float:
     Source: Sakasegawa (1977), "An approximation formula Lq = a rho^b / (1 - rho)".
 
     >>> [round(scale_up_utilisation(k, 0.1), 2) for k in (1, 2, 4, 16)]
-    [0.07, 0.24, 0.45, 0.77]
+    [0.07, 0.23, 0.45, 0.77]
     """
     power = math.sqrt(2 * (num_servers + 1)) - 1
     low, high = 0.0, 1.0
