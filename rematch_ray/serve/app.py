@@ -14,6 +14,7 @@ from rematch_ray.serve.coordinator import Coordinator
 from rematch_ray.serve.encoder import Encoder
 from rematch_ray.serve.ingress import Ingress
 from rematch_ray.serve.load import scale_up_utilisation
+from rematch_ray.serve.metrics import Recorder
 from rematch_ray.serve.pair import fitting_export
 from rematch_ray.serve.settings import EncoderSettings, ServeArgs, ShardSettings
 from rematch_ray.serve.shard import Shard
@@ -37,14 +38,14 @@ def build(args: ServeArgs) -> Application:
     """
     from rematch_ray.index.search import SearchIndex
 
-    keys = args.read_keys()
+    args.read_keys()
     index = SearchIndex.open(args.index)
     model = fitting_export(index, args.model)
     num_shards = index.info()["shards"]
     coordinator = _coordinator(args, num_shards, len(index.ladder.rungs))
     shards = [_shard(args, number, coordinator) for number in range(num_shards)]
     return _ingress(args, num_shards).bind(
-        _encoder(args, str(model)), shards, coordinator, None, args, keys
+        _encoder(args, str(model)), shards, coordinator, None, args
     )
 
 
@@ -69,7 +70,14 @@ def _shard(args: ServeArgs, number: int, coordinator: Application) -> Applicatio
         max_ongoing_requests=settings.max_queued_requests + settings.num_threads,
         max_queued_requests=settings.max_queued_requests,
         **_scaling(settings, **_by_work(args)),
-    )(Shard).bind(str(args.index.resolve()), settings.num_threads, number, coordinator)
+    )(Shard).bind(
+        str(args.index.resolve()),
+        settings.num_threads,
+        number,
+        coordinator,
+        record=Recorder,
+        drift_share=args.drift_share,
+    )
 
 
 def _scaling(settings: EncoderSettings | ShardSettings, **policy: Any) -> dict[str, Any]:
@@ -99,7 +107,7 @@ def _coordinator(args: ServeArgs, num_shards: int, num_levels: int) -> Applicati
     return serve.deployment(
         name="coordinator", num_replicas=1, ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=1000,
-    )(Coordinator).bind(num_shards, num_levels, args.load, {}, args.quotas)  # fmt: skip
+    )(Coordinator).bind(num_shards, num_levels, args, record=Recorder)  # fmt: skip
 
 
 def _ingress(args: ServeArgs, num_shards: int) -> Any:

@@ -17,13 +17,13 @@ from rematch_ray.serve.handles import (
     RemoteShard,
     RemoteWriter,
 )
+from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.leases import LeasedQuota
-from rematch_ray.serve.limits import KeyRing
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.metrics import Recorder, collect
 from rematch_ray.serve.router import Parts, Router
 from rematch_ray.serve.routes import make_api
-from rematch_ray.serve.settings import ApiKey, ServeArgs
+from rematch_ray.serve.settings import ServeArgs
 
 EXCHANGE_TIMEOUT_S = 1.0
 
@@ -38,7 +38,6 @@ class Ingress:
         coordinator: handle of `Coordinator`.
         writer: handle of the writer, or None where writes are off.
         args: settings of the application.
-        keys: who may call; empty for everyone.
     """
 
     def __init__(
@@ -48,8 +47,8 @@ class Ingress:
         coordinator: DeploymentHandle,
         writer: Any,
         args: ServeArgs,
-        keys: tuple[ApiKey, ...],
     ) -> None:
+        self._keys = KeyRing.of(args)
         parts = Parts(
             encoder=RemoteEncoder("encoder", encoder),
             shards=[
@@ -63,17 +62,16 @@ class Ingress:
         )
         self._backend = Router(
             parts,
-            quota=LeasedQuota({}, time.monotonic, args.quotas),
+            quota=LeasedQuota(self._keys.quotas, time.monotonic, args.quotas),
             head_weight=args.head_weight,
         )
         self._args = args
-        self._keys = keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Builds the application in the replica: an app object does not travel."""
         return make_api(
             self._backend,
-            keys=KeyRing(self._keys),
+            keys=self._keys,
             limits=self._args.limits,
             media=MediaRoots(self._args.media_roots),
             record=Recorder(),

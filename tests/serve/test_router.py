@@ -38,6 +38,7 @@ from tests.serve.local import (
 )
 
 FULL = SearchPlan(budget="4x8")
+EVERYONE = Caller()
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ async def test_the_ceiling_lowers_auto_and_leaves_explicit_budgets(shard: LocalS
     assert (explicit.result.budget, explicit.degraded) == ("4x8", ())
 
 
-async def outcome(router: Router, plan: SearchPlan, caller: Caller = Caller()) -> str:
+async def outcome(router: Router, plan: SearchPlan, caller: Caller = EVERYONE) -> str:
     """Code of the refusal; empty for an answer."""
     try:
         await router.search(query(), plan, caller)
