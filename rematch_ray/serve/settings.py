@@ -62,7 +62,10 @@ class EncoderSettings(Settings):
     num_cpus: float = Field(1.0, ge=0, description="CPUs that one replica reserves")
     num_gpus: float = Field(0.0, ge=0, description="GPUs that one replica reserves")
     num_threads: int = Field(1, ge=1, description="torch threads of one replica")
-    max_batch_size: int = Field(16, ge=1, description="queries encoded together at most")
+    max_batch_size: int = Field(32, ge=1, description="items encoded together at most")
+    max_batch_tokens: int = Field(
+        2048, ge=1, description="tokens and image patches encoded together at most"
+    )
     batch_wait_s: float = Field(0.004, ge=0, description="how long a batch waits to fill")
     max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
 

@@ -53,6 +53,9 @@ BUDGETS = {
 }
 
 
+ANYONE = Caller()
+
+
 class FakeBackend:
     """Five documents; remembers what it was asked, fails when told to.
 
@@ -96,7 +99,7 @@ class FakeBackend:
         return EncodedQuery(vectors, np.ones((1, 1), np.float32), used, tokens=7)
 
     async def search(
-        self, query: EncodedQuery, plan: SearchPlan, caller: Caller = Caller()
+        self, query: EncodedQuery, plan: SearchPlan, caller: Caller = ANYONE
     ) -> Answer:
         if self.failure:
             raise self.failure

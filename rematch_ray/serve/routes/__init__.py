@@ -18,7 +18,9 @@ from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.observation import Observed, RequestRecord
 from rematch_ray.serve.pages import add_pages
 from rematch_ray.serve.routes.documents import add_documents
+from rematch_ray.serve.routes.embeddings import add_embeddings
 from rematch_ray.serve.routes.health import add_health
+from rematch_ray.serve.routes.rerank import add_rerank
 from rematch_ray.serve.routes.search import add_search
 from rematch_ray.serve.routes.service import Service
 from rematch_ray.serve.settings import Limits
@@ -57,6 +59,8 @@ def make_api(
     service = Service(backend, keys, limits, media)
     add_health(api, service)
     add_search(api, service)
+    add_embeddings(api, service)
+    add_rerank(api, service)
     add_documents(api, service)
     add_pages(api)
     return api
