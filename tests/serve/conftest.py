@@ -178,6 +178,7 @@ class FakeBackend:
         index = {
             "documents": len(self.documents),
             "generation": "g1",
+            "instruction": "index these",
             "coarse": {"fused": "flat", "first": "flat"},
             "calibration": None,
         }

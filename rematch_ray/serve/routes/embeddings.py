@@ -11,7 +11,7 @@ from rematch_ray.serve.api.embeddings import (
     inputs_of,
 )
 from rematch_ray.serve.failures import failures_named
-from rematch_ray.serve.routes.encoding import check_model, encode_all
+from rematch_ray.serve.routes.encoding import check_model, encode_all, instruction_for
 from rematch_ray.serve.routes.service import Service, errors
 
 ALIAS = "rematch"
@@ -33,7 +33,8 @@ def add_embeddings(api: FastAPI, service: Service) -> None:
             served = await service.backend.served()
         check_model(body.model, served, also=(ALIAS,))
         items = inputs_of(body, service.limits, served.model)
+        instruction = instruction_for(body.instruction, body.input_type, served)
         encoded = await encode_all(
-            service.backend, items, body.instruction, body.input_type, param="input"
+            service.backend, items, instruction, body.input_type, param="input"
         )
         return embeddings_response(body, encoded)

@@ -43,6 +43,19 @@ async def encode_all(
             task.cancel()
 
 
+def instruction_for(asked: str | None, side: Side, served: ServedIndex) -> str | None:
+    """The instruction to encode with: documents take the one that the index was built with.
+
+    Args:
+        asked: as sent; None for the default.
+        side: of what is encoded.
+        served: the index.
+    """
+    if asked is not None or side == "query":
+        return asked
+    return served.index.get("instruction")
+
+
 def check_model(asked: str, served: ServedIndex, *, also: Sequence[str] = ()) -> None:
     """Whether the model that a request names is the one served.
 

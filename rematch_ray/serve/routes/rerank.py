@@ -27,7 +27,7 @@ from rematch_ray.serve.rerank import (
     relevance_of_cosines,
     relevance_of_log_odds,
 )
-from rematch_ray.serve.routes.encoding import check_model, encode_all
+from rematch_ray.serve.routes.encoding import check_model, encode_all, instruction_for
 from rematch_ray.serve.routes.service import Service, errors, request_id_of
 
 
@@ -40,10 +40,12 @@ def add_rerank(api: FastAPI, service: Service) -> None:
         query_item, items = items_to_rerank(body, service.limits)
         backend = service.backend
         with failures_named():
-            check_model(body.model, await backend.served(), also=(MAXSIM, HEAD))
+            served = await backend.served()
+            check_model(body.model, served, also=(MAXSIM, HEAD))
+            stored = instruction_for(None, "document", served)
             query, documents = await asyncio.gather(
                 backend.encode(query_item, body.instruction, "query"),
-                encode_all(backend, items, None, "document", param="documents"),
+                encode_all(backend, items, stored, "document", param="documents"),
             )
             if body.model == HEAD:
                 relevance = relevance_of_log_odds(await backend.match(query, documents))
