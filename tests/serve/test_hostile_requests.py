@@ -31,7 +31,7 @@ def bomb(width: int, height: int) -> bytes:
         ("/v1/search", b'{"vectors": [[NaN, 1.0]]}', 422, "vectors.0.0"),
         ("/v1/search", b'{"vectors": [[Infinity, 1.0]]}', 422, "vectors.0.0"),
         ("/v1/search", b'{"vectors": [[1e999, 1.0]]}', 422, "vectors.0.0"),
-        ("/v1/search", b'{"vectors": [[0.0, 0.0],[1.0, 0.0],[1.0, 0.0],[1.0, 0.0]]}', 400, "vectors"),
+        ("/v1/search", b'{"vectors": [[0, 0],[1, 0],[1, 0],[1, 0]]}', 400, "vectors"),
         ("/v1/search", b'{"vectors": [[1e300, 1e300],[1, 0],[1, 0],[1, 0]]}', 400, "vectors"),
         ("/v1/search", b'{"query": "x", "min_score": NaN}', 422, "min_score"),
         ("/v1/search", b'{"query": "x", "deadline_ms": NaN}', 422, "deadline_ms"),
@@ -41,7 +41,7 @@ def bomb(width: int, height: int) -> bytes:
         ("/v1/search", b'{"query": "x", "filter": {"a": "\\ud800"}}', 422, "filter"),
         ("/v1/search", b'{"query": "x", "filter": {"\\udfff": 1}}', 422, "filter"),
         ("/v1/search", b'{"query": "\\ud83d"}', 422, "query"),
-        ("/v1/search", b'{"query": "x", "\\ud83d": 1}', 422, "?"),
+        ("/v1/search", b'{"query": "x", "\\ud83d": 1}', 422, None),
         ("/v1/search", b'{"query": "x", "budget": "\\ud83d"}', 422, "budget"),
         ("/v1/search", b'{"query": "x", "like\\u0000": "a"}', 422, "like\0"),
         ("/v1/search", b'{"query": ', 400, None),
@@ -56,12 +56,12 @@ def bomb(width: int, height: int) -> bytes:
         ("/v1/search", b'{"query": "x", "top_k": ' + b"9" * 4000 + b"}", 400, "top_k"),
         ("/v1/search", b'{"query": "x", "offset": ' + b"9" * 4000 + b"}", 400, "offset"),
         ("/v1/search", b'{"query": "x", "filter": ' + b'{"a":' * 40 + b"1" + b"}" * 41, 422, None),
-        ("/v1/documents", b'{"documents": [{"id": "a", "text": "b", "payload": {"c": NaN}}]}', 422, None),
+        ("/v1/documents", b'{"documents": [{"id": "a", "payload": {"c": NaN}}]}', 422, None),
         ("/v1/documents", b'{"documents": [{"id": "\\ud800", "text": "b"}]}', 422, None),
-        ("/v1/documents", b'{"documents": [{"id": "a", "text": "b", "source": "\\ud800"}]}', 422, None),
+        ("/v1/documents", b'{"documents": [{"id": "a", "source": "\\ud800"}]}', 422, None),
         ("/v1/embeddings", b'{"model": "rematch", "input": "\\ud800"}', 422, "input"),
         ("/v1/embeddings", b'{"model": "\\ud800", "input": "a"}', 422, "model"),
-        ("/v1/rerank", b'{"model": "rematch-maxsim", "query": "a", "documents": ["\\ud800"]}', 422, None),
+        ("/v1/rerank", b'{"model": "fake", "query": "a", "documents": ["\\ud800"]}', 422, None),
     ],
 )  # fmt: skip
 def test_a_body_that_cannot_be_is_refused_in_the_one_shape(
@@ -95,7 +95,7 @@ def test_an_image_of_200_megapixels_is_refused_before_it_is_decoded(
     ):
         error = error_of(client.post(path, json=body), 400)
         assert error["param"] == param
-        assert "20000" in error["message"]
+        assert "too many pixels" in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/search", "/v1/embeddings", "/v1/rerank", "/v1/documents"])

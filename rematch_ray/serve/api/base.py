@@ -20,6 +20,23 @@ class ApiModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
+def encodable(text: str) -> str:
+    """Refuse text that UTF-8 cannot carry: JSON escapes may hold half of a surrogate pair.
+
+    Raises:
+        ValueError: it does.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as half:
+        raise ValueError("a text holds half of a surrogate pair: send valid Unicode") from half
+    return text
+
+
+# of every text that a caller sends
+Text = Annotated[str, AfterValidator(encodable)]
+
+
 class ErrorDetail(ApiModel):
     """What went wrong."""
 
@@ -65,8 +82,7 @@ def _check(value: Any, depth: int) -> None:
         for held in value:
             _check(held, depth - 1)
     elif isinstance(value, str):
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise ValueError("a text holds half of a surrogate pair: send valid Unicode")
+        encodable(value)
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("NaN and infinity are not JSON: leave the field out, or send null")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from rematch_ray.data.item import Item, Part
-from rematch_ray.serve.api.base import ApiModel
+from rematch_ray.serve.api.base import ApiModel, Text
 from rematch_ray.serve.failures import refuse
 from rematch_ray.serve.settings import Limits
 
@@ -25,13 +25,13 @@ class TextPart(ApiModel):
     """A text part."""
 
     type: Literal["text"]
-    text: str = Field(examples=["an otter"])
+    text: Text = Field(examples=["an otter"])
 
 
 class ImageUrl(ApiModel):
     """Where an image is: a data URI."""
 
-    url: str = Field(
+    url: Text = Field(
         description="data:image/png;base64,... (other schemes are not fetched)",
         examples=[_DATA_URI],
     )
@@ -47,8 +47,8 @@ class ImagePart(ApiModel):
 class TextAndImage(ApiModel):
     """At most one image and one text, the image first."""
 
-    text: str | None = Field(None, examples=["an otter"])
-    image: str | None = Field(
+    text: Text | None = Field(None, examples=["an otter"])
+    image: Text | None = Field(
         None, description="data:image/...;base64,... or bare base64", examples=[_DATA_URI]
     )
 
@@ -80,7 +80,7 @@ def _form_of(value: Any) -> str | None:
 
 
 Content = Annotated[
-    Annotated[str, Tag("<text>")]
+    Annotated[Text, Tag("<text>")]
     | Annotated[TextAndImage, Tag("<fields>")]
     | Annotated[list[ContentPart], Tag("<parts>")]
     | Annotated[ContentPart, Tag("<part>")],

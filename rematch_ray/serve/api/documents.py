@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rematch_ray.serve.api.base import ApiModel, PlainJson, plain_json
+from rematch_ray.serve.api.base import ApiModel, PlainJson, Text, encodable
 from rematch_ray.serve.api.content import ContentPart, TextAndImage, item_of
 from rematch_ray.serve.api.vectors import given_vectors
 from rematch_ray.serve.backend import NewDocument, WriteResult
@@ -18,7 +18,7 @@ from rematch_ray.serve.settings import Limits
 def _printable(name: str) -> str:
     if not name.strip() or any(letter < " " for letter in name):
         raise ValueError("an id must be printable text")
-    return plain_json(name)
+    return encodable(name)
 
 
 DocumentId = Annotated[
@@ -30,8 +30,8 @@ class DocumentToWrite(ApiModel):
     """A document: something to encode, or its vectors."""
 
     id: DocumentId = Field(description="replaces a document of this id")
-    text: str | None = Field(None, examples=["an otter on a rock"])
-    image: str | None = Field(None, description="data:image/...;base64,... or bare base64")
+    text: Text | None = Field(None, examples=["an otter on a rock"])
+    image: Text | None = Field(None, description="data:image/...;base64,... or bare base64")
     content: list[ContentPart] | None = Field(
         None, description="parts in reading order, instead of text and image"
     )
@@ -40,7 +40,7 @@ class DocumentToWrite(ApiModel):
     )
     fused: list[float] | None = Field(None, description="fused vector (F), beside vectors")
     payload: PlainJson = Field({}, description="stored beside it", examples=[{"lang": "en"}])
-    source: str = Field("api", min_length=1, max_length=256, description="where it comes from")
+    source: Text = Field("api", min_length=1, max_length=256, description="where it comes from")
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> DocumentToWrite:
@@ -66,7 +66,7 @@ class UpsertRequest(ApiModel):
 class DeleteRequest(ApiModel):
     """Which documents to delete."""
 
-    ids: list[str] | None = Field(None, min_length=1, examples=[["doc-1"]])
+    ids: list[Text] | None = Field(None, min_length=1, examples=[["doc-1"]])
     filter: PlainJson | None = Field(
         None, description="all documents that match", examples=[{"source": "api"}]
     )

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Discriminator, Field, Tag
 
 from rematch_ray.data.item import Item
-from rematch_ray.serve.api.base import ApiModel
+from rematch_ray.serve.api.base import ApiModel, Text
 from rematch_ray.serve.api.content import Content, item_of
 from rematch_ray.serve.api.vectors import num_vectors
 from rematch_ray.serve.backend import EncodedQuery, Float32, Side
@@ -23,7 +23,7 @@ def _one_or_several(value: Any) -> str:
 
 
 Inputs = Annotated[
-    Annotated[str, Tag("<one>")]
+    Annotated[Text, Tag("<one>")]
     | Annotated[Annotated[list[Content], Field(min_length=1)], Tag("<several>")],
     Discriminator(_one_or_several),
 ]
@@ -32,7 +32,7 @@ Inputs = Annotated[
 class EmbeddingsRequest(ApiModel):
     """What to turn into vectors."""
 
-    model: str = Field(description="name or digest of the served model, or 'rematch'")
+    model: Text = Field(description="name or digest of the served model, or 'rematch'")
     input: Inputs = Field(
         description="one text, or a list: each member is a text, a part (text or image_url with a "
         "data URI), {text, image}, or a list of parts that make one input",
@@ -44,14 +44,14 @@ class EmbeddingsRequest(ApiModel):
     dimensions: int | None = Field(
         None, description="refused unless it is the width: vectors cannot be cut here"
     )
-    user: str | None = Field(None, description="of OpenAI's clients; has no effect here")
+    user: Text | None = Field(None, description="of OpenAI's clients; has no effect here")
     input_type: Literal["query", "document"] = Field(
         "query", description="which side of a search the inputs are"
     )
     num_vectors: int | None = Field(
         None, ge=1, description="also return the first so many multi-vectors of each input"
     )
-    instruction: str | None = Field(None, description="default: the model's; '' for none")
+    instruction: Text | None = Field(None, description="default: the model's; '' for none")
 
 
 Vector = list[float] | str

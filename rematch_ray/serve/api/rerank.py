@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from rematch_ray.data.item import Item
-from rematch_ray.serve.api.base import ApiModel
+from rematch_ray.serve.api.base import ApiModel, Text
 from rematch_ray.serve.api.content import Content, TextAndImage, item_of
 from rematch_ray.serve.failures import refuse
 from rematch_ray.serve.settings import Limits
@@ -18,7 +18,7 @@ MAXSIM, HEAD = "rematch-maxsim", "rematch-match-head"
 class RerankRequest(ApiModel):
     """A query and the documents to order by it."""
 
-    model: str = Field(
+    model: Text = Field(
         description=f"{MAXSIM} (or the served model's name): similarity; {HEAD}: the model's own "
         "answer whether a document matches",
         examples=[MAXSIM],
@@ -34,7 +34,7 @@ class RerankRequest(ApiModel):
     max_tokens_per_doc: int | None = Field(
         None, ge=1, description="accepted where no document can be longer: nothing is cut here"
     )
-    instruction: str | None = Field(
+    instruction: Text | None = Field(
         None, description="of the query; default: the model's; '' for none"
     )
     priority: int | None = Field(None, description="of Cohere's clients; has no effect here")

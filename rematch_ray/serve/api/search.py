@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, WrapValidator, model_validator
 
 from rematch_ray.data.item import Item
-from rematch_ray.serve.api.base import ApiModel, PlainJson, flag_or_fields, number_or_word
+from rematch_ray.serve.api.base import ApiModel, PlainJson, Text, flag_or_fields, number_or_word
 from rematch_ray.serve.api.content import Content
 from rematch_ray.serve.backend import Rerank, SearchPlan
 from rematch_ray.serve.failures import RequestError, from_validation, refuse
@@ -24,7 +24,7 @@ RAW_TOP_N = 10
 class HybridFields(ApiModel):
     """Words beside vectors: BM25 over the payload, fused with the vectors' list."""
 
-    text: str | None = Field(None, description="the words; default: the query's text")
+    text: Text | None = Field(None, description="the words; default: the query's text")
     fusion: Literal["rrf", "weighted"] | None = Field(
         None, description="by ranks (rrf, the default) or by scores"
     )
@@ -59,11 +59,11 @@ class SearchRequest(ApiModel):
         None, description="query vectors (R, D) of unit norm, instead of a query"
     )
     fused: list[float] | None = Field(None, description="fused vector (F), beside vectors")
-    like: str | None = Field(
+    like: Text | None = Field(
         None, description="id of a stored document: others like it, without itself"
     )
-    instruction: str | None = Field(None, description="default: the model's; '' for none")
-    budget: str | None = Field(
+    instruction: Text | None = Field(None, description="default: the model's; '' for none")
+    budget: Text | None = Field(
         None,
         description="auto (the default), fused, fast, balanced, full or a rung such as 8x16; "
         "/v1/info lists them",
@@ -72,7 +72,7 @@ class SearchRequest(ApiModel):
     candidates: Candidates = Field(
         "auto", description="documents scored at the final budget; all = exact"
     )
-    coarse: str | None = Field(
+    coarse: Text | None = Field(
         None, description="what the coarse stage goes by; /v1/info lists the choices"
     )
     target_recall: float | None = Field(
@@ -89,7 +89,7 @@ class SearchRequest(ApiModel):
         description="payload field -> value or list of allowed values; all must hold",
         examples=[{"source": "emoji"}],
     )
-    group_by: str | None = Field(None, description="at most one hit per value of this field")
+    group_by: Text | None = Field(None, description="at most one hit per value of this field")
     hybrid: HybridSwitch = Field(False, description="search by words as well")
     rerank: RerankSwitch | None = Field(
         None, description="matching head; default: where calibration measured that it helps"
