@@ -18,7 +18,11 @@ from rematch_ray.serve.api.base import ApiModel, Text
 from rematch_ray.serve.failures import refuse
 from rematch_ray.serve.settings import Limits
 
-_DATA_URI = "data:image/png;base64,iVBORw0KGgo..."
+# one pixel
+DATA_URI = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYPhfDwAChwGA"
+    "60e6kgAAAABJRU5ErkJggg=="
+)
 
 
 class TextPart(ApiModel):
@@ -33,7 +37,7 @@ class ImageUrl(ApiModel):
 
     url: Text = Field(
         description="data:image/png;base64,... (other schemes are not fetched)",
-        examples=[_DATA_URI],
+        examples=[DATA_URI],
     )
 
 
@@ -49,7 +53,7 @@ class TextAndImage(ApiModel):
 
     text: Text | None = Field(None, examples=["an otter"])
     image: Text | None = Field(
-        None, description="data:image/...;base64,... or bare base64", examples=[_DATA_URI]
+        None, description="data:image/...;base64,... or bare base64", examples=[DATA_URI]
     )
 
 

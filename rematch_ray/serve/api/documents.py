@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from fastapi import Body
 from pydantic import AfterValidator, Field, model_validator
 
 from rematch_ray.serve.api.base import ApiModel, PlainJson, Text, encodable
-from rematch_ray.serve.api.content import ContentPart, TextAndImage, item_of
+from rematch_ray.serve.api.content import DATA_URI, ContentPart, TextAndImage, item_of
 from rematch_ray.serve.api.vectors import given_vectors
 from rematch_ray.serve.backend import NewDocument, WriteResult
 from rematch_ray.serve.failures import refuse
@@ -63,6 +64,23 @@ class UpsertRequest(ApiModel):
     documents: list[DocumentToWrite] = Field(min_length=1)
 
 
+UpsertBody = Annotated[
+    UpsertRequest,
+    Body(
+        openapi_examples={
+            "text and image": {
+                "value": {
+                    "documents": [
+                        {"id": "doc-1", "text": "an otter", "payload": {"lang": "en"}},
+                        {"id": "doc-2", "text": "in snow", "image": DATA_URI, "source": "photos"},
+                    ]
+                }
+            }
+        }
+    ),
+]
+
+
 class DeleteRequest(ApiModel):
     """Which documents to delete."""
 
@@ -78,6 +96,17 @@ class DeleteRequest(ApiModel):
         if self.filter is not None and not self.filter:
             raise ValueError("an empty filter would match every document: name a field")
         return self
+
+
+DeleteBody = Annotated[
+    DeleteRequest,
+    Body(
+        openapi_examples={
+            "by id": {"value": {"ids": ["doc-1"]}},
+            "by filter": {"value": {"filter": {"source": "photos"}}},
+        }
+    ),
+]
 
 
 class WriteBody(ApiModel):

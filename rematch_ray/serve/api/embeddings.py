@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from fastapi import Body
 from pydantic import Discriminator, Field, Tag
 
 from rematch_ray.data.item import Item
 from rematch_ray.serve.api.base import ApiModel, Text
-from rematch_ray.serve.api.content import Content, item_of
+from rematch_ray.serve.api.content import DATA_URI, Content, item_of
 from rematch_ray.serve.api.vectors import num_vectors
 from rematch_ray.serve.backend import EncodedQuery, Float32, Side
 from rematch_ray.serve.failures import refuse
@@ -52,6 +53,31 @@ class EmbeddingsRequest(ApiModel):
         None, ge=1, description="also return the first so many multi-vectors of each input"
     )
     instruction: Text | None = Field(None, description="default: the model's; '' for none")
+
+
+EmbeddingsBody = Annotated[
+    EmbeddingsRequest,
+    Body(
+        openapi_examples={
+            "one text": {"value": {"model": "rematch", "input": "an otter"}},
+            "documents": {
+                "value": {
+                    "model": "rematch",
+                    "input": ["an otter", {"text": "in snow", "image": DATA_URI}],
+                    "input_type": "document",
+                }
+            },
+            "an image": {
+                "value": {
+                    "model": "rematch",
+                    "input": [{"type": "image_url", "image_url": {"url": DATA_URI}}],
+                    "encoding_format": "base64",
+                }
+            },
+            "multi-vectors": {"value": {"model": "rematch", "input": "an otter", "num_vectors": 4}},
+        }
+    ),
+]
 
 
 Vector = list[float] | str

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from fastapi import Body
 from pydantic import Field
 
 from rematch_ray.data.item import Item
 from rematch_ray.serve.api.base import ApiModel, Text
-from rematch_ray.serve.api.content import Content, TextAndImage, item_of
+from rematch_ray.serve.api.content import DATA_URI, Content, TextAndImage, item_of
 from rematch_ray.serve.failures import refuse
 from rematch_ray.serve.settings import Limits
 
@@ -38,6 +40,31 @@ class RerankRequest(ApiModel):
         None, description="of the query; default: the model's; '' for none"
     )
     priority: int | None = Field(None, description="of Cohere's clients; has no effect here")
+
+
+RerankBody = Annotated[
+    RerankRequest,
+    Body(
+        openapi_examples={
+            "texts": {
+                "value": {
+                    "model": MAXSIM,
+                    "query": "an otter",
+                    "documents": ["otters", "a bar"],
+                    "top_n": 1,
+                }
+            },
+            "by the matching head": {
+                "value": {
+                    "model": HEAD,
+                    "query": "an otter",
+                    "documents": [{"text": "otters"}, {"image": DATA_URI}],
+                    "return_documents": True,
+                }
+            },
+        }
+    ),
+]
 
 
 class RerankedBody(ApiModel):

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from fastapi import Body
 from pydantic import Discriminator, Field, Tag, ValidationError, WrapValidator, model_validator
 
 from rematch_ray.data.item import Item
 from rematch_ray.serve.api.base import ApiModel, PlainJson, Text, flag_or_fields, number_or_word
-from rematch_ray.serve.api.content import Content
+from rematch_ray.serve.api.content import DATA_URI, Content
 from rematch_ray.serve.backend import Rerank, SearchPlan
 from rematch_ray.serve.failures import RequestError, from_validation, refuse
 from rematch_ray.serve.settings import Limits
@@ -153,6 +154,34 @@ def _is_batch(value: Any) -> str:
 SearchBody = Annotated[
     Annotated[SearchRequest, Tag("<one>")] | Annotated[SearchBatch, Tag("<several>")],
     Discriminator(_is_batch),
+    Body(
+        openapi_examples={
+            "text": {"value": {"query": "an otter", "budget": "balanced", "top_k": 5}},
+            "text and image": {"value": {"query": {"text": "in snow", "image": DATA_URI}}},
+            "parts": {"value": {"query": [{"type": "text", "text": "an otter"}]}},
+            "by a deadline": {"value": {"query": "an otter", "budget": "auto", "deadline_ms": 500}},
+            "exact": {"value": {"query": "an otter", "budget": "full", "candidates": "all"}},
+            "words too": {
+                "value": {
+                    "query": "an otter",
+                    "hybrid": {"text": "otter", "fusion": "weighted", "lexical_weight": 0.3},
+                }
+            },
+            "filtered pages": {
+                "value": {
+                    "query": "an otter",
+                    "filter": {"source": ["emoji", "scenes"]},
+                    "group_by": "name",
+                    "offset": 2,
+                    "top_k": 2,
+                }
+            },
+            "explained": {"value": {"query": "an otter", "with_explain": True, "rerank": True}},
+            "several": {
+                "value": {"searches": [{"query": "an otter"}, {"query": "x", "budget": "fast"}]}
+            },
+        }
+    ),
 ]
 
 

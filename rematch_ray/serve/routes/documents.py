@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 
 from rematch_ray.serve.api.documents import (
-    DeleteRequest,
+    DeleteBody,
     DocumentBody,
-    UpsertRequest,
+    UpsertBody,
     WriteBody,
     new_documents,
     write_body,
@@ -31,7 +31,10 @@ def _add_writes(api: FastAPI, service: Service) -> None:
     writer = service.admitted("write")
 
     @api.post("/v1/documents", tags=["documents"], responses=errors(400, 413, 422, 429, 504))
-    async def upsert(body: UpsertRequest, caller: Caller = writer) -> WriteBody:
+    async def upsert(
+        body: UpsertBody,
+        caller: Caller = writer,
+    ) -> WriteBody:
         """Write documents: new ids are added, known ones replaced. Answered once it is on disk."""
         with failures_named():
             served = await backend.served()
@@ -39,7 +42,10 @@ def _add_writes(api: FastAPI, service: Service) -> None:
             return write_body(await backend.upsert(documents, caller))
 
     @api.delete("/v1/documents", tags=["documents"], responses=errors(400, 413, 422, 429, 504))
-    async def delete(body: DeleteRequest, caller: Caller = writer) -> WriteBody:
+    async def delete(
+        body: DeleteBody,
+        caller: Caller = writer,
+    ) -> WriteBody:
         """Delete documents by id, or all that match a filter. Answered once it is on disk."""
         ids = body.ids or []
         if len(ids) > limits.max_write_documents:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from rematch_ray.serve.api.embeddings import (
-    EmbeddingsRequest,
+    EmbeddingsBody,
     EmbeddingsResponse,
     embeddings_response,
     inputs_of,
@@ -27,7 +27,9 @@ def add_embeddings(api: FastAPI, service: Service) -> None:
         responses=errors(400, 404, 413, 422, 429, 504),
         response_model_exclude_none=True,
     )
-    async def embeddings(body: EmbeddingsRequest) -> EmbeddingsResponse:
+    async def embeddings(
+        body: EmbeddingsBody,
+    ) -> EmbeddingsResponse:
         """Turn texts and images into vectors, of the query side unless `input_type` says else."""
         with failures_named():
             served = await service.backend.served()

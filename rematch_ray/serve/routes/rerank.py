@@ -12,9 +12,9 @@ from rematch_ray.serve.api.rerank import (
     MAXSIM,
     ApiVersion,
     BilledUnits,
+    RerankBody,
     RerankedBody,
     RerankMeta,
-    RerankRequest,
     RerankResponse,
     RerankUsage,
     items_to_rerank,
@@ -35,7 +35,7 @@ def add_rerank(api: FastAPI, service: Service) -> None:
     """Add the routes."""
     guard = [service.admitted("read")]
 
-    async def rerank(request: Request, body: RerankRequest) -> RerankResponse:
+    async def rerank(request: Request, body: RerankBody) -> RerankResponse:
         """Order documents by how well they fit a query; nothing of the index is read."""
         query_item, items = items_to_rerank(body, service.limits)
         backend = service.backend
