@@ -54,6 +54,9 @@ class Observed:
         started = time.perf_counter()
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _REQUEST_ID.match(sent) else uuid.uuid4().hex
+        # a deadline counts from here; and answers name the request in their body too
+        noted = {"arrived": time.monotonic(), "request_id": request_id}
+        scope["state"] = {**scope.get("state", {}), **noted}
         status = 500
 
         async def named(message: Message) -> None:
