@@ -21,6 +21,8 @@ from rematch_ray.serve.settings import ServeArgs
 from tests.serve.test_serving import free_port
 
 SMALL = {"num_cpus": 0.1}
+# searches of a millisecond, on a machine that does other things too: waits say nothing
+CALM = {"enabled": False}
 
 
 def ask(url: str, body: Any) -> tuple[int, Any]:
@@ -118,6 +120,7 @@ def test_a_replica_that_dies_under_load_loses_no_request_without_an_answer(
             allow_anonymous=True,
             encoder=SMALL,
             shard={**SMALL, "num_replicas": 2},
+            load=CALM,
         )
     )
     model = Embedder.from_pretrained(pair.export, device="cpu")
@@ -164,6 +167,7 @@ def test_changes_under_load_fail_no_request(ray_cluster: None, pair: Any, tmp_pa
             allow_anonymous=True,
             encoder=SMALL,
             shard={**SMALL, "num_replicas": 2},
+            load=CALM,
         )
     )
     over = threading.Event()
