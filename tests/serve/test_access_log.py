@@ -1,7 +1,6 @@
 """The access log: a line of JSON per request, and nothing of what was searched for."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,8 @@ def answering(log: AccessLog) -> TestClient:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "logs"
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "logs"
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -109,6 +108,8 @@ def test_a_directory_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 
 def test_requests_do_not_share_their_facts(folder: Path) -> None:
     client = answering(AccessLog(AccessLogSettings(directory=folder)))
-    client.get("/v1/things/1")
-    client.get("/nothing")
+    with client:  # with a lifespan, whose state every request is given
+        client.app_state["facts"] = facts_of({})
+        client.get("/v1/things/1")
+        client.get("/nothing")
     assert "caller" not in lines(folder)[1]
