@@ -15,7 +15,8 @@ export function compareView(runs, listeners) {
   const ranks = runs.map((run) => new Map((run.found?.results ?? []).map((hit, index) => [hit.id, index])));
   const scaleMs = Math.max(...runs.map((run) => (run.found ? totalOf(stagesOf(run.found)) : 0)));
   const view = make("div", { class: "compare" },
-    make("div", { class: "summary" }, make("h2", {}, comparisonOf(runs))),
+    make("div", { class: "summary" }, make("h2", {}, comparisonOf(runs)),
+      make("p", { class: "quiet" }, "Scores compare within one budget only.")),
     make("div", { class: "columns" },
       column("A", runs[0], ranks[1], listeners),
       lines(ranks),
@@ -62,9 +63,11 @@ function column(name, run, others, { onOpen }) {
 
 function moveOf(name, here, there) {
   const other = name === "A" ? "B" : "A";
+  // A says where a hit went, B how far it came
   if (there === undefined) return make("span", { class: "move alone" }, `not in ${other}`);
+  if (name === "A") return make("span", { class: "move", role: "img", "aria-label": `place ${there + 1} in B` }, `→ ${there + 1}`);
   const by = there - here;
-  if (by === 0) return make("span", { class: "move", "aria-label": `same place in ${other}` }, "=");
+  if (by === 0) return make("span", { class: "move", role: "img", "aria-label": `same place as in ${other}` }, "=");
   const words = `${Math.abs(by)} ${Math.abs(by) === 1 ? "place" : "places"} ${by > 0 ? "higher" : "lower"} than in ${other}`;
   return make("span", { class: `move ${by > 0 ? "up" : "down"}`, role: "img", "aria-label": words, title: words },
     `${by > 0 ? "▲" : "▼"} ${Math.abs(by)}`);

@@ -18,7 +18,7 @@ const FIELDS = {
   filter: ["filter", ""],
   instruction: ["instruction", ""],
 };
-const ALWAYS_SEEN = ["q", "deadline"];
+const UNSURPRISING = ["q", "deadline", "k"]; // the rest is shown where the address names it
 
 /** What the fields say, without budgets, which are sliders of their own. */
 export function readFields() {
@@ -36,7 +36,7 @@ export function writeFields(settings) {
     }
     field.value = value;
   }
-  if (Object.keys(FIELDS).some((name) => !ALWAYS_SEEN.includes(name) && settings[name])) $("more").open = true;
+  if (Object.keys(FIELDS).some((name) => !UNSURPRISING.includes(name) && settings[name])) $("more").open = true;
 }
 
 /** Fields that what is served decides about. */
@@ -47,6 +47,7 @@ export function offerFields(info) {
   $("group-by").replaceChildren(new Option("document", ""), ...names.map((name) => new Option(name, name)));
   if (names.includes(chosen)) $("group-by").value = chosen;
   $("instruction").placeholder = info.instruction || "none";
+  $("filter").placeholder = JSON.stringify({ [names[0] ?? "field"]: "value" });
   const most = info.limits?.max_top_k ?? Infinity;
   for (const option of $("top-k").options) option.disabled = Number(option.value) > most;
 }

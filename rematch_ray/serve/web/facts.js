@@ -2,7 +2,17 @@
 
 import { $, facts, make } from "./dom.js";
 import { bytes, count, rung } from "./format.js";
-import { meaningOf } from "./ladder.js";
+
+/** Let the panel close as people expect of one that lies over the page. */
+export function wireFacts() {
+  const panel = $("facts");
+  panel.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !panel.open) return;
+    panel.open = false;
+    panel.querySelector("summary").focus();
+  });
+  document.addEventListener("click", (event) => { if (!panel.contains(event.target)) panel.open = false; });
+}
 
 /** Show what /v1/info says. */
 export function showFacts(info, rungs) {
@@ -47,11 +57,14 @@ function loadOf(load) {
 
 function ladderTable(rungs, sizes) {
   const rows = rungs.filter((it) => it.name !== "auto").map((it) => make("tr", {},
-    make("th", { scope: "row" }, [it.label, ...it.aliases].join(", ")),
-    make("td", {}, meaningOf(it)),
+    make("th", { scope: "row" }, it.label),
+    make("td", {}, it.aliases.join(", ")),
+    make("td", { class: "ms" }, count(it.queries * it.documents)),
     make("td", { class: "ms" }, sizes[it.name] ? bytes(sizes[it.name]) : "")));
   return make("table", { class: "numbers ladder" },
-    make("caption", {}, "Ladder of budgets"),
-    make("thead", {}, make("tr", {}, ["budget", "compares", "reads per document"].map((name) => make("th", { scope: "col" }, name)))),
+    make("caption", {}, "Ladder of budgets: work and reading per document"),
+    make("thead", {}, make("tr", {},
+      make("th", { scope: "col" }, "budget"), make("th", { scope: "col" }, "name"),
+      make("th", { scope: "col", class: "ms" }, "dot products"), make("th", { scope: "col", class: "ms" }, "bytes"))),
     make("tbody", {}, rows));
 }

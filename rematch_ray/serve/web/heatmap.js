@@ -3,10 +3,12 @@
 
 import { draw, make } from "./dom.js";
 
-const CELL = { least: 9, most: 40, width: 620 };
+const CELL = { least: 9, most: 40 };
 const LEFT = 34;
 const TOP = 20;
 const RIGHT = 64;
+const WIDTH = 655; // of all cells, where the window has room for them
+const MARGINS = 40;
 
 export class HeatMap {
   /**
@@ -17,7 +19,8 @@ export class HeatMap {
     this.matrix = matrix;
     this.best = matrix.map((row) => row.indexOf(Math.max(...row)));
     this.reach = Math.max(...matrix.flat().map(Math.abs), 1e-6);
-    this.size = Math.max(CELL.least, Math.min(CELL.most, Math.floor(CELL.width / matrix[0].length)));
+    const room = Math.min(WIDTH, innerWidth - LEFT - RIGHT - MARGINS);
+    this.size = Math.max(CELL.least, Math.min(CELL.most, Math.floor(room / matrix[0].length)));
     this.rungs = rungs.filter((rung) => rung.queries <= matrix.length && rung.documents <= matrix[0].length);
     this.place = { row: 0, column: this.best[0] };
     this.element = this.build();
@@ -93,7 +96,7 @@ export class HeatMap {
   bests() {
     const x = LEFT + this.matrix[0].length * this.size + 8;
     return draw("g", { class: "bests" }, this.best.map((column, row) => draw("rect", {
-      x, y: TOP + row * this.size + 1, height: Math.max(1, this.size - 2),
+      x, y: TOP + (row + 0.25) * this.size, height: this.size / 2, rx: 1,
       width: Math.max(1, (RIGHT - 12) * Math.max(0, this.matrix[row][column])),
     })));
   }
@@ -126,7 +129,9 @@ export class HeatMap {
     }[event.key];
     if (!moved) return; // Tab and Escape stay what they are: nobody is held here
     event.preventDefault();
-    if (this.matrix[moved.row]?.[moved.column] !== undefined) this.point(moved);
+    if (this.matrix[moved.row]?.[moved.column] === undefined) return;
+    this.point(moved);
+    this.cursor.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
   point(place) {

@@ -6,7 +6,7 @@ import { summaryOf } from "./answer.js";
 import { compareView, comparisonOf } from "./compare.js";
 import { fromHash, offerFields, readFields, toHash, writeFields } from "./controls.js";
 import { $, make } from "./dom.js";
-import { showFacts } from "./facts.js";
+import { showFacts, wireFacts } from "./facts.js";
 import { titleOf } from "./format.js";
 import { openHit } from "./hit.js";
 import { askForKey, wireKey } from "./key.js";
@@ -21,7 +21,10 @@ const sliders = {
   a: new BudgetSlider($("budget-a"), { id: "budget", label: "Budget", onChange: again }),
   b: new BudgetSlider($("budget-b"), { id: "budget-2", label: "Budget B", onChange: again }),
 };
-const picture = new Picture({ onChange: () => { setLike(""); run(); }, onProblem: complain });
+const picture = new Picture({
+  onChange: () => { setLike(""); if (hasQuery()) run(); else clear(); },
+  onProblem: complain,
+});
 
 // ---- the form, the address
 
@@ -82,17 +85,14 @@ async function run({ isNew = false } = {}) {
   const { signal } = (state.busy = new AbortController());
   complain("");
   $("answer").setAttribute("aria-busy", "true");
+  const wanted = settings();
+  remember(isNew);
   try {
-    const wanted = settings();
-    remember(isNew);
     const budgets = wanted.b ? [wanted.budget, wanted.b] : [wanted.budget];
-    const runs = await searchEach(budgets.map((budget) => requestOf(wanted, picture.uri, budget)), signal);
-    show(runs);
+    show(await searchEach(budgets.map((budget) => requestOf(wanted, picture.uri, budget)), signal));
   } catch (failure) {
-    if (failure.name === "AbortError") return; // a newer search has taken over
-    refuse(failure);
+    if (failure.name !== "AbortError") refuse(failure); // aborted: a newer search has taken over
   }
-  $("answer").removeAttribute("aria-busy");
 }
 
 /** One after the other, so that neither waits for the other and their times compare. */
@@ -111,10 +111,19 @@ async function searchEach(requests, signal) {
 }
 
 function show(runs) {
+  $("answer").removeAttribute("aria-busy");
   const listeners = { onOpen: open, onLike: like };
   const isPair = runs.length === 2;
+  $("intro").hidden = true;
   $("answer").replaceChildren(isPair ? compareView(runs, listeners) : resultsView(runs[0], listeners));
   $("status").textContent = isPair ? comparisonOf(runs) : summaryOf(runs[0].found);
+}
+
+function clear() {
+  $("answer").removeAttribute("aria-busy");
+  $("answer").replaceChildren();
+  $("status").textContent = "";
+  $("intro").hidden = false;
 }
 
 function open(hit, run, rank) {
@@ -141,8 +150,8 @@ function complain(message, { code = "", retryAfter = null } = {}) {
 
 function refuse(failure) {
   complain(failure.message, failure);
-  $("status").textContent = "";
-  $("answer").replaceChildren();
+  clear();
+  $("intro").hidden = true;
   if (failure.status === 401) askForKey();
   if (!(failure instanceof ApiError)) throw failure; // a mistake of ours belongs in the console too
 }
@@ -164,6 +173,7 @@ function wire() {
   $("hit").addEventListener("click", (event) => { if (event.target === $("hit")) $("hit").close(); });
   addEventListener("popstate", () => follow());
   addEventListener("hashchange", () => follow());
+  wireFacts();
   wireKey(start);
 }
 
@@ -174,7 +184,7 @@ function follow() {
   picture.clear();
   restore(fromHash(location.hash));
   if (hasQuery()) run();
-  else $("answer").replaceChildren();
+  else clear();
 }
 
 async function start() {

@@ -6,14 +6,13 @@ import { titleOf } from "./format.js";
 
 /** Filled once the image is here; until then, and where there is none, it holds the words. */
 export function thumb(hit) {
-  const title = titleOf(hit);
   const words = make("p", { class: "words" }, textOf(hit));
   const box = make("div", { class: "thumb" }, words);
   if (hit.payload?.media || hit.payload?.uri) box.classList.add("waiting");
   imageOf(hit).then((url) => {
     box.classList.remove("waiting");
     if (!url) return;
-    const image = make("img", { alt: title, src: url });
+    const image = make("img", { alt: "", src: url }); // the title stands beside every box, in words
     image.addEventListener("error", () => box.replaceChildren(words)); // bytes that are no image
     box.replaceChildren(image);
   });
