@@ -1,7 +1,7 @@
 """The pages for people: the search page at ``/`` and the API's at ``/docs``.
 
-Everything they load comes from the package: no CDN, no build step. What a page may do is said in its
-headers. Knows nothing of searching.
+Everything they load comes from the package: no CDN, no build step. What a page may do is said in
+its headers. Knows nothing of searching.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ TEXTS = [
 ]
 LADDER = ["1x1", "2x4", "4x8", "8x16", "16x64"]
 DIM, NUM_QUERY, NUM_DOCUMENT = 32, 16, 64
+ANYONE = Caller()
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
 
 
@@ -63,10 +64,14 @@ class Gallery:
         self.queries: list[Item] = []
         self.documents = _documents(media)
         self._words: dict[str, Float32] = {}
-        self._vectors = {
-            name: self._encode(payload.get("name", ""), NUM_DOCUMENT, seed)
-            for seed, (name, payload) in enumerate(self.documents.items())
-        }
+        self._vectors: dict[str, Float32] = {}
+        for name, payload in list(self.documents.items()):
+            self.add(name, payload, str(payload["name"]))
+
+    def add(self, name: str, payload: dict[str, Any], words: str) -> None:
+        """A document that is found by these words, whatever its payload says."""
+        self.documents[name] = payload
+        self._vectors[name] = self._encode(words, NUM_DOCUMENT, len(self._vectors))
 
     async def encode(
         self, query: Item, instruction: str | None, side: Side = "query"
@@ -82,7 +87,7 @@ class Gallery:
         return EncodedQuery(vectors[None], vectors[None, 0], used, tokens=3 + len(words.split()))
 
     async def search(
-        self, query: EncodedQuery, plan: SearchPlan, caller: Caller = Caller()
+        self, query: EncodedQuery, plan: SearchPlan, caller: Caller = ANYONE
     ) -> Answer:
         """Every document, at the budget asked for."""
         self.plans.append(plan)
@@ -134,7 +139,9 @@ class Gallery:
     async def like(self, document_id: str) -> EncodedQuery | None:
         """The first vectors of a document."""
         vectors = self._vectors.get(document_id)
-        return None if vectors is None else EncodedQuery(vectors[None, :NUM_QUERY], vectors[None, 0])
+        return (
+            None if vectors is None else EncodedQuery(vectors[None, :NUM_QUERY], vectors[None, 0])
+        )
 
     async def payload(self, document_id: str) -> Mapping[str, Any] | None:
         """What is stored."""

@@ -54,7 +54,8 @@ export function offerFields(info) {
 
 /** Settings without what is the default anyway, as an address has them. */
 export function toHash(settings) {
-  const said = Object.entries(settings).filter(([name, value]) => value && value !== FIELDS[name]?.[1]);
+  const usual = (name) => (name === "budget" ? "auto" : FIELDS[name]?.[1]);
+  const said = Object.entries(settings).filter(([name, value]) => value && value !== usual(name));
   const text = new URLSearchParams(said).toString();
   return text ? `#${text}` : "";
 }

@@ -17,12 +17,12 @@ export class BudgetSlider {
       id, type: "range", min: 0, step: 1,
       on: { input: () => this.say(), change: onChange },
     });
-    this.output = make("output", { for: id });
+    this.says = make("p", { class: "says", "aria-hidden": "true" }); // aria-valuetext says it aloud
     this.drawing = draw("svg", { class: "nest", "aria-hidden": "true" });
     this.marks = make("div", { class: "marks", "aria-hidden": "true" });
     root.classList.add("slider");
     root.append(
-      make("div", { class: "slider-head" }, make("label", { for: id, class: "label" }, label), this.output, this.drawing),
+      make("div", { class: "slider-head" }, make("label", { for: id, class: "label" }, label), this.says, this.drawing),
       make("div", { class: "track" }, this.input),
       this.marks,
     );
@@ -61,7 +61,7 @@ export class BudgetSlider {
     const { rung } = this;
     if (!rung) return;
     const meaning = meaningOf(rung);
-    this.output.replaceChildren(make("b", {}, rung.label), " ", make("span", {}, meaning));
+    this.says.replaceChildren(make("b", {}, rung.label), " ", make("span", {}, meaning));
     this.input.setAttribute("aria-valuetext", `${rung.label}: ${meaning}`);
     [...this.marks.children].forEach((mark, position) =>
       mark.classList.toggle("chosen", position === Number(this.input.value)));
