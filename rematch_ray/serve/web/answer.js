@@ -26,7 +26,7 @@ export function badgesOf(found) {
     : make("span", { class: "badge" }, `${count(found.scored)} of ${count(found.live)} scored`)];
   if (typeof found.expected_recall === "number") {
     badges.push(make("span", { class: "badge", title: "against an exhaustive search at the full budget" },
-      `recall ≥ ${percent(found.expected_recall)}`));
+      `recall ${atLeast(found.expected_recall)}`));
   }
   if (degradedOf(found)) badges.push(make("span", { class: "badge warn" }, "degraded"));
   return make("span", { class: "badges" }, badges);
@@ -52,7 +52,9 @@ export function factsOf(found, request) {
 }
 
 const recallOf = (found) =>
-  (typeof found.expected_recall === "number" ? `≥ ${percent(found.expected_recall)}` : "not calibrated");
+  (typeof found.expected_recall === "number" ? atLeast(found.expected_recall) : "not calibrated");
+
+const atLeast = (share) => (share >= 1 ? "100 %" : `≥ ${percent(share)}`);
 
 function headOf({ rerank }) {
   if (!rerank) return null;

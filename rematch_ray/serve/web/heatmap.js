@@ -3,7 +3,7 @@
 
 import { draw, make } from "./dom.js";
 
-const CELL = { least: 9, most: 40 };
+const CELL = { least: 9, most: 52 };
 const LEFT = 34;
 const TOP = 20;
 const RIGHT = 64;

@@ -18,7 +18,7 @@ export class BudgetSlider {
       on: { input: () => this.say(), change: onChange },
     });
     this.says = make("p", { class: "says", "aria-hidden": "true" }); // aria-valuetext says it aloud
-    this.drawing = draw("svg", { class: "nest", "aria-hidden": "true" });
+    this.drawing = draw("svg", { class: "nest", preserveAspectRatio: "xMaxYMid", "aria-hidden": "true" });
     this.marks = make("div", { class: "marks", "aria-hidden": "true" });
     root.classList.add("slider");
     root.append(
