@@ -24,6 +24,7 @@ from rematch_ray.serve.backend import (
     Caller,
     EncodedQuery,
     Float32,
+    NotReadyError,
     SearchPlan,
     ServedIndex,
     Side,
@@ -54,11 +55,12 @@ HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>
 
 
 class Gallery:
-    """The backend; `failure`, `degraded` and `plans` are for tests to set and read."""
+    """The backend; tests set `failure`, `degraded` and such, and read `plans`."""
 
     def __init__(self, media: Path) -> None:
         self.failure: Exception | None = None
         self.failing_budget: str | None = None
+        self.waiting_for = ""
         self.degraded: tuple[str, ...] = ()
         self.plans: list[SearchPlan] = []
         self.queries: list[Item] = []
@@ -149,6 +151,7 @@ class Gallery:
 
     async def served(self) -> ServedIndex:
         """As an index of this size would say."""
+        await self.ready()
         model = {
             "name": "gallery",
             "digest": "0" * 64,
@@ -183,7 +186,9 @@ class Gallery:
         return ServedIndex(index, model, budgets, "find what is described", load)
 
     async def ready(self) -> None:
-        """Always."""
+        """Unless a test has it wait."""
+        if self.waiting_for:
+            raise NotReadyError(f"{self.waiting_for} does not answer yet")
 
     async def metrics(self) -> str:
         """None."""

@@ -379,6 +379,15 @@ def test_a_refusal_is_shown_in_the_words_of_the_api(visit: Open, gallery: Galler
     expect(alert).to_be_hidden()
 
 
+def test_a_service_that_starts_is_waited_for(visit: Open, gallery: Gallery) -> None:
+    gallery.waiting_for = "the encoder"
+    page = visit("/#q=a+blue+star")
+    expect(page.get_by_role("alert")).to_contain_text("the encoder does not answer yet")
+    gallery.waiting_for = ""
+    expect(hits(page).first).to_be_visible()
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
 def test_a_filter_that_is_no_json_is_explained_before_anything_is_sent(
     visit: Open, gallery: Gallery
 ) -> None:

@@ -90,10 +90,10 @@ function lines([first, second]) {
 
 /** A hit under the pointer, or with the focus, lights up on both sides. */
 function linkTwins(view) {
-  const parts = Map.groupBy
-    ? Map.groupBy(view.querySelectorAll("[data-id]"), (part) => part.dataset.id)
-    : [...view.querySelectorAll("[data-id]")].reduce((all, part) =>
-      all.set(part.dataset.id, [...(all.get(part.dataset.id) ?? []), part]), new Map());
+  const parts = new Map();
+  for (const part of view.querySelectorAll("[data-id]")) {
+    parts.set(part.dataset.id, [...(parts.get(part.dataset.id) ?? []), part]);
+  }
   const light = (on) => (event) => {
     const id = event.target.closest?.("[data-id]")?.dataset.id;
     parts.get(id)?.forEach((part) => part.classList.toggle("lit", on));

@@ -201,7 +201,9 @@ async function start() {
     restore(wanted);
     state.hash = location.hash;
   } catch (failure) {
-    return refuse(failure);
+    refuse(failure);
+    if (failure.code === "not_ready") setTimeout(start, 1000 * (failure.retryAfter ?? 1));
+    return;
   }
   if (hasQuery()) run();
 }
