@@ -5,7 +5,6 @@ later ones, so that a larger budget really ranks better. `python -m tests.serve.
 """
 
 import asyncio
-import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,8 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
-from PIL import Image, ImageDraw
 
 from rematch_ray.data.item import Item
-from rematch_ray.data.media import decode_image
 from rematch_ray.errors import UserError
 from rematch_ray.index.hits import Hit, SearchResult
 from rematch_ray.serve.backend import (
@@ -33,16 +30,8 @@ from rematch_ray.serve.limits import KeyRing
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.routes import make_api
 from rematch_ray.serve.settings import ApiKey, Limits
+from tests.serve.shapes import COLOURS, SHAPES, draw, name_of_colour
 
-COLOURS = {
-    "red": (222, 60, 54),
-    "orange": (240, 150, 40),
-    "green": (46, 160, 90),
-    "teal": (30, 160, 170),
-    "blue": (52, 98, 222),
-    "purple": (140, 84, 200),
-}
-SHAPES = ["circle", "square", "triangle", "star", "ring"]
 TEXTS = [
     "a note on blue circles: they are seldom alone",
     "how to draw a green star with a ruler",
@@ -82,7 +71,7 @@ class Gallery:
         self.queries.append(query)
         words = query.text
         for part in query.images:
-            words += " " + await asyncio.to_thread(_name_of_colour, part.image or b"")
+            words += " " + await asyncio.to_thread(name_of_colour, part.image or b"")
         await asyncio.sleep(0.004)
         used = "find what is described" if instruction is None else instruction
         vectors = self._encode(words, NUM_QUERY, 7_000)
@@ -223,31 +212,6 @@ def gallery_api(backend: Gallery, media: Path, *keys: ApiKey, **limits: Any) -> 
     )
 
 
-def draw(shape: str, colour: tuple[int, int, int], size: int = 192) -> bytes:
-    """One shape on white, as PNG."""
-    big = size * 3
-    image = Image.new("RGB", (big, big), "white")
-    pen = ImageDraw.Draw(image)
-    low, high, middle = big * 0.14, big * 0.86, big / 2
-    if shape == "circle":
-        pen.ellipse((low, low, high, high), fill=colour)
-    elif shape == "ring":
-        pen.ellipse((low, low, high, high), outline=colour, width=big // 8)
-    elif shape == "square":
-        pen.rounded_rectangle((low, low, high, high), big // 24, fill=colour)
-    else:
-        turns = np.arange(3 if shape == "triangle" else 10)
-        radii = np.where((len(turns) == 10) & (turns % 2 == 1), 0.382, 1.0) * big * 0.4
-        angles = turns * 2 * np.pi / len(turns) - np.pi / 2
-        pen.polygon(
-            [(middle + r * np.cos(a), middle + r * np.sin(a)) for r, a in zip(radii, angles)],
-            fill=colour,
-        )
-    buffer = io.BytesIO()
-    image.resize((size, size), Image.Resampling.LANCZOS).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _documents(media: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for colour, rgb in COLOURS.items():
@@ -264,16 +228,6 @@ def _documents(media: Path) -> dict[str, dict[str, Any]]:
     for number, text in enumerate(TEXTS):
         found[f"notes/{number}"] = {"name": text, "text": f"{text}. {text.capitalize()}, again."}
     return found
-
-
-def _name_of_colour(image: bytes) -> str:
-    try:
-        pixels = np.asarray(decode_image(image, max_pixels=4_000_000).convert("RGB"))
-    except UserError as bad:
-        raise UserError(f"the query's image cannot be read: {bad}") from bad
-    inked = pixels[pixels.min(axis=-1) < 200].astype(float)
-    mean = inked.mean(axis=0) if len(inked) else np.full(3, 255.0)
-    return min(COLOURS, key=lambda name: float(np.abs(mean - COLOURS[name]).sum()))
 
 
 def _passes(payload: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:

@@ -1,4 +1,4 @@
-"""The files of the pages and the headers they come with; what they do is in test_page.py."""
+"""The files of the pages and the headers they come with; what they do is in page/."""
 
 import re
 from importlib.resources import files
