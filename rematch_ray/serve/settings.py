@@ -69,6 +69,23 @@ class ShardSettings(Settings):
     max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
 
 
+class WriterSettings(Settings):
+    """The one replica that writes."""
+
+    num_cpus: float = Field(0.5, ge=0, description="CPUs that it reserves")
+    commit_wait_s: float = Field(0.02, ge=0, description="how long a write waits for others")
+    commit_rows: int = Field(1024, ge=1, description="documents written together at most")
+    max_waiting_rows: int = Field(8192, ge=1, description="documents that wait before a 503")
+    encode_ahead: int = Field(16, ge=1, description="documents that are encoded at a time")
+    lock_patience_s: float = Field(
+        10.0, ge=0, description="how long a write waits while another process writes, before a 503"
+    )
+    merge_fan_in: int = Field(8, ge=2, description="segments of one size that are merged")
+    merge_max_rows: int = Field(20_000, ge=1, description="documents of one merge at most")
+    most_segments: int = Field(128, ge=2, description="with more, merging does not wait for quiet")
+    max_queued_requests: int = Field(64, ge=1, description="queue length before a 503")
+
+
 class ServeArgs(Settings):
     """Everything ``rematch_ray.serve.app:build`` takes."""
 
@@ -87,6 +104,7 @@ class ServeArgs(Settings):
     limits: Limits = Limits()
     encoder: EncoderSettings = EncoderSettings()
     shard: ShardSettings = ShardSettings()
+    writer: WriterSettings = WriterSettings()
     ingress_replicas: int = Field(1, ge=1, description="copies of the HTTP ingress")
 
     def read_keys(self) -> tuple[ApiKey, ...]:
