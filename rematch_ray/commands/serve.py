@@ -66,14 +66,14 @@ def add_arguments(parser: OneLineParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Serve until interrupted."""
-    args = _settings(options)
+    args, shards = _settings(options)
     args.read_keys()
     _check_port(options.host, options.port)
     from rematch_ray.workloads.runtime import Bundle, connect
 
     bundles = [
         Bundle("encoder", args.encoder.num_cpus, args.encoder.num_gpus, args.encoder.num_replicas),
-        Bundle("index shard", args.shard.num_cpus, count=args.shard.num_replicas),
+        Bundle("index shard", args.shard.num_cpus, count=shards * args.shard.num_replicas),
     ]
     url = f"http://{_spoken(options.host)}:{options.port}/"
     started = time.perf_counter()
@@ -95,7 +95,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {"url": url, "seconds_until_ready": round(seconds, 1)}
 
 
-def _settings(options: argparse.Namespace) -> ServeArgs:
+def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:
+    """What to serve, and the shards that it is split into."""
     from rematch_ray.index.search import SearchIndex
     from rematch_ray.serve.pair import fitting_export
     from rematch_ray.serve.settings import EncoderSettings, ServeArgs
@@ -105,7 +106,7 @@ def _settings(options: argparse.Namespace) -> ServeArgs:
     local = is_loopback(options.host)
     # on loopback the caller is the user, and the files are the user's own
     roots = options.media_root or ([Path.cwd()] if local else [])
-    return ServeArgs(
+    args = ServeArgs(
         index=options.index,
         model=str(export),
         api_keys_file=options.api_keys_file,
@@ -113,6 +114,7 @@ def _settings(options: argparse.Namespace) -> ServeArgs:
         media_roots=tuple(roots),
         encoder=EncoderSettings(num_replicas=options.replicas),
     )
+    return args, index.info()["shards"]
 
 
 def is_loopback(host: str) -> bool:

@@ -151,7 +151,7 @@ class Answer:
         dot_products: spent on this query.
         queue_ms: waited before the search began.
         search_ms: the search itself.
-        rerank: what the matching head did: `top_n`, `lambda`, `ms`, `raw`; None when it did not run.
+        rerank: what the matching head did: `top_n`, `lambda`, `ms`, `raw`; None where it did not.
         explained: id of a hit -> (r_q, r_d) similarities, when asked for.
     """
 

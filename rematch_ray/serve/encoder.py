@@ -45,7 +45,9 @@ class Encoder:
         self._embed.set_batch_wait_timeout_s(settings.batch_wait_s)
         self._model.encode_query("warm-up")  # the first forward pass is not a caller's to wait for
 
-    async def encode(self, query: Item, instruction: str | None) -> EncodedQuery:
+    async def encode(
+        self, query: Item, instruction: str | None, side: str = "query"
+    ) -> EncodedQuery:
         """Vectors (1, R, D) of one query and the instruction that was used.
 
         Raises:

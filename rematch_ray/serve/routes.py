@@ -139,7 +139,7 @@ def _add_search(api: FastAPI, backend: Backend, limits: Limits, guard: list[Any]
             plan = plan_of(request, limits, served.budgets)
             encoded = await _encode(request, plan.budget or "", backend, limits, served)
             ready = time.perf_counter()
-            found = await backend.search(encoded, plan)
+            found = (await backend.search(encoded, plan)).result
         ended = time.perf_counter()
         return SearchResponse(
             results=[

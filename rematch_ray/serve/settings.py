@@ -51,7 +51,8 @@ class Limits(Settings):
 class EncoderSettings(Settings):
     """Replicas that turn queries into vectors."""
 
-    num_replicas: int = Field(1, ge=1, description="copies of the model")
+    num_replicas: int = Field(1, ge=1, description="copies of the model, the least where scaled")
+    max_replicas: int | None = Field(None, ge=1, description="scale up to so many; none: do not")
     num_cpus: float = Field(1.0, ge=0, description="CPUs that one replica reserves")
     num_gpus: float = Field(0.0, ge=0, description="GPUs that one replica reserves")
     num_threads: int = Field(1, ge=1, description="torch threads of one replica")
@@ -63,7 +64,8 @@ class EncoderSettings(Settings):
 class ShardSettings(Settings):
     """Replicas that hold the index."""
 
-    num_replicas: int = Field(1, ge=1, description="copies of the index")
+    num_replicas: int = Field(1, ge=1, description="copies of the index, the least where scaled")
+    max_replicas: int | None = Field(None, ge=1, description="scale up to so many; none: do not")
     num_cpus: float = Field(1.0, ge=0, description="CPUs that one replica reserves")
     num_threads: int = Field(1, ge=1, description="searches that one replica runs at a time")
     max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
@@ -86,6 +88,47 @@ class WriterSettings(Settings):
     max_queued_requests: int = Field(64, ge=1, description="queue length before a 503")
 
 
+class LoadSettings(Settings):
+    """When the ceiling of `auto` budgets is lowered, and when it is raised again."""
+
+    enabled: bool = Field(
+        True, description="lower budgets under load; off: queues are all there is"
+    )
+    target_delay_ms: float | None = Field(
+        None, gt=0, description="mean wait that is borne; none: target_share of a full search"
+    )
+    target_share: float = Field(
+        0.1, gt=0, le=1, description="that wait, as a share of an unloaded full search"
+    )
+    interval_s: float = Field(
+        0.3, gt=0, description="how long waits exceed the target before each step down"
+    )
+    raise_after_s: float = Field(
+        5.0, gt=0, description="how long waits stay below it before each step up"
+    )
+    probe_after_s: float = Field(
+        60.0, gt=0, description="when a rung that was too dear at this rate is tried again"
+    )
+    explicit_from_level: int = Field(
+        2, ge=1, description="rungs below the top from which on explicit budgets get a 429"
+    )
+
+
+class QuotaSettings(Settings):
+    """What keys that name no quota of their own may use, and how replicas share quotas."""
+
+    requests_per_s: float | None = Field(
+        None, gt=0, description="of each such key and of anonymous callers; none: unlimited"
+    )
+    dot_products_per_s: float | None = Field(None, gt=0, description="likewise, of search work")
+    burst_s: float = Field(
+        2.0, gt=0, description="how many seconds' worth may be used at once after a pause"
+    )
+    lease_s: float = Field(
+        1.0, gt=0, description="how long a replica may keep a slice that it does not use"
+    )
+
+
 class ServeArgs(Settings):
     """Everything ``rematch_ray.serve.app:build`` takes."""
 
@@ -105,7 +148,18 @@ class ServeArgs(Settings):
     encoder: EncoderSettings = EncoderSettings()
     shard: ShardSettings = ShardSettings()
     writer: WriterSettings = WriterSettings()
+    load: LoadSettings = LoadSettings()
+    quotas: QuotaSettings = QuotaSettings()
     ingress_replicas: int = Field(1, ge=1, description="copies of the HTTP ingress")
+    head_weight: float = Field(
+        0.01, gt=0, description="of the matching head where it is asked for and was not measured"
+    )
+    drift_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of calibrated searches that is checked in the background",
+    )
 
     def read_keys(self) -> tuple[ApiKey, ...]:
         """All keys, those of the file included.

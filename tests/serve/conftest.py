@@ -25,7 +25,7 @@ from rematch_ray.data.media import decode_image
 from rematch_ray.index.build import build_index
 from rematch_ray.index.search import Hit, SearchResult
 from rematch_ray.model.embedder import Embedder, Embeddings
-from rematch_ray.serve.backend import EncodedQuery, NotReadyError, SearchPlan, ServedIndex
+from rematch_ray.serve.backend import Answer, EncodedQuery, NotReadyError, SearchPlan, ServedIndex
 from rematch_ray.serve.limits import KeyRing
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.observation import RequestRecord
@@ -66,7 +66,7 @@ class FakeBackend:
         vectors = np.full((1, 4, 2), 2**-0.5, np.float32)
         return EncodedQuery(vectors, np.ones((1, 1), np.float32), used)
 
-    async def search(self, query: EncodedQuery, plan: SearchPlan) -> SearchResult:
+    async def search(self, query: EncodedQuery, plan: SearchPlan) -> Answer:
         if self.failure:
             raise self.failure
         self.plans.append(plan)
@@ -74,7 +74,8 @@ class FakeBackend:
         hits = [Hit(name, 0.9 - n / 10, p) for n, (name, p) in enumerate(self.documents.items())]
         stages = [{"name": "maxsim", "in": 5, "out": plan.top_k, "ms": 0.5}]
         budget = plan.budget or ""
-        return SearchResult(hits[: plan.top_k], budget, 5, stages, 5, 5, "float", True, "g1")
+        found = hits[: plan.top_k]
+        return Answer(SearchResult(found, budget, 5, stages, 5, 5, "float", True, "g1"))
 
     async def payload(self, document_id: str) -> Mapping[str, Any] | None:
         return self.documents.get(document_id)

@@ -49,7 +49,7 @@ def test_the_shipped_serve_configuration_is_valid(repository: Path) -> None:
     assert application.import_path == "rematch_ray.serve.app:build"
     args = ServeArgs.model_validate(application.args)
     assert not args.allow_anonymous
-    known = {"encoder", "shard", "ingress"}
+    known = {"encoder", "shard-0", "ingress", "coordinator"}
     assert {deployment.name for deployment in application.deployments} <= known
 
 
@@ -208,8 +208,7 @@ def test_the_ingress_and_the_shards_need_no_torch() -> None:
     # its import would be paid by the first query, in the event loop
     program = (
         "import sys, rematch_ray.serve.app, rematch_ray.index.search\n"
-        "from rematch_ray.serve.app import offered_budgets\n"
-        "offered_budgets({'ladder': ['1x1'], 'fused_dim': 8})\n"
+        "import rematch_ray.serve.searching\n"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(
