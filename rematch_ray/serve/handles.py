@@ -139,3 +139,33 @@ class RemoteWriter(Deployed):
     async def delete(self, ids: Any, filter: Any) -> Any:
         """Deletes documents."""
         return await self.call("delete", ids, filter)
+
+
+class RemoteSets(Deployed):
+    """See `set_backend.SetsClient`.
+
+    Args:
+        name: for messages.
+        handle: of `Sets`.
+        deployed: name of this deployment of the application.
+    """
+
+    def __init__(self, name: str, handle: DeploymentHandle, deployed: str) -> None:
+        super().__init__(name, handle, timeout_s=2.0, tries=1)
+        self._deployed = deployed
+
+    async def exchange(self, report: Any) -> Any:
+        """Reports what is served; gives orders."""
+        return await self.call("exchange", report, self._deployed)
+
+    async def status(self) -> Any:
+        """Where a change of sets stands."""
+        return await self.call("status")
+
+
+class RemoteSwap(Deployed):
+    """Begins changes: reads index and model before it answers, which takes a while."""
+
+    async def swap(self, index: str, model: str | None) -> Any:
+        """Begins a change of sets."""
+        return await self.call("swap", index, model)

@@ -129,6 +129,17 @@ class QuotaSettings(Settings):
     )
 
 
+class SwapSettings(Settings):
+    """A change of model and index while the service runs."""
+
+    warm_timeout_s: float = Field(
+        900.0, gt=0, description="how long a new set may take to come up before it is given up"
+    )
+    drain_timeout_s: float = Field(
+        60.0, gt=0, description="how long requests may stay on the old set"
+    )
+
+
 class ServeArgs(Settings):
     """Everything ``rematch_ray.serve.app:build`` takes."""
 
@@ -148,6 +159,7 @@ class ServeArgs(Settings):
     encoder: EncoderSettings = EncoderSettings()
     shard: ShardSettings = ShardSettings()
     writer: WriterSettings = WriterSettings()
+    swap: SwapSettings = SwapSettings()
     load: LoadSettings = LoadSettings()
     quotas: QuotaSettings = QuotaSettings()
     ingress_replicas: int = Field(1, ge=1, description="copies of the HTTP ingress")

@@ -161,17 +161,15 @@ class SwapManager:
         self._is_up = False
         self._move(Phase.WARMING)
 
-    def started(self) -> None:
-        """The new set is up: its deployments run."""
-        self._is_up = True
+    def started(self, spec: SetSpec) -> None:
+        """A new set is up: its deployments run."""
+        self._is_up = self._is_up or spec == self._coming
 
-    def failed(self, reason: str) -> None:
-        """The new set cannot be; the old one goes on serving."""
-        if self._phase != Phase.WARMING:
-            return
-        assert self._coming is not None
-        self._remove.append(self._coming)
-        self._finish(self._coming, error=reason)
+    def failed(self, spec: SetSpec, reason: str) -> None:
+        """A new set cannot be; the old one goes on serving."""
+        if self._phase == Phase.WARMING and spec == self._coming:
+            self._remove.append(spec)
+            self._finish(spec, error=reason)
 
     def report(self, report: SetReport) -> SetOrders:
         """Take a router's report, give it its orders."""
@@ -230,12 +228,12 @@ class SwapManager:
         living = self._living()
         reasons = [report.failed[name] for report in living if name in report.failed]
         if reasons:
-            self.failed(reasons[0])
+            self.failed(self._coming, reasons[0])
         elif self._is_up and living and all(name in report.reached for report in living):
             self._old, self._serving, self._coming = self._serving, self._coming, None
             self._move(Phase.FLIPPING)
         elif waited >= self._warm_timeout_s:
-            self.failed(f"it was not ready after {waited:.0f} s")
+            self.failed(self._coming, f"it was not ready after {waited:.0f} s")
 
     def _finish(self, spec: SetSpec, *, error: str | None = None, cut_off: int = 0) -> None:
         self._last = {**spec.to_json(), "done": error is None, "error": error, "cut_off": cut_off}

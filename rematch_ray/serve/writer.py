@@ -26,12 +26,12 @@ from rematch_ray.serve.backend import EncodedQuery, NewDocument, OverloadedError
 from rematch_ray.serve.commit_queue import CommitQueue
 from rematch_ray.serve.commits import IndexWriter, Outcome, Write
 from rematch_ray.serve.documents import ReadyDocument, check_documents, check_ids, make_ready
+from rematch_ray.serve.follower import EXCHANGE_S
 from rematch_ray.serve.settings import WriterSettings
 from rematch_ray.serve.shard import LOOK_S
 
 # shards look for a new generation every LOOK_S, routers hear of it with their next exchange; twice
 # the sum leaves room for opening it and for a busy machine
-EXCHANGE_S = 0.2
 VISIBLE_WITHIN_S = 2 * (LOOK_S + EXCHANGE_S)
 
 Encode = Callable[[Item, str], Awaitable[EncodedQuery]]

@@ -44,7 +44,9 @@ class Run:
     def p99(self, start: float = 0.0, end: float = np.inf) -> float:
         """99th percentile of the latency of what arrived between."""
         arrived = np.array(self.arrived)
-        return float(np.quantile(np.array(self.latency)[(arrived >= start) & (arrived < end)], 0.99))
+        return float(
+            np.quantile(np.array(self.latency)[(arrived >= start) & (arrived < end)], 0.99)
+        )
 
     def level_changes(self, start: float = 0.0) -> int:
         levels = [level for at, level in self.levels if at >= start]
@@ -77,9 +79,7 @@ class Service:
         """Simulate; `rate` gives requests per second at a time."""
         rng = np.random.default_rng(seed)
         clock, run = Clock(), Run()
-        load = LoadController(
-            len(self.seconds), self.settings, clock, unloaded_s=self.seconds[0]
-        )
+        load = LoadController(len(self.seconds), self.settings, clock, unloaded_s=self.seconds[0])
         self.load = load
         free_at = [0.0] * self.servers
         heapq.heapify(free_at)
@@ -119,9 +119,7 @@ class Service:
                     queue.append((now, explicit))
         return run
 
-    def _after(
-        self, now: float, rate: Callable[[float], float], rng: np.random.Generator
-    ) -> float:
+    def _after(self, now: float, rate: Callable[[float], float], rng: np.random.Generator) -> float:
         return now + rng.exponential(1 / rate(now))
 
     def _report(

@@ -82,7 +82,7 @@ def test_a_set_is_started_once_reached_flipped_to_drained_and_removed(
     assert manager.tick() == Chores(start=NEW)
     assert manager.tick() == Chores()
     assert routers[0].report() == SetOrders(OLD), "not before it is up"
-    manager.started()
+    manager.started(NEW)
     routers[0].in_flight = {OLD.name: 2}
     for router in (*routers, routers[0]):
         assert router.report().serving == OLD, "not before all have reached it"
@@ -109,7 +109,7 @@ def test_a_set_that_does_not_come_up_is_removed_and_the_old_one_serves(
     router = Router("r", manager)
     manager.begin(NEW)
     manager.tick()
-    manager.failed("no such GPU")
+    manager.failed(NEW, "no such GPU")
     assert router.report() == SetOrders(OLD)
     assert manager.tick() == Chores(remove=(NEW,))
     assert manager.status()["last"]["error"] == "no such GPU"
@@ -128,7 +128,7 @@ def test_a_set_that_a_router_cannot_reach_is_not_flipped_to(
         router.report()
     manager.begin(NEW)
     removed: list[Any] = [*manager.tick().remove]
-    manager.started()
+    manager.started(NEW)
     for _ in range(110):
         clock.now += 1
         assert all(router.report().serving == OLD for router in routers)
@@ -150,7 +150,7 @@ def test_a_router_that_died_is_not_waited_for(manager: SwapManager, clock: Clock
     dead.report()
     manager.begin(NEW)
     manager.tick()
-    manager.started()
+    manager.started(NEW)
     removed: tuple[SetSpec, ...] = ()
     for _ in range(8):
         clock.now += LIVE_S / 4
@@ -167,7 +167,7 @@ def test_requests_that_never_end_do_not_keep_the_old_set_for_ever(
     router.report()
     manager.begin(NEW)
     manager.tick()
-    manager.started()
+    manager.started(NEW)
     removed: tuple[SetSpec, ...] = ()
     for _ in range(14):
         clock.now += 1
@@ -213,10 +213,10 @@ def test_whatever_happens_no_set_is_removed_under_a_request_that_could_end(
         chores = manager.tick()
         if chores.start is not None:
             if draw.random() < 0.3:
-                manager.failed("no luck")
+                manager.failed(chores.start, "no luck")
             else:
                 alive.add(chores.start.name)
-                manager.started()
+                manager.started(chores.start)
         for gone in chores.remove:
             alive.discard(gone.name)
         router = draw.choice(routers)
