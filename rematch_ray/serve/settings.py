@@ -44,6 +44,13 @@ class Limits(Settings):
     max_parts: int = Field(8, ge=1, description="text and image parts of one query")
     max_text_chars: int = Field(8192, ge=1, description="characters of one text part")
     max_top_k: int = Field(100, ge=1, description="hits of one answer")
+    max_offset: int = Field(1000, ge=0, description="hits left out before the first one")
+    max_searches: int = Field(32, ge=1, description="searches of one request")
+    max_inputs: int = Field(256, ge=1, description="inputs of one /v1/embeddings request")
+    max_rerank_documents: int = Field(
+        100, ge=1, description="documents of one rerank, also of a search's last rung"
+    )
+    max_write_documents: int = Field(1000, ge=1, description="documents of one write")
     max_candidates: int = Field(10_000, ge=1, description="candidates, unless 'all' is asked for")
     allow_all_candidates: bool = Field(True, description="whether 'candidates: all' is answered")
 
@@ -56,7 +63,10 @@ class EncoderSettings(Settings):
     num_cpus: float = Field(1.0, ge=0, description="CPUs that one replica reserves")
     num_gpus: float = Field(0.0, ge=0, description="GPUs that one replica reserves")
     num_threads: int = Field(1, ge=1, description="torch threads of one replica")
-    max_batch_size: int = Field(16, ge=1, description="queries encoded together at most")
+    max_batch_size: int = Field(32, ge=1, description="items encoded together at most")
+    max_batch_tokens: int = Field(
+        2048, ge=1, description="tokens and image patches encoded together at most"
+    )
     batch_wait_s: float = Field(0.004, ge=0, description="how long a batch waits to fill")
     max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
 

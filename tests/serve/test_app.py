@@ -55,14 +55,17 @@ def test_the_shipped_serve_configuration_is_valid(repository: Path) -> None:
 
 def test_queries_of_one_batch_get_the_vectors_they_get_alone(pair: Any) -> None:
     from rematch_ray.data.item import Item
-    from rematch_ray.serve.encoder import embed_rows
+    from rematch_ray.serve.batching import Queued
+    from rematch_ray.serve.encoder import embed_queued
 
     model = Embedder.from_pretrained(pair.export, device="cpu")
     texts = ["a red square", "blue", "a very long query about a yellow square"]
-    rows = [model.row_encoder.encode(Item.of(text), "query", "") for text in texts]
-    together = embed_rows(model, rows)
+    rows = [
+        Queued(model.row_encoder.encode(Item.of(text), "query", ""), "query", 4) for text in texts
+    ]
+    together = embed_queued(model, rows)
     for row, mine in zip(rows, together, strict=True):
-        [alone] = embed_rows(model, [row])
+        [alone] = embed_queued(model, [row])
         assert mine.vectors.shape == (1, 4, 16)
         assert np.abs(mine.vectors - alone.vectors).max() < 1e-5
 

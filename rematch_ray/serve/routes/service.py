@@ -1,0 +1,97 @@
+"""What every route shares: the backend, the limits, who is let in, and when a request came in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Depends, Request
+from starlette.requests import HTTPConnection
+
+from rematch_ray.serve.api.base import ErrorBody
+from rematch_ray.serve.backend import Backend, Caller
+from rematch_ray.serve.failures import RequestError
+from rematch_ray.serve.limits import KeyRing
+from rematch_ray.serve.media import MediaRoots
+from rematch_ray.serve.settings import Limits
+
+_REASONS = {
+    400: "a value that cannot be; `param` names its field",
+    401: "no API key, or one that is not known here",
+    403: "the API key lacks the scope",
+    404: "no such document or model",
+    413: "the body is too large",
+    422: "an unknown field, or one of another type",
+    429: "this key's quota is used up, or an explicit budget under load; see Retry-After",
+    500: "the server failed",
+    503: "not ready, or no room now; see Retry-After",
+    504: "the deadline passed before there was anything to return",
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    """What routes are made of.
+
+    Attributes:
+        backend: encodes, searches, writes.
+        keys: who may call.
+        limits: what one request may ask for.
+        media: directories that images may be returned from.
+    """
+
+    backend: Backend
+    keys: KeyRing
+    limits: Limits
+    media: MediaRoots
+
+    def admitted(self, scope: str) -> Any:
+        """A dependency that gives the `Caller` of a request, or refuses it.
+
+        Args:
+            scope: `read`, `write` or `admin`.
+        """
+        return Depends(self._admission(scope))
+
+    def _admission(self, scope: str) -> Callable[[Request], Awaitable[Caller]]:
+        async def admit(request: Request) -> Caller:
+            return admitted(self.keys, request, scope)
+
+        return admit
+
+
+def admitted(keys: KeyRing, request: Request, scope: str) -> Caller:
+    """Who asks, if they may.
+
+    Raises:
+        RequestError: 401 without a key of ours, 403 when the key lacks the scope.
+    """
+    known: Any = keys.admit(request.headers)
+    caller = known if isinstance(known, Caller) else Caller(name=known)
+    if scope not in caller.scopes:
+        held = ", ".join(sorted(caller.scopes)) or "none"
+        raise RequestError(
+            403,
+            "missing_scope",
+            f"this needs the scope '{scope}'; key '{caller.name}' has {held}",
+        )
+    return caller
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How a route documents its failures; those that any route may have are added."""
+    every = sorted({401, 403, 500, 503, *statuses})
+    return {status: {"model": ErrorBody, "description": _REASONS[status]} for status in every}
+
+
+def arrived_at(connection: HTTPConnection) -> float:
+    """`time.monotonic()` when the request came in, as the outermost layer noted it."""
+    noted = connection.scope.get("state", {}).get("arrived")
+    return time.monotonic() if noted is None else float(noted)
+
+
+def request_id_of(connection: HTTPConnection) -> str | None:
+    """The id that the answer carries as ``x-request-id``."""
+    return connection.scope.get("state", {}).get("request_id")
