@@ -8,15 +8,12 @@ down. Serve ships this module to its controller by value: it imports nothing of 
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 ASKED, CAPACITY = "rematch_asked_dot_products", "rematch_capacity_dot_products"
-# of the capacity; the ceiling comes down when searches queue, close to 1
-TARGET_SHARE = 0.6
 _WINDOW_S = 10.0
 _STEP = 0.05
 
@@ -62,34 +59,46 @@ class WorkMeter:
         return {ASKED: self._total / _WINDOW_S, CAPACITY: self._per_s * self._num_threads}
 
 
-def replicas_for(asked: float, capacity: float, current: int, target: float = TARGET_SHARE) -> int:
+def replicas_for(asked: float, capacity: float, shares: Sequence[float], *, current: int) -> int:
     """How many replicas some work needs.
 
     Args:
         asked: dot products a second, of all replicas together.
-        capacity: of one replica.
+        capacity: of one replica; 0 while it is unknown.
+        shares: of the capacity of 1, 2, ... replicas together that may be used.
         current: replicas now; kept while the capacity is unknown.
-        target: share of the capacity that is used.
 
-    >>> replicas_for(100.0, 50.0, 1), replicas_for(0.0, 50.0, 3), replicas_for(9.0, 0.0, 2)
-    (4, 1, 2)
+    >>> shares = [0.2, 0.5, 0.6, 0.7]
+    >>> [replicas_for(asked, 50.0, shares, current=1) for asked in (0.0, 10.0, 11.0, 90.0, 999.0)]
+    [1, 1, 2, 3, 4]
+    >>> replicas_for(9.0, 0.0, shares, current=2)
+    2
     """
-    return max(1, math.ceil(asked / (capacity * target))) if capacity > 0 else current
+    if capacity <= 0:
+        return current
+    for number, share in enumerate(shares, start=1):
+        if asked <= number * capacity * share:
+            return number
+    return len(shares)
 
 
-def work_policy(context: Any) -> tuple[int, dict[str, Any]]:
+class WorkPolicy:
     """Serve's custom autoscaling policy: see `replicas_for`.
 
     Args:
-        context: Serve's `AutoscalingContext`.
-
-    Returns:
-        Replicas, and the state of the policy, which has none.
+        shares: of the capacity of 1, 2, ... replicas that may be used; below what makes the load
+            controller act.
     """
-    metrics: Mapping[str, Mapping[Any, float]] = context.aggregated_metrics or {}
-    asked = sum(metrics.get(ASKED, {}).values())
-    known = [value for value in metrics.get(CAPACITY, {}).values() if value > 0]
-    capacity = sum(known) / len(known) if known else 0.0
-    least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
-    wanted = replicas_for(asked, capacity, context.target_num_replicas)
-    return min(max(wanted, least), most), {}
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        self._shares = list(shares)
+
+    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
+        """Replicas for Serve's `AutoscalingContext`, and the state of the policy: it has none."""
+        metrics: Mapping[str, Mapping[Any, float]] = context.aggregated_metrics or {}
+        asked = sum(metrics.get(ASKED, {}).values())
+        known = [value for value in metrics.get(CAPACITY, {}).values() if value > 0]
+        capacity = sum(known) / len(known) if known else 0.0
+        least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+        wanted = replicas_for(asked, capacity, self._shares, current=context.target_num_replicas)
+        return min(max(wanted, least), most), {}

@@ -17,14 +17,14 @@ from ray.serve.handle import DeploymentHandle
 
 from rematch_ray.serve.coordinator import Coordinator
 from rematch_ray.serve.encoder import Encoder
+from rematch_ray.serve.load import scale_up_utilisation
 from rematch_ray.serve.pair import fitting_export
 from rematch_ray.serve.settings import EncoderSettings, ServeArgs, ShardSettings
 from rematch_ray.serve.shard import Shard
 from rematch_ray.serve.swap import SetSpec
 from rematch_ray.serve.writer import Writer
 
-WORK_POLICY = "rematch_ray.serve.autoscaling:work_policy"
-METRICS_INTERVAL_S = 2.0
+WORK_POLICY = "rematch_ray.serve.autoscaling:WorkPolicy"
 UPSCALE_DELAY_S = 5.0
 
 
@@ -133,7 +133,7 @@ def _encoder(args: ServeArgs, model: str) -> Application:
         # two batches' worth: one is computed while the next fills
         max_ongoing_requests=2 * settings.max_batch_size,
         max_queued_requests=settings.max_queued_requests,
-        **_scaling(settings, None),
+        **_scaling(settings),
     )(Encoder).bind(model, settings, args.limits.max_image_pixels)
 
 
@@ -145,12 +145,12 @@ def _shard(args: ServeArgs, index: str, number: int, coordinator: Application) -
         # searches wait in the shard, where their waiting is measured
         max_ongoing_requests=settings.max_queued_requests + settings.num_threads,
         max_queued_requests=settings.max_queued_requests,
-        **_scaling(settings, WORK_POLICY),
+        **_scaling(settings, **_by_work(args)),
     )(Shard).bind(index, settings.num_threads, number, coordinator)
 
 
-def _scaling(settings: EncoderSettings | ShardSettings, policy: str | None) -> dict[str, Any]:
-    """How many replicas, as Serve takes it."""
+def _scaling(settings: EncoderSettings | ShardSettings, **policy: Any) -> dict[str, Any]:
+    """How many replicas, as Serve takes it; without a policy by requests under way."""
     if settings.max_replicas is None:
         return {"num_replicas": settings.num_replicas}
     config: dict[str, Any] = {
@@ -158,9 +158,18 @@ def _scaling(settings: EncoderSettings | ShardSettings, policy: str | None) -> d
         "max_replicas": max(settings.num_replicas, settings.max_replicas),
         "upscale_delay_s": UPSCALE_DELAY_S,
     }
-    if policy is not None:
-        config |= {"policy": {"policy_function": policy}, "metrics_interval_s": METRICS_INTERVAL_S}
-    return {"autoscaling_config": config}
+    return {"autoscaling_config": config | policy}
+
+
+def _by_work(args: ServeArgs) -> dict[str, Any]:
+    """The policy of shards: how busy they may be lies below where the ceiling comes down."""
+    settings = args.shard
+    counts = range(1, (settings.max_replicas or settings.num_replicas) + 1)
+    shares = [
+        round(scale_up_utilisation(count * settings.num_threads, args.load.target_share), 4)
+        for count in counts
+    ]
+    return {"policy": {"policy_function": WORK_POLICY, "policy_kwargs": {"shares": shares}}}
 
 
 def _coordinator(args: ServeArgs, num_shards: int, num_levels: int) -> Application:
