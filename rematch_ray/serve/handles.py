@@ -142,30 +142,30 @@ class RemoteWriter(Deployed):
 
 
 class RemoteSets(Deployed):
-    """See `set_backend.SetsClient`.
+    """See `set_backend.SetsClient` and `admin.SwapClient`.
 
     Args:
         name: for messages.
         handle: of `Sets`.
         deployed: name of this deployment of the application.
+        timeout_s: of a report.
     """
 
-    def __init__(self, name: str, handle: DeploymentHandle, deployed: str) -> None:
-        super().__init__(name, handle, timeout_s=2.0, tries=1)
+    def __init__(
+        self, name: str, handle: DeploymentHandle, deployed: str, *, timeout_s: float
+    ) -> None:
+        super().__init__(name, handle, tries=1)
         self._deployed = deployed
+        self._prompt = Deployed(name, handle, timeout_s=timeout_s, tries=1)
 
     async def exchange(self, report: Any) -> Any:
         """Reports what is served; gives orders."""
-        return await self.call("exchange", report, self._deployed)
+        return await self._prompt.call("exchange", report, self._deployed)
 
     async def status(self) -> Any:
         """Where a change of sets stands."""
-        return await self.call("status")
-
-
-class RemoteSwap(Deployed):
-    """Begins changes: reads index and model before it answers, which takes a while."""
+        return await self._prompt.call("status")
 
     async def swap(self, index: str, model: str | None) -> Any:
-        """Begins a change of sets."""
+        """Begins a change of sets; reads index and model first, which takes a while."""
         return await self.call("swap", index, model)

@@ -56,7 +56,7 @@ class Ingress:
         self._first = first
         self._args = args
         self._keys = keys
-        self._sets = RemoteSets("manager of the sets", sets, deployed)
+        self._sets = RemoteSets("manager of the sets", sets, deployed, timeout_s=EXCHANGE_TIMEOUT_S)
         self._backend = SetBackend(first, self._reach, self._sets)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -67,6 +67,7 @@ class Ingress:
             limits=self._args.limits,
             media=MediaRoots(self._args.media_roots),
             record=Recorder(),
+            sets=self._sets,
         )
         api.add_middleware(PinToSet, backend=self._backend)
         return api
