@@ -61,8 +61,6 @@ class Sets:
         Raises:
             UserError: it names anything but `index` and `model`.
         """
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
         if not config:
             return
         if not {"index"} <= set(config) <= {"index", "model"}:
@@ -71,6 +69,8 @@ class Sets:
 
     async def exchange(self, report: SetReport, deployed: str) -> SetOrders:
         """Takes a router's report, gives it its orders."""
+        if self._task is None:  # not in the constructor: it runs outside the event loop
+            self._task = asyncio.create_task(self._run())
         if deployed != self._deployed:
             self._foreign_at = time.monotonic()
             return SetOrders()
