@@ -164,7 +164,7 @@ class RemoteSets(Deployed):
 
     async def status(self) -> Any:
         """Where a change of sets stands."""
-        return await self._prompt.call("status")
+        return await self.call("status")
 
     async def swap(self, index: str, model: str | None) -> Any:
         """Begins a change of sets; reads index and model first, which takes a while."""

@@ -127,7 +127,13 @@ class Sets:
     def _begin(self, chore: Any) -> None:
         task = asyncio.create_task(chore)
         self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._chores.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # what could not be removed costs room, not answers
+            logger.error("a chore failed", exc_info=error)
 
     async def _start(self, spec: SetSpec) -> None:
         try:

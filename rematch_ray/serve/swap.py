@@ -18,7 +18,9 @@ from typing import Any
 from rematch_ray.errors import UserError
 
 # a router that has said nothing for so long is gone
-LIVE_S = 3.0
+LIVE_S = 10.0
+# a manager that was held up itself has not listened: longer pauses than this do not count
+PAUSE_S = 0.5
 # a new manager asks the routers what they serve before it says anything
 LISTEN_S = 2.0
 
@@ -135,6 +137,7 @@ class SwapManager:
         self._reports: dict[str, tuple[float, SetReport]] = {}
         self._last: dict[str, Any] | None = None
         self._phase, self._since = Phase.LISTENING, clock()
+        self._listened, self._looked_at = 0.0, clock()
 
     @property
     def serving(self) -> SetSpec:
@@ -173,7 +176,8 @@ class SwapManager:
 
     def report(self, report: SetReport) -> SetOrders:
         """Take a router's report, give it its orders."""
-        self._reports[report.router] = (self._clock(), report)
+        self._listen()
+        self._reports[report.router] = (self._listened, report)
         if self._phase == Phase.LISTENING and report.serving is not None:
             # a manager that starts anew under routers that serve goes by them
             self._serving = report.serving
@@ -205,7 +209,13 @@ class SwapManager:
             told["draining"] = {**self._old.to_json(), "requests": self._in_flight(self._old)}
         return told
 
+    def _listen(self) -> None:
+        now = self._clock()
+        self._listened += min(now - self._looked_at, PAUSE_S)
+        self._looked_at = now
+
     def _advance(self) -> None:
+        self._listen()
         waited = self._clock() - self._since
         if self._phase == Phase.LISTENING and waited >= LISTEN_S:
             self._move(Phase.SERVING)
@@ -247,7 +257,7 @@ class SwapManager:
         return sum(report.in_flight.get(spec.name, 0) for report in self._living())
 
     def _living(self) -> list[SetReport]:
-        oldest = self._clock() - LIVE_S
+        oldest = self._listened - LIVE_S
         for router in [name for name, (at, _) in self._reports.items() if at < oldest]:
             del self._reports[router]
         return [report for _, report in self._reports.values()]
