@@ -30,14 +30,14 @@ def build(args: ServeArgs) -> Application:
         UserError: no API keys and no permission to do without, no such index or model, or a model
             that the index was not built with.
     """
-    keys = args.read_keys()
+    args.read_keys()
     first = check_pair(args.index, args.model, "")
     parts = bind_set(args, first)
     deployed = uuid.uuid4().hex
     sets = serve.deployment(
         name="sets", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000
     )(Sets).bind(args, first, deployed)
-    return _ingress(args).bind(parts, sets, first, deployed, args, keys)
+    return _ingress(args).bind(parts, sets, first, deployed, args)
 
 
 def _ingress(args: ServeArgs) -> Any:

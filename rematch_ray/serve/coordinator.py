@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Protocol
 
 from rematch_ray.serve.generations import GenerationBoard
+from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.load import LoadController
-from rematch_ray.serve.quotas import Quota, QuotaLedger
-from rematch_ray.serve.settings import LoadSettings, QuotaSettings
+from rematch_ray.serve.quotas import QuotaLedger
+from rematch_ray.serve.settings import ServeArgs
 from rematch_ray.serve.wire import Orders, RouterReport, ShardReport
 
+RECORD_S = 1.0
 logger = logging.getLogger(__name__)
+
+
+class LoadRecorder(Protocol):
+    """What the coordinator tells; see `metrics.Recorder`."""
+
+    def load(self, level: int, refused_share: float, queue_delay_s: float, target_s: float) -> None:
+        """The state of the load controller."""
+        ...
 
 
 class Coordinator:
@@ -28,9 +39,8 @@ class Coordinator:
     Args:
         num_shards: of the index.
         num_levels: rungs of the ladder.
-        load: settings of the load controller.
-        quotas: key name -> quota.
-        quota_settings: of names without one.
+        args: settings of the load controller, keys and their quotas.
+        record: makes what takes metrics; None takes none.
         clock: seconds, monotonic.
     """
 
@@ -38,14 +48,19 @@ class Coordinator:
         self,
         num_shards: int,
         num_levels: int,
-        load: LoadSettings,
-        quotas: Mapping[str, Quota],
-        quota_settings: QuotaSettings,
+        args: ServeArgs,
+        *,
+        record: Callable[[], LoadRecorder] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._board = GenerationBoard(num_shards, clock)
-        self._load = LoadController(num_levels, load, clock)
-        self._ledger = QuotaLedger(quotas, clock, quota_settings)
+        self._load = LoadController(num_levels, args.load, clock)
+        self._keys = KeyRing.of(args)
+        self._ledger = QuotaLedger(self._keys.quotas, clock, args.quotas)
+        self._recorder = None if record is None else record()
+        self._clock = clock
+        self._recorded_at = clock()
+        self._delay_s = 0.0
         self._replicas: list[int] = []
         self._told = (0, False)
 
@@ -68,7 +83,8 @@ class Coordinator:
             self._load.calibrate(report.unloaded_s)
         self._load.observe(report.delay_s, report.searches, report.router, refused=report.refused)
         self._load.tick()
-        self._tell()
+        self._keys.refresh()
+        self._tell(report.delay_s)
         return Orders(
             state=self._board.current,
             level=self._load.level,
@@ -80,7 +96,12 @@ class Coordinator:
             },
         )
 
-    def _tell(self) -> None:
+    def _tell(self, delay_s: float) -> None:
+        self._delay_s = max(self._delay_s, delay_s)
+        if self._recorder is not None and self._clock() - self._recorded_at >= RECORD_S:
+            load = self._load
+            self._recorder.load(load.level, load.refused_share, self._delay_s, load.target_s)
+            self._recorded_at, self._delay_s = self._clock(), 0.0
         now = (self._load.level, self._load.refusing)
         if now != self._told:
             logger.info("ceiling %d rungs below the top, refusing: %s", *now)

@@ -73,6 +73,13 @@ class IndexFacts:
             void = self.calibration.void(self.standing)
         return Table(self.path, self.calibration, void)
 
+    @cached_property
+    def budgets(self) -> Mapping[str, str]:
+        """Every budget that a request may name -> the rung it stands for; `auto` stays `auto`."""
+        offered = {"auto": "auto"} | ({} if self.fused_dim is None else {"fused": "fused"})
+        offered |= {name: str(rung) for name, rung in self.rungs.names().items()}
+        return offered | {rung: rung for rung in self.ladder}
+
     def choose(
         self,
         *,

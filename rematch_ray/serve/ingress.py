@@ -16,15 +16,15 @@ from rematch_ray.serve.handles import (
     RemoteShard,
     RemoteWriter,
 )
+from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.leases import LeasedQuota
-from rematch_ray.serve.limits import KeyRing
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.metrics import Recorder, collect
 from rematch_ray.serve.router import Parts, Router
 from rematch_ray.serve.routes import make_api
 from rematch_ray.serve.set_backend import PinToSet, SetBackend
 from rematch_ray.serve.sets import SetParts, handles_of
-from rematch_ray.serve.settings import ApiKey, ServeArgs
+from rematch_ray.serve.settings import ServeArgs
 from rematch_ray.serve.swap import SetSpec
 
 EXCHANGE_TIMEOUT_S = 1.0
@@ -40,7 +40,6 @@ class Ingress:
         first: the first set.
         deployed: name of this deployment of the application.
         args: settings of the application.
-        keys: who may call; empty for everyone.
     """
 
     def __init__(
@@ -50,12 +49,11 @@ class Ingress:
         first: SetSpec,
         deployed: str,
         args: ServeArgs,
-        keys: tuple[ApiKey, ...],
     ) -> None:
         self._parts = parts
         self._first = first
         self._args = args
-        self._keys = keys
+        self._keys = KeyRing.of(args)
         self._sets = RemoteSets("manager of the sets", sets, deployed, timeout_s=EXCHANGE_TIMEOUT_S)
         self._backend = SetBackend(first, self._reach, self._sets)
 
@@ -63,7 +61,7 @@ class Ingress:
         """Builds the application in the replica: an app object does not travel."""
         api = make_api(
             self._backend,
-            keys=KeyRing(self._keys),
+            keys=self._keys,
             limits=self._args.limits,
             media=MediaRoots(self._args.media_roots),
             record=Recorder(),
@@ -89,6 +87,6 @@ class Ingress:
         )
         return Router(
             reached,
-            quota=LeasedQuota({}, time.monotonic, self._args.quotas),
+            quota=LeasedQuota(self._keys.quotas, time.monotonic, self._args.quotas),
             head_weight=self._args.head_weight,
         )

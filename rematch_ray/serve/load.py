@@ -15,17 +15,20 @@ from dataclasses import dataclass
 
 from rematch_ray.serve.settings import LoadSettings
 
-SCALE_UP_SHARE = 0.7
+SCALE_UP_SHARE = 0.4
 """Share of the wait that the controller bears at which replicas are added: see
 `scale_up_utilisation`."""
 
 _LEAST_TARGET_S = 0.001  # below this, clocks and event loops are what is measured
 _PATIENCE = 50  # a step needs this many requests' worth of the target beyond the target
+_MOST_JUDGED_PER_S = 40  # so waits twice as long as the target have to last for over a second
 _CALM = 10  # up to this many is what a quiet service shows now and then
 _MOST_EXCESS = 100  # and no more than this is held against the present
 _ROOM = 0.85  # a rung that failed at some rate is taken again below this share of it
-_DRAINING = 0.03  # seconds of wait lost per second: the floor keeps up, there is nothing to refuse
-_DRAINING_WELL = 0.3  # the same once requests are refused anyway
+_QUEUE = 10  # times the target: about a whole search
+_WORKED_OFF = 0.2  # seconds of wait lost per second: the queue is on its way out
+_FLOOD = 0.2  # seconds of wait gained per second: it is not, whatever chance does
+_GROWTH_WINDOW_S = 2.0
 _ADMITTED = 0.9  # of what the floor was seen to do, while waits are too long there
 _MOST_REFUSED = 0.95
 _MOST_PROBE_DOUBLINGS = 3
@@ -49,7 +52,7 @@ def scale_up_utilisation(num_servers: int, target_share: float) -> float:
     Source: Sakasegawa (1977), "An approximation formula Lq = a rho^b / (1 - rho)".
 
     >>> [round(scale_up_utilisation(k, 0.1), 2) for k in (1, 2, 4, 16)]
-    [0.12, 0.33, 0.56, 0.82]
+    [0.07, 0.23, 0.45, 0.77]
     """
     power = math.sqrt(2 * (num_servers + 1)) - 1
     low, high = 0.0, 1.0
@@ -153,8 +156,8 @@ class LoadController:
         """Take one report of a router.
 
         Args:
-            queue_delay_s: mean wait of the requests that began since its last report and of those
-                that still wait, with their wait so far, seconds.
+            queue_delay_s: mean wait of the requests that began since its last report, seconds (of
+                the slowest shard); where none began, of the one that waits longest.
             count: requests that began; 0 with a wait above 0 says that the service stands still.
             reporter: name of the router; reports of all are added up.
             refused: requests that it refused for load since its last report.
@@ -195,7 +198,11 @@ class LoadController:
         """Sum up waiting beyond the target, so that few and many requests are judged alike."""
         if seen.judged == 0:
             self._excess_s = 0.0  # nobody waits
-        self._excess_s += seen.judged * (seen.delay_s - self._target_s)
+        # with many requests a second, a moment is judged as a moment
+        weight = min(float(seen.judged), _MOST_JUDGED_PER_S * (seen.at - self._ticked_at))
+        more = weight * (seen.delay_s - self._target_s)
+        # one tick alone, however long its waits, may have been a pause
+        self._excess_s += min(more, 0.8 * _PATIENCE * self._target_s)
         self._excess_s = min(max(self._excess_s, 0.0), _MOST_EXCESS * self._target_s)
         if self._excess_s == 0.0:
             self._excess_since = None
@@ -214,19 +221,30 @@ class LoadController:
         )
 
     def _tighten(self, now: float) -> None:
-        latest = self._seen[-1].delay_s
-        fallen = self._delay_an_interval_ago(now) - latest
+        growth = self._growth(now)
+        if growth < 0 and self._wait_s + growth * self._settings.interval_s <= self._target_s:
+            return  # over in another interval: the last step was enough
         if self._level < self._floor:
-            if fallen > 0 and latest - fallen <= self._target_s:
-                return  # over in another interval: the last step was enough
-            self._remember_too_dear(now)
+            # a rung that works off what came before it, only too slowly, may still be cheap enough
+            if growth > -_WORKED_OFF:
+                self._remember_too_dear(now)
             self._level += 1
             self._begin(now)
-            return
-        enough = _DRAINING_WELL if self.refusing else _DRAINING
-        if fallen < enough * self._settings.interval_s and latest - fallen > self._target_s:
-            self._refuse_more(-fallen / self._settings.interval_s)
+        elif self._is_flooded(now, growth):
+            self._refuse_more(growth)
             self._begin(now)
+
+    def _is_flooded(self, now: float, growth: float) -> bool:
+        """Whether the floor does not keep up: a queue that does not get shorter.
+
+        Waits beyond the target are no reason: close below its capacity the floor has them, too.
+        """
+        if self._wait_s < 2 * _QUEUE * self._target_s:
+            return False
+        judged_s = now - self._changed_at
+        if growth >= _FLOOD:
+            return judged_s >= 2 * self._settings.interval_s
+        return judged_s >= _GROWTH_WINDOW_S and growth >= (-_WORKED_OFF if self.refusing else 0.0)
 
     def _refuse_more(self, growth: float) -> None:
         """Admit a little less than the floor can do; a wait grows by 1 - done / admitted."""
@@ -263,7 +281,9 @@ class LoadController:
         # requests since waits grew, too: after a sudden rise the window holds mostly the quiet past
         since = self._excess_since
         assert since is not None
-        risen = sum(seen.offered for seen in self._seen if seen.at > since) / (now - since)
+        count = sum(seen.offered for seen in self._seen if seen.at > since)
+        # less two deviations: waits grow when requests happen to come close together
+        risen = (count - 2 * math.sqrt(count)) / (now - since)
         before = self._too_dear.get(self._level)
         failures = before.failures + 1 if before else 0
         self._too_dear[self._level] = _TooDear(max(self._rate(now), risen), now, failures)
@@ -274,13 +294,20 @@ class LoadController:
         offered = sum(seen.offered for seen in others)
         return (offered + deviations * math.sqrt(offered)) / max(now - first.at, 1e-9)
 
-    def _delay_an_interval_ago(self, now: float) -> float:
-        """The mean wait that an earlier tick saw."""
-        then = now - self._settings.interval_s
-        for seen in reversed(self._seen):
-            if seen.at <= then and seen.judged:
-                return seen.delay_s
-        return 0.0
+    @property
+    def _wait_s(self) -> float:
+        return self._seen[-1].delay_s
+
+    def _growth(self, now: float) -> float:
+        """Seconds of wait gained per second since the last step; 0 where there is no queue.
+
+        A queue of which `a` a second come and `b` are done grows by 1 - b / a.
+        """
+        since = max(self._changed_at, now - _GROWTH_WINDOW_S)
+        before = next(seen for seen in self._seen if seen.at >= since)
+        if before.at >= now or max(before.delay_s, self._wait_s) < _QUEUE * self._target_s:
+            return 0.0  # single requests that met, not a queue
+        return (self._wait_s - before.delay_s) / (now - before.at)
 
     def _begin(self, now: float) -> None:
         self._changed_at = now

@@ -29,7 +29,6 @@ from rematch_ray.serve.backend import (
     Side,
     WriteResult,
 )
-from rematch_ray.serve.facts import IndexFacts
 from rematch_ray.serve.follower import Admitted, CoordinatorClient, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
 from rematch_ray.serve.leases import LeasedQuota
@@ -192,7 +191,7 @@ class Router:
         return ServedIndex(
             index=planner.facts.info,
             model=identity,
-            budgets=offered_budgets(planner.facts),
+            budgets=planner.facts.budgets,
             instruction=instruction,
             load={
                 "ceiling": str(planner.ceiling(orders.level)),
@@ -248,16 +247,6 @@ class Router:
         if self._writer is None:
             raise UserError("writes are off here: start the service with writes on")
         return self._writer
-
-
-def offered_budgets(facts: IndexFacts) -> dict[str, str]:
-    """Every budget a request may name -> the rung it stands for."""
-    ladder = facts.rungs
-    offered = {"auto": "auto"}
-    if facts.fused_dim is not None:
-        offered["fused"] = "fused"
-    offered |= {name: str(rung) for name, rung in ladder.names().items()}
-    return offered | {str(rung): str(rung) for rung in ladder.rungs}
 
 
 async def _promptly(name: str, answer: Awaitable[Any]) -> Any:

@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from rematch_ray.serve.coordinator import Coordinator
 from rematch_ray.serve.encoder import Encoder
 from rematch_ray.serve.load import scale_up_utilisation
+from rematch_ray.serve.metrics import Recorder
 from rematch_ray.serve.pair import fitting_export
 from rematch_ray.serve.settings import EncoderSettings, ServeArgs, ShardSettings
 from rematch_ray.serve.shard import Shard
@@ -146,7 +147,14 @@ def _shard(args: ServeArgs, index: str, number: int, coordinator: Application) -
         max_ongoing_requests=settings.max_queued_requests + settings.num_threads,
         max_queued_requests=settings.max_queued_requests,
         **_scaling(settings, **_by_work(args)),
-    )(Shard).bind(index, settings.num_threads, number, coordinator)
+    )(Shard).bind(
+        index,
+        settings.num_threads,
+        number,
+        coordinator,
+        record=Recorder,
+        drift_share=args.drift_share,
+    )
 
 
 def _scaling(settings: EncoderSettings | ShardSettings, **policy: Any) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def _coordinator(args: ServeArgs, num_shards: int, num_levels: int) -> Applicati
     return serve.deployment(
         name="coordinator", num_replicas=1, ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=1000,
-    )(Coordinator).bind(num_shards, num_levels, args.load, {}, args.quotas)  # fmt: skip
+    )(Coordinator).bind(num_shards, num_levels, args, record=Recorder)  # fmt: skip
 
 
 def _writer(args: ServeArgs, index: str, identity: dict[str, Any], encoder: Any) -> Application:

@@ -6,34 +6,19 @@ Plain pydantic, read and checked without importing Ray; ``args`` of ``cluster/se
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from rematch_ray.errors import UserError
-
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+from rematch_ray.serve.api_key import LINE, check_keys, read_key_file
+from rematch_ray.serve.api_key import ApiKey as ApiKey
 
 
 class Settings(BaseModel):
     """Frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ApiKey(Settings):
-    """One caller's key, by its hash: the key itself is never written down."""
-
-    name: str = Field(min_length=1, description="who holds it; appears in logs")
-    sha256: str = Field(description="hex digest: printf %s KEY | sha256sum")
-
-    @field_validator("sha256")
-    @classmethod
-    def _is_a_digest(cls, text: str) -> str:
-        if not _SHA256.match(text.lower()):
-            raise ValueError("sha256 must be 64 hex digits: printf %s KEY | sha256sum")
-        return text.lower()
 
 
 class Limits(Settings):
@@ -150,6 +135,18 @@ class SwapSettings(Settings):
     )
 
 
+class AccessLogSettings(Settings):
+    """One line of JSON per answered request."""
+
+    enabled: bool = Field(True, description="write it")
+    directory: Path | None = Field(
+        None, description="files access-HOST-PID.jsonl in it, in turn; none: standard output"
+    )
+    max_bytes: int = Field(67_108_864, ge=1024, description="of one file, then the next begins")
+    num_files: int = Field(5, ge=1, description="files that are kept of each replica")
+    queries: bool = Field(False, description="with the text of queries and ids of documents")
+
+
 class ServeArgs(Settings):
     """Everything ``rematch_ray.serve.app:build`` takes."""
 
@@ -158,7 +155,9 @@ class ServeArgs(Settings):
         None, description="export or run directory; default: the one the index names"
     )
     api_keys: tuple[ApiKey, ...] = Field((), description="who may call /v1")
-    api_keys_file: Path | None = Field(None, description="more keys, a line each: NAME SHA256")
+    api_keys_file: Path | None = Field(
+        None, description=f"more keys, a line each: {LINE}; read again when it changes"
+    )
     allow_anonymous: bool = Field(
         False, description="answer without a key; only for a service bound to loopback"
     )
@@ -172,6 +171,7 @@ class ServeArgs(Settings):
     swap: SwapSettings = SwapSettings()
     load: LoadSettings = LoadSettings()
     quotas: QuotaSettings = QuotaSettings()
+    access_log: AccessLogSettings = AccessLogSettings()
     ingress_replicas: int = Field(1, ge=1, description="copies of the HTTP ingress")
     head_weight: float = Field(
         0.01, gt=0, description="of the matching head where it is asked for and was not measured"
@@ -187,35 +187,17 @@ class ServeArgs(Settings):
         """All keys, those of the file included.
 
         Raises:
-            UserError: the file cannot be read or a line of it is not ``NAME SHA256``, or there is
-                no key at all and anonymous calls are not allowed.
+            UserError: the file cannot be read or a line of it is no key, keys contradict each
+                other, or there is no key at all and anonymous calls are not allowed.
         """
-        keys = self.api_keys + (_read_keys(self.api_keys_file) if self.api_keys_file else ())
+        keys = self.api_keys + (read_key_file(self.api_keys_file) if self.api_keys_file else ())
+        check_keys(keys)
         if not keys and not self.allow_anonymous:
             raise UserError(
                 "refusing to start without API keys: give api_keys or api_keys_file "
-                "(lines 'NAME SHA256'), or bind to loopback with 'rematch-ray serve'"
+                f"(lines '{LINE}'), or bind to loopback with 'rematch-ray serve'"
             )
         return keys
-
-
-def _read_keys(path: Path) -> tuple[ApiKey, ...]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as unreadable:
-        raise UserError(f"api keys file {path} cannot be read: {unreadable}") from unreadable
-    keys = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        fields = line.split()
-        if len(fields) != 2 or not _SHA256.match(fields[1].lower()):
-            raise UserError(
-                f"api keys file {path}, line {number}: expected 'NAME SHA256' "
-                "(printf %s KEY | sha256sum)"
-            )
-        keys.append(ApiKey(name=fields[0], sha256=fields[1]))
-    return tuple(keys)
 
 
 def describe() -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.serve.ahead import Ahead, AheadAsked, run_ahead
 from rematch_ray.serve.autoscaling import WorkMeter
 from rematch_ray.serve.backend import DeadlineError, EncodedQuery, Float32
+from rematch_ray.serve.drifting import DriftWatch
 from rematch_ray.serve.held import HeldGenerations
 from rematch_ray.serve.searching import explain_hits, search_opened, stored_query
 from rematch_ray.serve.wire import Asked, Found, ShardReport
@@ -33,11 +34,24 @@ if TYPE_CHECKING:
     from rematch_ray.index.sharding.phases import Filter
     from rematch_ray.serve.facts import IndexFacts
 
+
 Answer = TypeVar("Answer")
 Tell = Callable[[ShardReport], None]
 LOOK_S = 1.0
 _PHASES = ("passing", "coarse", "score", "best", "documents")
 logger = logging.getLogger(__name__)
+
+
+class ShardRecorder(Protocol):
+    """What a shard tells of itself; see `metrics.Recorder`."""
+
+    def index(self, shard: int, info: Mapping[str, Any]) -> None:
+        """The state of the shard."""
+        ...
+
+    def checked(self, rung: str, recall: float) -> None:
+        """What the drift check found."""
+        ...
 
 
 class Shard:
@@ -48,10 +62,19 @@ class Shard:
         num_threads: searches that run at a time.
         number: of the shard, where the index is split.
         coordinator: handle of `Coordinator`; None tells nobody.
+        record: makes what takes metrics; None takes none.
+        drift_share: of the searches that promised a recall; so many are checked.
     """
 
     def __init__(
-        self, index: str, num_threads: int, number: int = 0, coordinator: Any = None
+        self,
+        index: str,
+        num_threads: int,
+        number: int = 0,
+        coordinator: Any = None,
+        *,
+        record: Callable[[], ShardRecorder] | None = None,
+        drift_share: float = 0.0,
     ) -> None:
         self._number = number
         self._held = HeldGenerations(Path(index), number)
@@ -59,6 +82,9 @@ class Shard:
         self._meter = WorkMeter(num_threads)
         self._tell = None if coordinator is None else _teller(coordinator)
         self._replica = uuid.uuid4().hex
+        self._recorder = None if record is None else record()
+        tell = self._recorder.checked if self._recorder else lambda rung, recall: None
+        self._drift = DriftWatch(drift_share, tell)
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="look", daemon=True).start()
 
@@ -76,7 +102,10 @@ class Shard:
 
     def _search(self, asked: Asked, arrived: float) -> Found:
         waited = _waited(arrived, asked.left_s)
-        found = search_opened(self._held.opened(asked.generation), asked, 1e3 * waited)
+        opened = self._held.opened(asked.generation)
+        found = search_opened(opened, asked, 1e3 * waited)
+        if asked.offset == 0 and asked.exclude is None and asked.min_score is None:
+            self._drift.offer(opened.index, asked.query, found.result)
         self._meter.done(found.dot_products, found.search_ms / 1e3, as_asked=asked.as_asked)
         return found
 
@@ -155,6 +184,8 @@ class Shard:
     def _watch(self) -> None:
         """Look at the disk and report, once a second, until the process ends."""
         while True:
+            if self._recorder is not None:
+                self._recorder.index(self._number, self._held.newest.index.info())
             if self._tell is not None:
                 self._tell(ShardReport(self._number, self._replica, self._held.states))
             if self._ended.wait(LOOK_S):

@@ -47,6 +47,7 @@ BUDGETS = {
     "auto": "auto",
     "fused": "fused",
     "fast": "1x1",
+    "balanced": "1x1",
     "full": "4x8",
     "1x1": "1x1",
     "4x8": "4x8",

@@ -127,11 +127,7 @@ class Service:
     ) -> None:
         for router in range(self.routers):
             mine = began[router :: self.routers]
-            all_waits = mine + waiting[router :: self.routers]
+            longest = max(waiting[router :: self.routers], default=0.0)
+            delay = float(np.mean(mine)) if mine else longest
             share = refused // self.routers + (router < refused % self.routers)
-            load.observe(
-                float(np.mean(all_waits)) if all_waits else 0.0,
-                len(mine),
-                f"router-{router}",
-                refused=share,
-            )
+            load.observe(delay, len(mine), f"router-{router}", refused=share)

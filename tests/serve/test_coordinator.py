@@ -1,19 +1,22 @@
 """The coordinator: one exchange carries state, ceiling and leases."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from rematch_ray.serve.coordinator import Coordinator
 from rematch_ray.serve.leases import Demand
-from rematch_ray.serve.quotas import Quota
-from rematch_ray.serve.settings import LoadSettings, QuotaSettings
+from rematch_ray.serve.settings import ApiKey, LoadSettings, QuotaSettings, ServeArgs
 from rematch_ray.serve.waits import Waits
 from rematch_ray.serve.wire import RouterReport, ShardReport, State
 from tests.serve.local import Clock
 
 
-def coordinator(clock: Clock, **quotas: Quota) -> Coordinator:
+def coordinator(clock: Clock, **fields: Any) -> Coordinator:
     load = LoadSettings(target_delay_ms=5.0)
-    return Coordinator(1, 3, load, quotas, QuotaSettings(), clock)
+    args = ServeArgs(index=Path("/an/index"), load=load, **fields)
+    return Coordinator(1, 3, args, clock=clock)
 
 
 async def test_routers_learn_the_state_that_the_shards_reported() -> None:
@@ -42,7 +45,8 @@ async def test_long_waits_lower_the_ceiling_to_the_floor_and_calm_raises_it() ->
 
 
 async def test_demand_is_answered_with_leases() -> None:
-    one = coordinator(Clock(), small=Quota.of(10.0, None, burst_s=1))
+    keys = (ApiKey(name="small", sha256="0" * 64, requests_per_s=10.0),)
+    one = coordinator(Clock(), api_keys=keys, quotas=QuotaSettings(burst_s=1.0))
     report = RouterReport("r", demand={"small": Demand(100.0, 5.0), "other": Demand(1.0, 1.0)})
     leases = (await one.exchange(report)).leases
     assert leases["small"].requests == pytest.approx(10.0)

@@ -94,7 +94,7 @@ def test_a_deadline_takes_the_largest_budget_that_fits() -> None:
     lower = decide(planner, SearchPlan(), forecast=forecast, left_ms=40.0)
     assert lower.degraded == ("deadline",)
     assert budget(lower) == "8x16"
-    hopeless = decide(planner, SearchPlan(), forecast=forecast, left_ms=0.01)
+    hopeless = decide(planner, SearchPlan(), left_ms=0.01)
     assert (budget(hopeless), hopeless.degraded) == ("1x1", ("deadline",))
 
 

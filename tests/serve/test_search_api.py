@@ -1,7 +1,7 @@
 """Everything a search may ask beside a text and a budget, and what its answer tells."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -33,6 +33,30 @@ def test_an_answer_says_what_it_used_and_what_it_cost(client: TestClient, backen
     timing = body["timing"]
     assert (timing["queue_ms"], timing["search_ms"], timing["rerank_ms"]) == (0.25, 0.5, 1.5)
     assert timing["total_ms"] >= timing["encode_ms"] >= 0
+
+
+def test_the_request_id_is_in_the_answer_as_in_its_header(client: TestClient) -> None:
+    sent = {"x-request-id": "abc-1"}
+    one = client.post("/v1/search", json={"query": "x"}, headers=sent)
+    assert one.json()["request_id"] == one.headers["x-request-id"] == "abc-1"
+    several = client.post("/v1/search", json={"searches": [{"query": "x"}]})
+    assert several.json()["request_id"] == several.headers["x-request-id"]
+
+
+def test_a_body_that_comes_slowly_counts_towards_the_total_and_the_deadline(
+    client: TestClient, backend: Backend
+) -> None:
+    def slowly() -> Iterator[bytes]:
+        yield b'{"query": "x", '
+        time.sleep(0.3)
+        yield b'"deadline_ms": 5000}'
+
+    started = time.monotonic()
+    answer = client.post(
+        "/v1/search", content=slowly(), headers={"content-type": "application/json"}
+    )
+    assert answer.json()["timing"]["total_ms"] >= 300
+    assert backend.plans[0].deadline < started + 5.2
 
 
 def test_auto_stays_auto_so_that_the_service_may_lower_it(

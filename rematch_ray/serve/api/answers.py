@@ -19,8 +19,8 @@ class HitBody(ApiModel):
 
     id: str
     score: float = Field(
-        description="mean over the query vectors, -1..1, within one budget; the fused score of a "
-        "hybrid search"
+        description="mean over the query vectors, -1..1, comparable within one budget; of a hybrid "
+        "search the fused score, after the matching head the sum with its weighted log-odds"
     )
     payload: dict[str, Any] | None = Field(None, description="null when not asked for")
     parts: dict[str, float] | None = Field(

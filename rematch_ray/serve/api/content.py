@@ -20,8 +20,8 @@ from rematch_ray.serve.settings import Limits
 
 # one pixel
 DATA_URI = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYPhfDwAChwGA"
-    "60e6kgAAAABJRU5ErkJggg=="
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAA"
+    "MBAQD3A0FDAAAAAElFTkSuQmCC"
 )
 
 
