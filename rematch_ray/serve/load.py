@@ -20,6 +20,7 @@ SCALE_UP_SHARE = 0.4
 `scale_up_utilisation`."""
 
 _LEAST_TARGET_S = 0.001  # below this, clocks and event loops are what is measured
+_LOOK_S = 0.15  # so that every router, five times a second, has reported
 _PATIENCE = 50  # a step needs this many requests' worth of the target beyond the target
 _MOST_JUDGED_PER_S = 40  # so waits twice as long as the target have to last for over a second
 _CALM = 10  # up to this many is what a quiet service shows now and then
@@ -171,8 +172,13 @@ class LoadController:
         self._refused += refused
 
     def tick(self) -> None:
-        """Judge what was observed since the last tick; call it several times per interval."""
+        """Judge what was observed of late; call it at every report, it looks when it is time.
+
+        Reports of several routers are judged together: one that is idle says nothing of the rest.
+        """
         now = self._clock()
+        if now - self._ticked_at < _LOOK_S:
+            return
         seen = self._gather(now)
         self._accumulate(seen)
         self._ticked_at = now

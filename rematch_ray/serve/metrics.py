@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from rematch_ray.serve import metric_table as table
 from rematch_ray.serve.backend import WriteResult
@@ -37,7 +37,7 @@ class Written(Protocol):
 
 
 def ray_metric(metric: Metric) -> Written:
-    """A metric that Ray exports."""
+    """A metric that Ray exports, labelled with application, deployment and replica."""
     if metric.kind == "counter":
         return Counter(metric.name, metric.help, tag_keys=metric.labels).inc
     if metric.kind == "gauge":

@@ -1,7 +1,6 @@
 """The access log: a line of JSON per request, and nothing of what was searched for."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,8 @@ def answering(log: AccessLog) -> TestClient:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "logs"
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "logs"
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

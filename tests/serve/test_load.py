@@ -142,6 +142,17 @@ def test_a_service_that_stands_still_counts_as_waiting() -> None:
     assert load.level == 2
 
 
+def test_an_idle_router_does_not_hide_what_another_sees() -> None:
+    clock = Clock()
+    load = LoadController(3, LoadSettings(), clock, unloaded_s=0.02)
+    for step in range(1, 50):
+        clock.now = 0.1 * step
+        busy = step % 2 == 0
+        load.observe(0.1 + clock.now if busy else 0.0, 20 if busy else 0, f"router-{step % 2}")
+        load.tick()
+    assert load.level == 2
+
+
 def test_one_rung_alone_is_floor_and_top() -> None:
     clock = Clock()
     load = LoadController(1, LoadSettings(), clock)
@@ -150,6 +161,64 @@ def test_one_rung_alone_is_floor_and_top() -> None:
         load.observe(clock.now, 10, "router")
         load.tick()
     assert (load.level, load.refusing, load.refuses_explicit) == (0, True, True)
+
+
+def drive(load: LoadController, clock: Clock, delay_s: float, seconds: float) -> None:
+    """So many seconds of 20 requests each 0.2 s that wait so long."""
+    for _ in range(round(seconds / 0.2)):
+        clock.now += 0.2
+        load.observe(delay_s, 20, "router")
+        load.tick()
+
+
+@pytest.mark.parametrize(
+    ("settings", "target_s"),
+    [
+        (LoadSettings(), 0.003),
+        (LoadSettings(target_share=0.5), 0.015),
+        (LoadSettings(target_delay_ms=7), 0.007),
+    ],
+)
+def test_the_target_is_a_share_of_a_search_or_as_given(
+    settings: LoadSettings, target_s: float
+) -> None:
+    load = LoadController(5, settings, Clock(), unloaded_s=0.03)
+    assert load.target_s == pytest.approx(target_s)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 9])
+def test_explicit_requests_are_refused_from_the_level_that_is_set(first: int) -> None:
+    clock = Clock()
+    load = LoadController(5, LoadSettings(explicit_from_level=first), clock)
+    while load.level < 4:
+        assert load.refuses_explicit == (load.level >= first)
+        drive(load, clock, 0.1 + clock.now, 0.2)
+    assert load.refuses_explicit
+
+
+def test_a_rung_that_was_too_dear_is_tried_again_later_each_time() -> None:
+    clock = Clock()
+    load = LoadController(2, LoadSettings(probe_after_s=20, raise_after_s=2), clock)
+    raised = []
+    for _ in range(3):
+        drive(load, clock, 0.02, 1.4)
+        assert load.level == 1
+        failed_at = clock.now
+        while load.level == 1:
+            drive(load, clock, 0.0, 0.2)
+        raised.append(clock.now - failed_at)
+    assert raised == [pytest.approx(at, abs=1.5) for at in (20, 40, 80)]
+
+
+def test_fewer_requests_or_more_replicas_open_it_at_once() -> None:
+    clock = Clock()
+    load = LoadController(2, LoadSettings(probe_after_s=600), clock)
+    drive(load, clock, 0.02, 2)
+    drive(load, clock, 0.0, 20)
+    assert load.level == 1
+    load.capacity_changed()
+    drive(load, clock, 0.0, 0.4)
+    assert load.level == 0
 
 
 @given(

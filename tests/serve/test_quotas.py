@@ -162,6 +162,8 @@ def test_names_without_a_quota_have_the_default() -> None:
     assert free.replicas[0].wanted() == {}
     limited = Replicas(1, {}, requests_per_s=1.0, burst_s=1.0)
     assert sum(limited.admits(0, key="anyone") for _ in range(10)) == 1
+    costly = Replicas(1, {}, dot_products_per_s=100.0, burst_s=1.0)
+    assert sum(costly.admits(0, 60.0, key="anyone") for _ in range(10)) == 1
 
 
 def test_names_do_not_share() -> None:
