@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.util.metrics import Counter
 
 from rematch_ray.errors import UserError
+from rematch_ray.serve.metrics import Recorder
 from rematch_ray.serve.sets import build_set, check_pair
 from rematch_ray.serve.settings import ServeArgs
 from rematch_ray.serve.swap import Phase, SetOrders, SetReport, SetSpec, SwapManager
@@ -51,9 +51,7 @@ class Sets:
         self._has_swept = False
         self._chores: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
-        self._swaps = Counter(
-            "rematch_set_changes_total", "Changes of model and index.", tag_keys=("done",)
-        )
+        self._record = Recorder()
 
     async def reconfigure(self, config: dict[str, Any] | None) -> None:
         """Takes the pair that the configuration of the deployment names (`user_config`).
@@ -165,7 +163,7 @@ class Sets:
 
     def _tell(self, last: dict[str, Any] | None) -> None:
         if last is not None:
-            self._swaps.inc(tags={"done": str(last["done"]).lower()})
+            self._record.swapped(done=last["done"])
             logger.info("change of sets: %s", last)
 
 

@@ -196,4 +196,4 @@ def _writer(args: ServeArgs, index: str, identity: dict[str, Any], encoder: Any)
         # requests wait in the writer, where they join
         max_ongoing_requests=settings.max_queued_requests,
         max_queued_requests=settings.max_queued_requests,
-    )(Writer).bind(index, identity, encoder, settings)
+    )(Writer).bind(index, identity, encoder, settings, record=Recorder)

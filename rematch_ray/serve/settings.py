@@ -69,7 +69,7 @@ class ShardSettings(Settings):
 class WriterSettings(Settings):
     """The one replica that writes."""
 
-    num_cpus: float = Field(0.5, ge=0, description="CPUs that it reserves")
+    num_cpus: float = Field(0.0, ge=0, description="CPUs that it reserves; it works in bursts")
     commit_wait_s: float = Field(0.02, ge=0, description="how long a write waits for others")
     commit_rows: int = Field(1024, ge=1, description="documents written together at most")
     max_waiting_rows: int = Field(8192, ge=1, description="documents that wait before a 503")

@@ -4,7 +4,7 @@ One replica per index: an index has one lock and publishes one generation after 
 index that is split into shards publishes its set as a whole, so that searches see all of a write or
 nothing of it. A second writer could only wait for the first; throughput comes from joining writes.
 
-An adapter: `DocumentWriter` takes whatever encodes, `Writer` gives it a handle and counts.
+`DocumentWriter` takes whatever encodes; `Writer`, the adapter, gives it a handle and counts.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
-from ray.util.metrics import Counter, Gauge, Histogram
 
 from rematch_ray.data.item import Item
 from rematch_ray.errors import UserError
@@ -27,6 +26,7 @@ from rematch_ray.serve.commit_queue import CommitQueue
 from rematch_ray.serve.commits import IndexWriter, Outcome, Write
 from rematch_ray.serve.documents import ReadyDocument, check_documents, check_ids, make_ready
 from rematch_ray.serve.follower import EXCHANGE_S
+from rematch_ray.serve.metrics import Recorder
 from rematch_ray.serve.settings import WriterSettings
 from rematch_ray.serve.shard import LOOK_S
 
@@ -118,6 +118,7 @@ class Writer:
         identity: of the model behind the encoder, as JSON.
         encoder: handle of `Encoder`.
         settings: how much at a time.
+        record: makes what counts; called in the replica.
     """
 
     def __init__(
@@ -126,15 +127,15 @@ class Writer:
         identity: Mapping[str, Any],
         encoder: DeploymentHandle,
         settings: WriterSettings,
+        record: Callable[[], Recorder],
     ) -> None:
         self._encoder = encoder
-        self._metrics = WriterMetrics()
+        self._record = record()
         self._index = IndexWriter(
             Path(index), identity, settings, visible_within_s=VISIBLE_WITHIN_S
         )
         self._queue = CommitQueue(self._commit, settings, tidy=self._merge)
         self._writer = DocumentWriter(self._index, self._encode, settings, self._queue)
-        self._metrics.segments(self._index.form.segments)
 
     async def upsert(self, documents: Sequence[NewDocument]) -> WriteResult:
         """See `DocumentWriter.upsert`."""
@@ -170,47 +171,17 @@ class Writer:
     def _commit(self, writes: Sequence[Write], patience_s: float) -> list[Outcome]:
         started = time.perf_counter()
         outcomes = self._index.commit(writes, patience_s)
-        self._metrics.commit(time.perf_counter() - started, outcomes)
-        self._metrics.segments(self._index.form.segments)
+        self._committed("write", started)
+        for outcome in outcomes:
+            if isinstance(outcome, WriteResult):
+                self._record.wrote(outcome)
         return outcomes
 
     def _merge(self, is_pressed: bool) -> None:
         started = time.perf_counter()
-        if merged := self._index.merge(is_pressed=is_pressed):
-            self._metrics.merge(time.perf_counter() - started, merged)
-            self._metrics.segments(self._index.form.segments)
+        if self._index.merge(is_pressed=is_pressed):
+            self._committed("merge", started)
 
-
-class WriterMetrics:
-    """What the writer counts; created inside its replica."""
-
-    def __init__(self) -> None:
-        seconds = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
-        self._commits = Histogram(
-            "rematch_commit_seconds", "Time of one change of the index.", boundaries=seconds
-        )
-        self._merges = Histogram(
-            "rematch_merge_seconds", "Time of one background merge.", boundaries=seconds
-        )
-        self._written = Counter(
-            "rematch_documents_written_total", "Documents written.", tag_keys=("how",)
-        )
-        self._merged = Counter("rematch_segments_merged_total", "Segments merged in background.")
-        self._segments = Gauge("rematch_index_segments", "Segments of the published generation.")
-
-    def commit(self, seconds: float, outcomes: Sequence[Outcome]) -> None:
-        """Counts one change."""
-        self._commits.observe(seconds)
-        done = [outcome for outcome in outcomes if isinstance(outcome, WriteResult)]
-        for how in ("added", "replaced", "deleted"):
-            if number := sum(getattr(outcome, how) for outcome in done):
-                self._written.inc(number, tags={"how": how})
-
-    def merge(self, seconds: float, merged: int) -> None:
-        """Counts one merge."""
-        self._merges.observe(seconds)
-        self._merged.inc(merged)
-
-    def segments(self, number: int) -> None:
-        """Tells how many segments a search goes through."""
-        self._segments.set(number)
+    def _committed(self, what: Literal["write", "merge"], started: float) -> None:
+        seconds = time.perf_counter() - started
+        self._record.committed(what, seconds, self._index.form.segments)
