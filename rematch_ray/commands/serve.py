@@ -34,6 +34,17 @@ _POLL_S = 0.25
 
 def add_arguments(parser: OneLineParser) -> None:
     """Add what ``rematch-ray serve`` takes."""
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=["run", "swap"],
+        default="run",
+        help="swap: tell the service at --url to change to --index and --model, without downtime",
+    )
+    parser.add_argument("--url", metavar="URL", help="of a running service, for swap")
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="holds an admin's key, for swap"
+    )
     parser.add_argument("--index", type=Path, required=True, metavar="DIR")
     parser.add_argument("--model", metavar="CKPT", help="default: the one that the index names")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
@@ -65,7 +76,11 @@ def add_arguments(parser: OneLineParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Serve until interrupted."""
+    """Serve until interrupted, or tell a running service to change."""
+    if options.action == "swap":
+        return _swap(options)
+    if options.url is not None or options.api_key_file is not None:
+        raise UserError("--url and --api-key-file belong to 'rematch-ray serve swap'")
     args, shards = _settings(options)
     args.read_keys()
     _check_port(options.host, options.port)
@@ -93,6 +108,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if os.environ.get("RAY_ADDRESS"):  # a cluster of our own ends with us
             serve.delete(APPLICATION)
     return {"url": url, "seconds_until_ready": round(seconds, 1)}
+
+
+def _swap(options: argparse.Namespace) -> dict[str, Any]:
+    from rematch_ray.commands.swap import swap
+
+    if options.url is None:
+        raise UserError("'serve swap' asks a running service: give its --url")
+    # a service on this machine may have been started from another directory
+    index = str(options.index.absolute()) if options.index.exists() else str(options.index)
+    model = options.model
+    if model is not None and Path(model).exists():
+        model = str(Path(model).absolute())
+    return swap(options.url, index, model, options.api_key_file)
 
 
 def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:

@@ -69,7 +69,7 @@ class PayloadWriter:
         lines: list[tuple[str, Any, int]] = []
         documents: list[tuple[int, str, str, str]] = []
         for document_id, source, payload in zip(ids, sources, payloads, strict=True):
-            plain = {name: _plain(value, name, document_id) for name, value in payload.items()}
+            plain = plain_payload(payload, document_id)
             text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
             documents.append((self._rows, document_id, source, text))
             lines.append(("source", source, self._rows))
@@ -160,6 +160,15 @@ class PayloadStore:
         )
         found = self._database.execute(table, (json.dumps(list(values)), field))
         return np.fromiter((row for (row,) in found), dtype=np.int64)
+
+
+def plain_payload(payload: Mapping[str, Any], document_id: str) -> dict[str, Any]:
+    """A payload in JSON's types, as it is stored.
+
+    Raises:
+        UserError: it holds something that JSON cannot (bytes); names field and id.
+    """
+    return {name: _plain(value, name, document_id) for name, value in payload.items()}
 
 
 def _plain(value: Any, field: str, document_id: str) -> Any:

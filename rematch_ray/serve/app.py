@@ -1,26 +1,20 @@
-"""The Serve application: ingress -> encoder -> shards, beside a coordinator, from one `ServeArgs`.
+"""The Serve application of one index: an ingress over a set (`serve.sets`), from one `ServeArgs`.
 
 ``rematch_ray.serve.app:build`` is the import path in ``cluster/serve.yaml``. Composition only: what
 a request means stands in `serve.routes`. Annotations are evaluated in this module: Serve reads that
 of `build` to turn the YAML's args into a `ServeArgs`.
 """
 
+import uuid
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
 
-from rematch_ray.serve.coordinator import Coordinator
-from rematch_ray.serve.encoder import Encoder
 from rematch_ray.serve.ingress import Ingress
-from rematch_ray.serve.load import scale_up_utilisation
-from rematch_ray.serve.metrics import Recorder
-from rematch_ray.serve.pair import fitting_export
-from rematch_ray.serve.settings import EncoderSettings, ServeArgs, ShardSettings
-from rematch_ray.serve.shard import Shard
-
-WORK_POLICY = "rematch_ray.serve.autoscaling:WorkPolicy"
-UPSCALE_DELAY_S = 5.0
+from rematch_ray.serve.set_manager import Sets
+from rematch_ray.serve.sets import bind_set, check_pair
+from rematch_ray.serve.settings import ServeArgs
 
 
 def build(args: ServeArgs) -> Application:
@@ -36,81 +30,17 @@ def build(args: ServeArgs) -> Application:
         UserError: no API keys and no permission to do without, no such index or model, or a model
             that the index was not built with.
     """
-    from rematch_ray.index.search import SearchIndex
-
     args.read_keys()
-    index = SearchIndex.open(args.index)
-    model = fitting_export(index, args.model)
-    num_shards = index.info()["shards"]
-    coordinator = _coordinator(args, num_shards, len(index.ladder.rungs))
-    shards = [_shard(args, number, coordinator) for number in range(num_shards)]
-    return _ingress(args, num_shards).bind(
-        _encoder(args, str(model)), shards, coordinator, None, args
-    )
+    first = check_pair(args.index, args.model, "")
+    parts = bind_set(args, first)
+    deployed = uuid.uuid4().hex
+    sets = serve.deployment(
+        name="sets", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000
+    )(Sets).bind(args, first, deployed)
+    return _ingress(args).bind(parts, sets, first, deployed, args)
 
 
-def _encoder(args: ServeArgs, model: str) -> Application:
-    settings = args.encoder
-    return serve.deployment(
-        name="encoder",
-        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
-        # two batches' worth: one is computed while the next fills
-        max_ongoing_requests=2 * settings.max_batch_size,
-        max_queued_requests=settings.max_queued_requests,
-        **_scaling(settings),
-    )(Encoder).bind(model, settings, args.limits.max_image_pixels)
-
-
-def _shard(args: ServeArgs, number: int, coordinator: Application) -> Application:
-    settings = args.shard
-    return serve.deployment(
-        name=f"shard-{number}",
-        ray_actor_options={"num_cpus": settings.num_cpus},
-        # searches wait in the shard, where their waiting is measured
-        max_ongoing_requests=settings.max_queued_requests + settings.num_threads,
-        max_queued_requests=settings.max_queued_requests,
-        **_scaling(settings, **_by_work(args)),
-    )(Shard).bind(
-        str(args.index.resolve()),
-        settings.num_threads,
-        number,
-        coordinator,
-        record=Recorder,
-        drift_share=args.drift_share,
-    )
-
-
-def _scaling(settings: EncoderSettings | ShardSettings, **policy: Any) -> dict[str, Any]:
-    """How many replicas, as Serve takes it; without a policy by requests under way."""
-    if settings.max_replicas is None:
-        return {"num_replicas": settings.num_replicas}
-    config: dict[str, Any] = {
-        "min_replicas": settings.num_replicas,
-        "max_replicas": max(settings.num_replicas, settings.max_replicas),
-        "upscale_delay_s": UPSCALE_DELAY_S,
-    }
-    return {"autoscaling_config": config | policy}
-
-
-def _by_work(args: ServeArgs) -> dict[str, Any]:
-    """The policy of shards: how busy they may be lies below where the ceiling comes down."""
-    settings = args.shard
-    counts = range(1, (settings.max_replicas or settings.num_replicas) + 1)
-    shares = [
-        round(scale_up_utilisation(count * settings.num_threads, args.load.target_share), 4)
-        for count in counts
-    ]
-    return {"policy": {"policy_function": WORK_POLICY, "policy_kwargs": {"shares": shares}}}
-
-
-def _coordinator(args: ServeArgs, num_shards: int, num_levels: int) -> Application:
-    return serve.deployment(
-        name="coordinator", num_replicas=1, ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=1000,
-    )(Coordinator).bind(num_shards, num_levels, args, record=Recorder)  # fmt: skip
-
-
-def _ingress(args: ServeArgs, num_shards: int) -> Any:
+def _ingress(args: ServeArgs) -> Any:
     return serve.deployment(
         name="ingress",
         num_replicas=args.ingress_replicas,

@@ -113,6 +113,11 @@ class Follower:
         if self._task is None and self._coordinator is not None:
             self._task = asyncio.get_running_loop().create_task(self._follow())
 
+    def stop(self) -> None:
+        """End to report: nobody asks any more."""
+        if self._task is not None:
+            self._task.cancel()
+
     async def admitted(self) -> Admitted:
         """What a request that comes now is admitted to.
 

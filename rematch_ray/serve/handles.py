@@ -139,3 +139,33 @@ class RemoteWriter(Deployed):
     async def delete(self, ids: Any, filter: Any) -> Any:
         """Deletes documents."""
         return await self.call("delete", ids, filter)
+
+
+class RemoteSets(Deployed):
+    """See `set_backend.SetsClient` and `admin.SwapClient`.
+
+    Args:
+        name: for messages.
+        handle: of `Sets`.
+        deployed: name of this deployment of the application.
+        timeout_s: of a report.
+    """
+
+    def __init__(
+        self, name: str, handle: DeploymentHandle, deployed: str, *, timeout_s: float
+    ) -> None:
+        super().__init__(name, handle, tries=1)
+        self._deployed = deployed
+        self._prompt = Deployed(name, handle, timeout_s=timeout_s, tries=1)
+
+    async def exchange(self, report: Any) -> Any:
+        """Reports what is served; gives orders."""
+        return await self._prompt.call("exchange", report, self._deployed)
+
+    async def status(self) -> Any:
+        """Where a change of sets stands."""
+        return await self.call("status")
+
+    async def swap(self, index: str, model: str | None) -> Any:
+        """Begins a change of sets; reads index and model first, which takes a while."""
+        return await self.call("swap", index, model)

@@ -121,6 +121,22 @@ WRITTEN = Metric(
     "Documents added, replaced and deleted through the API.",
     ("kind",),
 )
+COMMIT_SECONDS = Metric(
+    "rematch_commit_seconds",
+    "histogram",
+    "Time of one change of the index: of joined writes, or of a background merge.",
+    ("what",),
+    _SECONDS,
+)
+SEGMENTS = Metric(
+    "rematch_index_segments", "gauge", "Segments of the index, as the writer left it last."
+)
+SET_CHANGES = Metric(
+    "rematch_set_changes_total",
+    "counter",
+    "Changes of model and index, and whether they were done.",
+    ("done",),
+)
 RECALL = Metric(
     "rematch_recall",
     "gauge",

@@ -12,7 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
@@ -116,6 +116,15 @@ class Recorder:
         """One write of documents."""
         for kind in ("added", "replaced", "deleted"):
             self._count(table.WRITTEN, kind, by=getattr(result, kind))
+
+    def committed(self, what: Literal["write", "merge"], seconds: float, segments: int) -> None:
+        """One change of the index, and the segments that it left."""
+        self._write(table.COMMIT_SECONDS, seconds, what)
+        self._write(table.SEGMENTS, segments)
+
+    def swapped(self, *, done: bool) -> None:
+        """One change of model and index."""
+        self._count(table.SET_CHANGES, "true" if done else "false")
 
     def checked(self, rung: str, recall: float) -> None:
         """What the drift check found at one rung."""

@@ -218,6 +218,10 @@ class Router:
         """See `Backend.metrics`."""
         return "" if self._collect is None else await self._collect()
 
+    def close(self) -> None:
+        """End what runs in the background: no request will come."""
+        self.follower.stop()
+
     async def _with_state(self, run: Callable[[Admitted], Awaitable[Any]]) -> Any:
         """Run on the current state, once more on the next one where that is gone."""
         admitted = await self.follower.admitted()

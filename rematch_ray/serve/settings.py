@@ -66,6 +66,23 @@ class ShardSettings(Settings):
     max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
 
 
+class WriterSettings(Settings):
+    """The one replica that writes."""
+
+    num_cpus: float = Field(0.0, ge=0, description="CPUs that it reserves; it works in bursts")
+    commit_wait_s: float = Field(0.02, ge=0, description="how long a write waits for others")
+    commit_rows: int = Field(1024, ge=1, description="documents written together at most")
+    max_waiting_rows: int = Field(8192, ge=1, description="documents that wait before a 503")
+    encode_ahead: int = Field(16, ge=1, description="documents that are encoded at a time")
+    lock_patience_s: float = Field(
+        10.0, ge=0, description="how long a write waits while another process writes, before a 503"
+    )
+    merge_fan_in: int = Field(8, ge=2, description="segments of one size that are merged")
+    merge_max_rows: int = Field(20_000, ge=1, description="documents of one merge at most")
+    most_segments: int = Field(128, ge=2, description="with more, merging does not wait for quiet")
+    max_queued_requests: int = Field(64, ge=1, description="queue length before a 503")
+
+
 class LoadSettings(Settings):
     """When the ceiling of `auto` budgets is lowered, and when it is raised again."""
 
@@ -107,6 +124,17 @@ class QuotaSettings(Settings):
     )
 
 
+class SwapSettings(Settings):
+    """A change of model and index while the service runs."""
+
+    warm_timeout_s: float = Field(
+        900.0, gt=0, description="how long a new set may take to come up before it is given up"
+    )
+    drain_timeout_s: float = Field(
+        60.0, gt=0, description="how long requests may stay on the old set"
+    )
+
+
 class AccessLogSettings(Settings):
     """One line of JSON per answered request."""
 
@@ -139,6 +167,8 @@ class ServeArgs(Settings):
     limits: Limits = Limits()
     encoder: EncoderSettings = EncoderSettings()
     shard: ShardSettings = ShardSettings()
+    writer: WriterSettings = WriterSettings()
+    swap: SwapSettings = SwapSettings()
     load: LoadSettings = LoadSettings()
     quotas: QuotaSettings = QuotaSettings()
     access_log: AccessLogSettings = AccessLogSettings()

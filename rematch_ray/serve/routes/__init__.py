@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fastapi import FastAPI
 
 from rematch_ray import __version__
+from rematch_ray.serve.admin import SwapClient, add_admin
 from rematch_ray.serve.backend import Backend
 from rematch_ray.serve.failures import install_handlers
 from rematch_ray.serve.limits import BodyLimit, KeyRing
@@ -33,6 +34,7 @@ def make_api(
     limits: Limits,
     media: MediaRoots,
     record: Callable[[RequestRecord], None] | None = None,
+    sets: SwapClient | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -42,6 +44,7 @@ def make_api(
         limits: what one request may ask for.
         media: directories that images may be returned from.
         record: called once per answered request, for metrics.
+        sets: changes the pair of model and index; None offers no such route.
 
     Returns:
         The application, ready for any ASGI server.
@@ -62,5 +65,7 @@ def make_api(
     add_embeddings(api, service)
     add_rerank(api, service)
     add_documents(api, service)
+    if sets is not None:
+        add_admin(api, service, sets)
     add_pages(api)
     return api

@@ -22,6 +22,7 @@ _REASONS = {
     401: "no API key, or one that is not known here",
     403: "the API key lacks the scope",
     404: "no such document or model",
+    409: "a change is under way already",
     413: "the body is too large",
     422: "an unknown field, or one of another type",
     429: "this key's quota is used up, or an explicit budget under load; see Retry-After",
