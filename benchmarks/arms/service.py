@@ -33,6 +33,7 @@ class Service:
         port: where it answers.
         ready: path that answers 200 once it is ready.
         environment: variables beside those of this process.
+        patience_s: how long it may take to get ready.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Service:
         *,
         ready: str = "/readyz",
         environment: Mapping[str, str] = {},
+        patience_s: float = READY_S,
     ) -> None:
-        self.port = port
+        self.port, self._patience_s = port, patience_s
         path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
         self._process = subprocess.Popen(
             [sys.executable, *command],
@@ -62,7 +64,7 @@ class Service:
         return cls([str(PROGRAM), str(port), told], port, environment=environment)
 
     def __enter__(self) -> Service:
-        until = time.monotonic() + READY_S
+        until = time.monotonic() + self._patience_s
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > until:
                 self.__exit__()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 Answered = Callable[["Connection", int, bytes], None]
 LOST = 0  # the status of a request whose connection ended
@@ -30,8 +31,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection stands."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport, self.is_open = transport, True
+        self._transport, self.is_open = cast(asyncio.Transport, transport), True  # or uvloop's
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side closed; a request on its way is lost."""

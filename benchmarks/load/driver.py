@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ class LoadGenerator:
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._folder = tempfile.TemporaryDirectory(prefix="load-")
         self._process = subprocess.Popen(
             [sys.executable, str(PROGRAM)],
             stdin=subprocess.PIPE,
@@ -107,6 +109,7 @@ class LoadGenerator:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        self._folder.cleanup()
 
     @property
     def pid(self) -> int:
@@ -123,12 +126,12 @@ class LoadGenerator:
 
     def _do(self, *, bodies: Path, path: str = "/v1/search", **job: Any) -> Load:
         assert self._process.stdin is not None and self._process.stdout is not None
-        told = {"port": self._port, "path": path, "bodies": str(bodies), **job}
+        out = Path(self._folder.name) / "answers.json"
+        told = {"port": self._port, "path": path, "bodies": str(bodies), "out": str(out), **job}
         print(json.dumps(told), file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
-        if not line:
+        if not self._process.stdout.readline():
             raise RuntimeError("the load generator ended; its message stands above")
-        said = json.loads(line)
+        said = json.loads(out.read_text())
         return Load([Reply(*one) for one in said["answers"]], said["seconds"], said["cpu_s"])
 
 

@@ -111,7 +111,10 @@ def _title(pid: int) -> str:
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     except OSError:
         return ""
-    return words[0] if words[0].startswith("ray::") else " ".join(map(_short, words[:3]))
+    if words[0].startswith("ray::"):
+        return words[0].removeprefix("ray::")
+    # a program by its name, a script of Python's by its own
+    return next((_short(word) for word in words[1:] if word.endswith(".py")), _short(words[0]))
 
 
 def _short(word: str) -> str:
