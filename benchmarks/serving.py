@@ -14,14 +14,16 @@ from __future__ import annotations
 import os
 
 # before anything starts its threads; every process that is started takes it over
-for _name in ("OMP", "OPENBLAS", "MKL", "RAYON"):
-    os.environ[f"{_name}_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["RAYON_NUM_THREADS"] = "1"
 
 import argparse
 import json
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +79,22 @@ def _in_one_service(
     measure = _measure(options)
     beside = []
     args = service_args(served, options.threads)
-    variant = VARIANTS[options.variant]
-    with Service.ours(args, free_port(), environment=variant.environment) as service:
-        with LoadGenerator(service.port) as generator:
-            if "overhead" in parts:
-                cases = [*usual_cases(), *long_cases(served)]
-                rows = measure_overhead(
-                    service, generator, served, cases, options.scratch, **measure
-                )
-                _print(f"overhead, {options.threads} threads", overhead_table(rows))
-                _print_processes(rows)
-                result |= overhead_keys(rows)
-            if "texts" in parts:
-                texts = measure_texts(generator, served, options.scratch, **measure)
-                _print("text queries", text_table(texts))
-                result["texts_over_in_process"] = min(one.share for one in texts)
-            if "peers" in parts:
-                beside = measure_ours(service, generator, served, options.scratch, **measure)
+    with (
+        Service.ours(args, free_port(), environment=_environment(options)) as service,
+        LoadGenerator(service.port) as generator,
+    ):
+        if "overhead" in parts:
+            cases = [*usual_cases(), *long_cases(served)]
+            rows = measure_overhead(service, generator, served, cases, options.scratch, **measure)
+            _print(f"overhead, {options.threads} threads", overhead_table(rows))
+            _print_processes(rows)
+            result |= overhead_keys(rows)
+        if "texts" in parts:
+            texts = measure_texts(generator, served, options.scratch, **measure)
+            _print("text queries", text_table(texts))
+            result["texts_over_in_process"] = round(min(one.share for one in texts), 3)
+        if "peers" in parts:
+            beside = measure_ours(service, generator, served, options.scratch, **measure)
     if "peers" in parts:
         for engine in options.peers:
             try:
@@ -123,11 +124,14 @@ def _one_variant(
     variant: Variant, served: Served, cases: Sequence[Any], options: argparse.Namespace
 ) -> list[Overhead]:
     args = service_args(served, options.threads)
-    with Service.ours(args, free_port(), environment=variant.environment) as service:
-        with LoadGenerator(service.port) as generator:
-            return measure_overhead(
-                service, generator, served, cases, options.scratch, **_measure(options)
-            )
+    environment = variant.with_ports(free_port(), free_port())
+    with (
+        Service.ours(args, free_port(), environment=environment) as service,
+        LoadGenerator(service.port) as generator,
+    ):
+        return measure_overhead(
+            service, generator, served, cases, options.scratch, **_measure(options)
+        )
 
 
 def _overload(served: Served, options: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +141,7 @@ def _overload(served: Served, options: argparse.Namespace) -> dict[str, Any]:
         port=free_port(),
         threads=options.threads,
         seconds=4.0 if options.quick else options.overload_seconds,
-        environment=VARIANTS[options.variant].environment,
+        environment=_environment(options),
     )
     if options.quick:
         setting = Setting(**{**vars(setting), "factors": QUICK_FACTORS})
@@ -177,6 +181,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _environment(options: argparse.Namespace) -> Mapping[str, str]:
+    return VARIANTS[options.variant].with_ports(free_port(), free_port())
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,18 @@ class Variant:
     what: str
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    def with_ports(self, metrics: int, stats: int) -> dict[str, str]:
+        """The environment, with ports of HAProxy's own that two services do not share."""
+        ports = {"METRICS": metrics, "STATS": stats}
+        own = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(port) for name, port in ports.items()}
+        return {**_PATIENT, **own, **self.environment}
 
+
+# a proxy that needs longer than this to start is killed; on two busy cores the default is short
+_PATIENT = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 _ONE_LOOP = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
