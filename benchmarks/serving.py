@@ -36,7 +36,7 @@ from arms.overhead import (
     service_args,
     usual_cases,
 )
-from arms.overload import Overload, Setting, measure_overload, overload_table
+from arms.overload import FACTORS, Overload, Setting, measure_overload, overload_table
 from arms.peer_services import NAMES, measure_ours, measure_peer, peer_table
 from arms.service import Service
 from arms.text_queries import measure_texts, text_table
@@ -47,7 +47,7 @@ from shapes.served_corpus import HEAVY, HEAVY_QUICK_DOCUMENTS, Served, heavy, pa
 
 from rematch_ray.evaluation.report import plain_table
 
-PARTS = ("overhead", "variants", "texts", "overload", "peers")
+PARTS = ("overhead", "variants", "texts", "overload", "text-overload", "peers")
 QUICK_PARTS = ("overhead", "texts", "overload")
 QUICK_FACTORS = (0.5, 1.5, 3.0)
 
@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     if "variants" in parts:
         _variants(served, options)
     if "overload" in parts:
-        result |= _overload(hard, options)
+        result |= overload_keys(_overload(hard, options))
+    if "text-overload" in parts:
+        _overload(served, options, as_text=True)
     result["machine"] = f"{os.cpu_count()} cores, load generator among them"
     print(json.dumps(result))
     return 0
@@ -134,26 +136,27 @@ def _one_variant(
         )
 
 
-def _overload(served: Served, options: argparse.Namespace) -> dict[str, Any]:
-    setting = Setting(
-        served=served,
-        folder=options.scratch,
-        port=free_port(),
-        threads=options.threads,
-        seconds=4.0 if options.quick else options.overload_seconds,
-        environment=_environment(options),
+def _overload(served: Served, options: argparse.Namespace, *, as_text: bool = False) -> Overload:
+    found = measure_overload(
+        Setting(
+            served=served,
+            folder=options.scratch,
+            port=free_port(),
+            threads=options.threads,
+            seconds=4.0 if options.quick else options.overload_seconds,
+            environment=_environment(options),
+            factors=QUICK_FACTORS if options.quick or as_text else FACTORS,
+            as_text=as_text,
+        )
     )
-    if options.quick:
-        setting = Setting(**{**vars(setting), "factors": QUICK_FACTORS})
-    found = measure_overload(setting)
     print(
         f"\nunloaded p50 {found.unloaded_ms:.1f} ms, p99 {found.unloaded_p99:.1f} ms; capacity "
         f"{found.capacity:.1f}/s; the floor bears {found.floor_capacity:.1f}/s"
     )
-    _print("overload", overload_table(found))
+    _print("overload, text queries" if as_text else "overload", overload_table(found))
     for file in options.plot:
-        plot_overload(found, file)
-    return overload_keys(found)
+        plot_overload(found, file.with_stem(f"{file.stem}-text") if as_text else file)
+    return found
 
 
 def overhead_keys(rows: Sequence[Overhead]) -> dict[str, float]:

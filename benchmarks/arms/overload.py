@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from load.bodies import vector_bodies
+from load.bodies import text_bodies, vector_bodies
 from load.driver import Load, LoadGenerator
 from shapes.served_corpus import Served
 
 from arms.overhead import service_args
 from arms.service import Service
 
-FULL, FLOOR = "16x64", "1x1"
+FLOOR = "1x1"
 BEARABLE = 2.0  # times the unloaded 99th percentile
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0)
 STEP = 1.15  # between rates that are tried for a capacity
@@ -82,7 +82,7 @@ class Overload:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is loaded, and how long."""
+    """What is loaded, and how long; `as_text`: queries are text, to be encoded."""
 
     served: Served
     folder: Path
@@ -91,24 +91,29 @@ class Setting:
     seconds: float
     environment: Mapping[str, str]
     factors: Sequence[float] = FACTORS
+    as_text: bool = False
+
+    def bodies(self, budget: str) -> Path:
+        """Requests at one budget."""
+        file = self.folder / f"overload-{budget}.jsonl"
+        if self.as_text:
+            return text_bodies(file, self.served.texts, budget=budget)
+        return vector_bodies(file, self.served.queries, budget=budget)
 
 
 def measure_overload(setting: Setting) -> Overload:
     """Runs the service twice: without the controller, then with it."""
-    asked = {
-        name: vector_bodies(setting.folder / f"{name}.jsonl", setting.served.queries, budget=name)
-        for name in ("auto", FULL, FLOOR)
-    }
+    auto, least = setting.bodies("auto"), setting.bodies(FLOOR)
     with _service(setting, enabled=False) as service, LoadGenerator(service.port) as generator:
-        unloaded = _unloaded(generator, asked["auto"], setting.seconds)
+        unloaded = _unloaded(generator, auto, setting.seconds)
         bearable = BEARABLE * unloaded.ms(99)
-        capacity = find_capacity(_runs(generator, asked["auto"], setting), bearable, unloaded.ms())
-        floor = _unloaded(generator, asked[FLOOR], min(3.0, setting.seconds))
-        floors = find_capacity(_runs(generator, asked[FLOOR], setting), bearable, floor.ms())
-        off = _sweep(generator, asked["auto"], setting, capacity, bearable)
+        capacity = find_capacity(_runs(generator, auto, setting), bearable, unloaded.ms())
+        floor = _unloaded(generator, least, min(3.0, setting.seconds))
+        floors = find_capacity(_runs(generator, least, setting), bearable, floor.ms())
+        off = _sweep(generator, auto, setting, capacity, bearable)
     with _service(setting, enabled=True) as service, LoadGenerator(service.port) as generator:
-        _unloaded(generator, asked["auto"], min(3.0, setting.seconds))
-        on = _sweep(generator, asked["auto"], setting, capacity, bearable)
+        _unloaded(generator, auto, min(3.0, setting.seconds))
+        on = _sweep(generator, auto, setting, capacity, bearable)
     return Overload(unloaded.ms(), unloaded.ms(99), capacity, floors, on, off)
 
 

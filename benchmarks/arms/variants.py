@@ -24,6 +24,7 @@ class Variant:
 _PATIENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_raylet_start_wait_time_s": "120",
 }
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 _ONE_LOOP = {

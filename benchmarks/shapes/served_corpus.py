@@ -37,7 +37,7 @@ HEAVY = Shape(
     40_000, spread=1.0, first=Key(share=0.5, poor=0.2), fused=Key(share=0.7, poor=0.25), seed=6
 )
 HEAVY_QUICK_DOCUMENTS = 8_000
-HEAVY_COUNTS = (500, 2000, 8000, 16_000)
+HEAVY_COUNTS = (500, 2000, 6000, 16_000, 24_000)
 CALIBRATED_BY, TOP_K = 64, 10
 
 
