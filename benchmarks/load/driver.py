@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +132,3 @@ class LoadGenerator:
             raise RuntimeError("the load generator ended; its message stands above")
         said = json.loads(out.read_text())
         return Load([Reply(*one) for one in said["answers"]], said["seconds"], said["cpu_s"])
-
-
-def median_of(loads: Iterable[Load], percentile: float = 50) -> float:
-    """Median over runs of a percentile of latency."""
-    return statistics.median(load.ms(percentile) for load in loads)

@@ -113,9 +113,5 @@ def _title(pid: int) -> str:
         return ""
     if words[0].startswith("ray::"):
         return words[0].removeprefix("ray::")
-    # a program by its name, a script of Python's by its own
-    return next((_short(word) for word in words[1:] if word.endswith(".py")), _short(words[0]))
-
-
-def _short(word: str) -> str:
-    return word.rsplit("/", 1)[-1]
+    # a script of Python's by its own name, any other program by the one that the kernel knows
+    return next((Path(word).name for word in words[1:] if word.endswith(".py")), "")
