@@ -12,7 +12,7 @@ setup(
     ext_modules=[
         Extension(
             "rematch_ray.index._maxsim",
-            sources=[f"{KERNEL}.c", f"{KERNEL}_x86.c"],
+            sources=[f"{KERNEL}{part}.c" for part in ("", "_x86", "_best", "_exact")],
             depends=[f"{KERNEL}.h"],
             # no contraction: a fused multiply-add would round differently from the other paths
             extra_compile_args=["-O3", "-ffp-contract=off"],

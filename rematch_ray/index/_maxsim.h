@@ -53,6 +53,23 @@ struct path {
     fold_fn *fold;
 };
 
+/* One plane of the documents, as Python lays it out: addresses in 64 bits. */
+struct plane {
+    int64_t vectors; /* of documents that lie side by side: codes, or float16 originals */
+    int64_t scales;  /* (N, n) float32; 0 for originals */
+    int64_t per_document;
+};
+
+const struct path *find_path(const char *name);
+struct group *make_groups(const struct path *path, const int8_t *query, int num_rows, int dim,
+                          int *num_groups);
+/* Raises maxima by one plane: the operation of _maxsim.c, with the query laid out. */
+void carry_plane(const struct path *path, const struct group *groups, int num_groups, int dim,
+                 const uint8_t *codes, const float *scales, int vectors_per_document,
+                 const int64_t *rows, int64_t count, float *best, int64_t stride);
+void mean_of_rows(const float *best, int64_t stride, int64_t count, const float *scales, int r_q,
+                  float *means);
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86_PATHS 1
 extern const struct path avx512vnni_path, avx2_path;

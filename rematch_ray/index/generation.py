@@ -253,7 +253,7 @@ class Generation:
         Raises:
             UserError: a field that no document has, or a value that is not a scalar.
         """
-        return self.passing(check_filter(filter, self.fields()))
+        return self.passing(check_filter(filter, self.fields())) if filter else self.live
 
     def passing(self, conditions: Mapping[str, Sequence[Any]]) -> NDArray[np.bool_]:
         """Live documents whose fields hold one of the values each, (rows,); none of a field that is

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ MODULE = "rematch_ray.index._maxsim"
 # fastest first; which of them a machine has, the library says
 PATHS = ("avx512vnni", "avx2", "c")
 # part of every symbol: a library built from older sources counts as none at all
-_PREFIX = "maxsim_int8_1_"
+_PREFIX = "maxsim_int8_2_"
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
     "has": (ctypes.c_char_p,),
@@ -29,7 +29,14 @@ _ARGUMENTS = {
         *(_POINTER, _LONG, _POINTER, _LONG),
     ),
     "mean": (_POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER),
+    "best": (
+        *(ctypes.c_char_p, _POINTER, _INT, _INT, _INT, _POINTER, _INT, _POINTER, _LONG),
+        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
+    ),
+    "exact": (*(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _LONG, _POINTER),),
 }
+# of every plane: codes (or originals) and scales, of all documents
+Planes = Sequence[tuple[NDArray[Any], NDArray[np.float32] | None]]
 
 
 @functools.cache
@@ -87,9 +94,7 @@ def carry(
         _address(best_CR) + first * best_CR.strides[0],
         best_CR.strides[0] // 4,
     )
-    if status == 1:
-        raise MemoryError(f"no memory to lay out a query of shape {query_RD.shape}")
-    assert status == 0, (status, path)
+    _check(status, path, query_RD.shape)
 
 
 def mean(
@@ -109,6 +114,82 @@ def mean(
         r_q,
         _address(means_C),
     )
+
+
+def best(
+    path: str,
+    query_BRD: NDArray[np.int8],
+    query_scales_BR: NDArray[np.float32],
+    planes: Planes,
+    rows: NDArray[np.int64] | None,
+    allowed: NDArray[np.bool_] | None,
+    limit: int,
+    slack_B: NDArray[np.float64],
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Runs `maxsim_best.best_of_planes`."""
+    functions = _functions()
+    assert functions is not None
+    num_queries, r_q, dim = query_BRD.shape
+    count = len(planes[0][0]) if rows is None else len(rows)
+    # room for all: what is not written to takes no memory
+    positions = np.empty((num_queries, count), np.int64)
+    scores = np.empty((num_queries, count), np.float32)
+    found = np.empty(num_queries, np.int64)
+    status = functions["best"](
+        path.encode(),
+        _address(query_BRD),
+        *(num_queries, r_q, dim),
+        _address(_describe(planes)),
+        len(planes),
+        None if rows is None else _address(rows),
+        count,
+        None if allowed is None else _address(allowed),
+        _address(query_scales_BR),
+        limit,
+        *(_address(slack_B), _address(positions), _address(scores), _address(found)),
+    )
+    _check(status, path, query_BRD.shape)
+    counts = found.tolist()
+    return [(positions[q, :n].copy(), scores[q, :n].copy()) for q, n in enumerate(counts)]
+
+
+def exact(
+    path: str,
+    query_RD: NDArray[np.float64],
+    originals: Sequence[NDArray[np.float16]],
+    rows: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """Runs `exact.score_rows` for one query at one budget over planes of originals."""
+    functions = _functions()
+    assert functions is not None
+    scores = np.empty(len(rows), np.float32)
+    status = functions["exact"](
+        path.encode(),
+        _address(query_RD),
+        *query_RD.shape,
+        _address(_describe([(plane, None) for plane in originals])),
+        len(originals),
+        _address(rows),
+        len(rows),
+        _address(scores),
+    )
+    _check(status, path, query_RD.shape)
+    return scores
+
+
+def _describe(planes: Planes) -> NDArray[np.int64]:
+    """Planes as the C code reads them: addresses and vectors per document."""
+    lines = [
+        (_address(vectors), 0 if scales is None else _address(scales), vectors.shape[1])
+        for vectors, scales in planes
+    ]
+    return np.array(lines, np.int64)
+
+
+def _check(status: int, path: str, shape: tuple[int, ...]) -> None:
+    if status == 1:
+        raise MemoryError(f"no memory to lay out a query of shape {shape}")
+    assert status == 0, (status, path)
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -33,6 +33,8 @@ CREATE TABLE fields (
 ) WITHOUT ROWID;
 """
 _NAMED_DUPLICATES = 5
+# rows that a statement names one by one
+_BOUND_ROWS = 100
 
 
 def document_key(document_id: str) -> int:
@@ -119,10 +121,18 @@ class PayloadStore:
 
     def documents(self, rows: Sequence[int]) -> dict[int, tuple[str, dict[str, Any]]]:
         """Id and payload of each row."""
-        found = self._database.execute(
-            "SELECT row, id, payload FROM documents WHERE row IN (SELECT value FROM json_each(?))",
-            (json.dumps([int(row) for row in rows]),),
-        )
+        if len(rows) <= _BOUND_ROWS:
+            # a statement of its own for each count, kept prepared; a list in JSON takes longer
+            marks = ",".join("?" * len(rows))
+            found = self._database.execute(
+                f"SELECT row, id, payload FROM documents WHERE row IN ({marks})", rows
+            )
+        else:
+            found = self._database.execute(
+                "SELECT row, id, payload FROM documents"
+                " WHERE row IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(rows)),),
+            )
         return {row: (name, json.loads(payload)) for row, name, payload in found}
 
     def sources(self, rows: Sequence[int]) -> dict[int, str]:

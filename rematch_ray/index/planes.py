@@ -180,6 +180,11 @@ class Plane:
         return self._open("scales")
 
     @cached_property
+    def coded(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Codes and scales, as the kernel takes a plane."""
+        return self.codes, self.scales
+
+    @cached_property
     def errors(self) -> NDArray[np.float32]:
         """(N,) largest distance of a document's vector here from what is read back, mapped."""
         return self._open("errors")
@@ -190,13 +195,14 @@ class Plane:
         return float(self.errors.max(initial=0.0))
 
     @cached_property
-    def _originals(self) -> NDArray[np.float16]:
+    def originals(self) -> NDArray[np.float16]:
+        """(N, n, D) float16, mapped; only where they are kept."""
         return self._open("originals")
 
     def read(self, rows: NDArray[np.integer] | slice) -> NDArray[np.float16]:
         """Vectors of some documents, (len(rows), n, D): originals, or decoded where none are."""
         if self.has_originals:
-            return self._originals[rows]
+            return self.originals[rows]
         return dequantise(from_offset(self.codes[rows]), self.scales[rows])
 
     def _open(self, kind: str) -> NDArray[Any]:

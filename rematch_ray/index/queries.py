@@ -7,6 +7,7 @@ or candidates. Middle floor.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,32 +69,31 @@ class Queries:
     Args:
         vectors: (B, R, D) float64 on the grid of `to_grid`.
         fused: (B, F) likewise, or None.
-        codes: of `vectors`.
-        fused_codes: of `fused`, as one vector each, or None.
     """
 
     vectors: Float64
     fused: Float64 | None
-    codes: Codes
-    fused_codes: Codes | None
 
-    @classmethod
-    def of(cls, vectors_BRD: Float64, fused_BF: Float64 | None) -> Queries:
-        """Queries of vectors on the grid."""
-        fused_codes = None if fused_BF is None else Codes.of(fused_BF[:, None])
-        return cls(vectors_BRD, fused_BF, Codes.of(vectors_BRD), fused_codes)
+    @cached_property
+    def codes(self) -> Codes:
+        """Of `vectors`, made when first asked for."""
+        return Codes.of(self.vectors)
+
+    @cached_property
+    def fused_codes(self) -> Codes | None:
+        """Of `fused`, as one vector each, or None."""
+        return None if self.fused is None else Codes.of(self.fused[:, None])
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def __getitem__(self, rows: slice) -> Queries:
-        every = slice(None)
-        return Queries(
-            self.vectors[rows],
-            None if self.fused is None else self.fused[rows],
-            self.codes.part(rows, every),
-            None if self.fused_codes is None else self.fused_codes.part(rows, every),
-        )
+        some = Queries(self.vectors[rows], None if self.fused is None else self.fused[rows])
+        for name in ("codes", "fused_codes"):
+            # what a batch has coded is not coded again for each of its queries
+            if (coded := self.__dict__.get(name)) is not None:
+                some.__dict__[name] = coded.part(rows, slice(None))
+        return some
 
     def codes_at(self, rung: Budget) -> Codes:
         """Codes of the vectors that take part at a rung, (B, r_q, D), or (B, 1, F) when fused.
@@ -143,7 +143,7 @@ class Queries:
                 )
             _check_unit(fused[:, None])
             fused_grid = to_grid(fused)
-        return cls.of(to_grid(vectors[:, :num_vectors]), fused_grid)
+        return cls(to_grid(vectors[:, :num_vectors]), fused_grid)
 
 
 def _as_array(vectors: Any) -> NDArray[np.float32]:
