@@ -46,11 +46,17 @@ typedef void pack_fn(struct group *, const int8_t *rows, int dim);
 typedef void fold_fn(const struct chunk *, const struct group *, const float *scores, float *best,
                      int64_t stride, int vectors_per_document);
 
+/* Scores of documents of one vector against one query vector, its scale applied: _maxsim_single.c.
+ * Returns 0 for a dimension that it is not for. */
+typedef int single_fn(const uint8_t *codes, const float *scales, int64_t count,
+                      const int8_t *query, int dim, float query_scale, float *out);
+
 struct path {
     const char *name;
     pack_fn *pack;
     score_fn *score;
     fold_fn *fold;
+    single_fn *single; /* or NULL */
 };
 
 /* One plane of the documents, as Python lays it out: addresses in 64 bits. */
@@ -73,6 +79,7 @@ void mean_of_rows(const float *best, int64_t stride, int64_t count, const float 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86_PATHS 1
 extern const struct path avx512vnni_path, avx2_path;
+single_fn single_avx512;
 #endif
 
 INLINE void fold_scores(const struct chunk *chunk, const struct group *group, const float *scores,

@@ -90,13 +90,21 @@ static int take(struct kept *kept, const float *scores, int64_t first, int count
 }
 
 static int score_and_take(const struct path *path, const struct group *groups, int num_groups,
-                          int num_queries, int r_q, int dim, const struct plane *planes,
+                          const int8_t *query, int num_queries, int r_q, int dim, const struct plane *planes,
                           int num_planes, const int64_t *rows, int64_t count,
                           const uint8_t *allowed, const float *query_scales, struct kept *kept,
                           float *best, float *means, int block) {
     const int64_t stride = (int64_t)num_queries * r_q;
+    const int is_single = path->single && stride == 1 && num_planes == 1 && !rows &&
+                          planes[0].per_document == 1;
     for (int64_t first = 0; first < count; first += block) {
         const int some = count - first < block ? (int)(count - first) : block;
+        if (is_single && path->single((const uint8_t *)(uintptr_t)planes[0].vectors + first * dim,
+                                      (const float *)(uintptr_t)planes[0].scales + first, some,
+                                      query, dim, query_scales[0], means)) {
+            if (take(kept, means, first, some, allowed)) return 1;
+            continue;
+        }
         for (int64_t i = 0; i < some * stride; i++) best[i] = -INFINITY;
         for (int p = 0; p < num_planes; p++) {
             const int64_t n = planes[p].per_document, skipped = rows ? 0 : first * n;
@@ -142,7 +150,7 @@ int maxsim_int8_2_best(const char *name, const int8_t *query, int num_queries, i
             kept[q] = (struct kept){limit,     0, full, slack[q], -INFINITY, positions + q * count,
                                     scores + q * count};
         }
-        status = score_and_take(path, groups, num_groups, num_queries, r_q, dim, planes, num_planes,
+        status = score_and_take(path, groups, num_groups, query, num_queries, r_q, dim, planes, num_planes,
                                 rows, count, allowed, query_scales, kept, best,
                                 best + block * stride, block);
         for (int q = 0; q < num_queries; q++) found[q] = kept[q].count;

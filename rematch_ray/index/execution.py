@@ -24,9 +24,6 @@ def search_vectors(
         return search_shards(generation.group, queries, generation.ask(request))
     if request.plan.is_exhaustive:
         return search_exhaustively(generation, queries, request)
-    if len(queries) > 1:
-        # coded once for all, and not once for each
-        queries.codes_at(request.plan.budget)
     return [
         search_cascade(generation, queries[row : row + 1], request) for row in range(len(queries))
     ]

@@ -33,6 +33,7 @@ _ARGUMENTS = {
         *(ctypes.c_char_p, _POINTER, _INT, _INT, _INT, _POINTER, _INT, _POINTER, _LONG),
         *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
     ),
+    "code": (_POINTER, _LONG, _INT, *5 * (_POINTER,)),
     "exact": (*(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _LONG, _POINTER),),
 }
 # of every plane: codes (or originals) and scales, of all documents
@@ -50,7 +51,7 @@ def _functions() -> dict[str, Callable[..., int]] | None:
     functions = {name: library[_PREFIX + name] for name in _ARGUMENTS}
     for name, function in functions.items():
         function.argtypes, function.restype = _ARGUMENTS[name], _INT
-    functions["mean"].restype = None
+    functions["mean"].restype = functions["code"].restype = None
     return functions
 
 
@@ -135,11 +136,12 @@ def best(
     positions = np.empty((num_queries, count), np.int64)
     scores = np.empty((num_queries, count), np.float32)
     found = np.empty(num_queries, np.int64)
+    described = _describe(planes)
     status = functions["best"](
         path.encode(),
         _address(query_BRD),
         *(num_queries, r_q, dim),
-        _address(_describe(planes)),
+        _address(described),
         len(planes),
         None if rows is None else _address(rows),
         count,
@@ -153,6 +155,31 @@ def best(
     return [(positions[q, :n].copy(), scores[q, :n].copy()) for q, n in enumerate(counts)]
 
 
+def code(
+    vectors_BRD: NDArray[np.float32],
+) -> tuple[
+    NDArray[np.float64],
+    NDArray[np.int8],
+    NDArray[np.float32],
+    NDArray[np.float32],
+    NDArray[np.float32],
+]:
+    """Runs `exact.to_grid`, `quantise`, `residual_norms` and `norms` of `quantisation` at once."""
+    functions = _functions()
+    assert functions is not None and vectors_BRD.dtype == np.float32
+    vectors_BRD = np.ascontiguousarray(vectors_BRD)
+    shape = vectors_BRD.shape
+    grid, codes = np.empty(shape, np.float64), np.zeros(shape, np.int8)
+    scales, errors, norms = np.zeros((3, *shape[:2]), np.float32)
+    functions["code"](
+        _address(vectors_BRD),
+        shape[0] * shape[1],
+        shape[2],
+        *map(_address, (grid, codes, scales, errors, norms)),
+    )
+    return grid, codes, scales, errors, norms
+
+
 def exact(
     path: str,
     query_RD: NDArray[np.float64],
@@ -163,11 +190,12 @@ def exact(
     functions = _functions()
     assert functions is not None
     scores = np.empty(len(rows), np.float32)
+    described = _describe([(plane, None) for plane in originals])
     status = functions["exact"](
         path.encode(),
         _address(query_RD),
         *query_RD.shape,
-        _address(_describe([(plane, None) for plane in originals])),
+        _address(described),
         len(originals),
         _address(rows),
         len(rows),
