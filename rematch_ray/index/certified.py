@@ -19,7 +19,7 @@ from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import best_positions
 from rematch_ray.index.maxima import best_coded, coded_scores
 from rematch_ray.index.maxsim_best import cut_at
-from rematch_ray.index.quantisation import score_bound
+from rematch_ray.index.quantisation import bound_terms
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.stages import exact_scores
 from rematch_ray.scoring.budget import Budget
@@ -99,9 +99,7 @@ def score_coded(
             scores = coded_scores(generation, part, rows, rung)
             yield [Coded(rows, own, is_whole=True) for own in scores]
             continue
-        slack = None
-        if keeps_originals(generation, rung):
-            slack = 2 * _widest_bounds(generation, part, rung)
+        slack = _slack(generation, part, rung) if keeps_originals(generation, rung) else None
         found = best_coded(generation, part, rung, top_k, rows=rows, allowed=allowed, slack=slack)
         yield [Coded(kept, scores, is_whole=False) for kept, scores in found]
 
@@ -174,21 +172,17 @@ def _most_promising(
     rows, scores = coded.rows, coded.scores
     if coded.is_whole:
         # first by the bound of the worst document, which reads nothing per document
-        slack = 2 * float(_widest_bounds(generation, query, rung)[0])
-        near = cut_at(scores, limit, slack)
+        near = cut_at(scores, limit, float(_slack(generation, query, rung)[0]))
         rows, scores = rows[near], scores[near]
     codes = query.codes_at(rung)
-    bounds = score_bound(codes.norms[0], codes.errors[0], generation.errors(rows, rung))
-    upper = scores.astype(np.float64) + bounds
+    slope, fixed = bound_terms(codes.norms[0], codes.errors[0])
+    upper = generation.errors(rows, rung) * slope + (scores + fixed)
     order = np.argsort(-upper)
     return rows[order], upper[order]
 
 
-def _widest_bounds(generation: Generation, queries: Queries, rung: Budget) -> Float64:
-    """(B,) how far the 8-bit score of any document can be off."""
+def _slack(generation: Generation, queries: Queries, rung: Budget) -> Float64:
+    """(B,) how far below another's the 8-bit score of a document can be that is no worse."""
     codes = queries.codes_at(rung)
-    worst = np.array([generation.largest_error(rung)], np.float32)
-    return np.array(
-        [score_bound(norms, errors, worst)[0] for norms, errors in zip(codes.norms, codes.errors)],
-        np.float64,
-    )
+    slope, fixed = bound_terms(codes.norms, codes.errors)
+    return 2 * (slope * generation.largest_error(rung) + fixed)

@@ -7,6 +7,8 @@ knows nothing of files, segments or budgets. Middle floor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,7 @@ from rematch_ray.index.maxsim_int8 import (
     new_maxima,
     path_in_use,
 )
-from rematch_ray.index.maxsim_native import Planes
+from rematch_ray.index.maxsim_native import Vectors
 
 Rows = NDArray[np.int64]
 Kept = tuple[Rows, Float32]
@@ -33,7 +35,7 @@ _SPARSE = 0.5
 def best_of_planes(
     query_codes_BRD: NDArray[np.int8],
     query_scales_BR: Float32,
-    planes: Planes,
+    planes: Sequence[Vectors],
     limit: int,
     *,
     rows: Rows | None = None,
@@ -106,18 +108,23 @@ def _cut(scores: Float32, allowed: NDArray[np.bool_] | None, limit: int, slack: 
 
 
 def _scores(
-    codes_BRD: NDArray[np.int8], scales_BR: Float32, planes: Planes, rows: Rows | None, path: str
+    codes_BRD: NDArray[np.int8],
+    scales_BR: Float32,
+    planes: Sequence[Vectors],
+    rows: Rows | None,
+    path: str,
 ) -> Float32:
     """(B, C) scores, without the compiled kernel's selection."""
     num_queries, r_q, dim = codes_BRD.shape
     flat = codes_BRD.reshape(num_queries * r_q, dim)
-    count = len(planes[0][0]) if rows is None else len(rows)
+    count = len(planes[0].values) if rows is None else len(rows)
     scores = np.empty((num_queries, count), np.float32)
     step = max(_LEAST_DOCUMENTS, _BLOCK_MAXIMA // len(flat))
     for start in range(0, count, step):
         block = slice(start, min(start + step, count))
         best = new_maxima(block.stop - start, len(flat))
-        for codes, scales in planes:
+        for plane in planes:
+            codes, scales = plane.values, plane.scales
             assert scales is not None
             if rows is None:
                 carry_maxima(best, flat, codes[block], scales[block], path=path)
@@ -132,15 +139,16 @@ def _scores(
 def _check(
     codes_BRD: NDArray[np.int8],
     scales_BR: Float32,
-    planes: Planes,
+    planes: Sequence[Vectors],
     rows: Rows | None,
     allowed: NDArray[np.bool_] | None,
 ) -> None:
     assert codes_BRD.dtype == np.int8 and codes_BRD.flags.c_contiguous
     assert scales_BR.dtype == np.float32 and scales_BR.flags.c_contiguous
     assert scales_BR.shape == codes_BRD.shape[:2] and 1 <= codes_BRD.shape[2] <= MAX_DIM
-    num_documents = len(planes[0][0])
-    for codes, scales in planes:
+    num_documents = len(planes[0].values)
+    for plane in planes:
+        codes, scales = plane.values, plane.scales
         assert scales is not None and codes.dtype == np.uint8 and scales.dtype == np.float32
         assert codes.shape == (*scales.shape, codes_BRD.shape[2]), (codes.shape, codes_BRD.shape)
         assert len(codes) == num_documents

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ from numpy.typing import NDArray
 MODULE = "rematch_ray.index._maxsim"
 # fastest first; which of them a machine has, the library says
 PATHS = ("avx512vnni", "avx2", "c")
+# those that read float16 faster than numpy does
+EXACT_PATHS = PATHS[:1]
 # part of every symbol: a library built from older sources counts as none at all
 _PREFIX = "maxsim_int8_2_"
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_NOTHING = ctypes.c_char * 0
 _ARGUMENTS = {
     "has": (ctypes.c_char_p,),
     "carry": (
@@ -36,8 +40,25 @@ _ARGUMENTS = {
     "code": (_POINTER, _LONG, _INT, *5 * (_POINTER,)),
     "exact": (*(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _LONG, _POINTER),),
 }
-# of every plane: codes (or originals) and scales, of all documents
-Planes = Sequence[tuple[NDArray[Any], NDArray[np.float32] | None]]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """One plane as the kernel reads it.
+
+    Args:
+        values: (N, n, D) codes + 128 as uint8, or originals as float16.
+        scales: (N, n) float32 of codes; None of originals.
+    """
+
+    values: NDArray[Any]
+    scales: NDArray[np.float32] | None = None
+
+    @functools.cached_property
+    def described(self) -> tuple[int, int, int]:
+        """Addresses and vectors per document, as `struct plane` has them."""
+        scales = 0 if self.scales is None else _address(self.scales)
+        return _address(self.values), scales, self.values.shape[1]
 
 
 @functools.cache
@@ -121,7 +142,7 @@ def best(
     path: str,
     query_BRD: NDArray[np.int8],
     query_scales_BR: NDArray[np.float32],
-    planes: Planes,
+    planes: Sequence[Vectors],
     rows: NDArray[np.int64] | None,
     allowed: NDArray[np.bool_] | None,
     limit: int,
@@ -131,12 +152,12 @@ def best(
     functions = _functions()
     assert functions is not None
     num_queries, r_q, dim = query_BRD.shape
-    count = len(planes[0][0]) if rows is None else len(rows)
+    count = len(planes[0].values) if rows is None else len(rows)
     # room for all: what is not written to takes no memory
     positions = np.empty((num_queries, count), np.int64)
     scores = np.empty((num_queries, count), np.float32)
     found = np.empty(num_queries, np.int64)
-    described = _describe(planes)
+    described = np.array([plane.described for plane in planes], np.int64)
     status = functions["best"](
         path.encode(),
         _address(query_BRD),
@@ -183,14 +204,14 @@ def code(
 def exact(
     path: str,
     query_RD: NDArray[np.float64],
-    originals: Sequence[NDArray[np.float16]],
+    originals: Sequence[Vectors],
     rows: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    """Runs `exact.score_rows` for one query at one budget over planes of originals."""
+    """Runs `exact.score_rows` for one query at one budget, on one of `EXACT_PATHS`."""
     functions = _functions()
     assert functions is not None
     scores = np.empty(len(rows), np.float32)
-    described = _describe([(plane, None) for plane in originals])
+    described = np.array([plane.described for plane in originals], np.int64)
     status = functions["exact"](
         path.encode(),
         _address(query_RD),
@@ -205,15 +226,6 @@ def exact(
     return scores
 
 
-def _describe(planes: Planes) -> NDArray[np.int64]:
-    """Planes as the C code reads them: addresses and vectors per document."""
-    lines = [
-        (_address(vectors), 0 if scales is None else _address(scales), vectors.shape[1])
-        for vectors, scales in planes
-    ]
-    return np.array(lines, np.int64)
-
-
 def _check(status: int, path: str, shape: tuple[int, ...]) -> None:
     if status == 1:
         raise MemoryError(f"no memory to lay out a query of shape {shape}")
@@ -221,5 +233,7 @@ def _check(status: int, path: str, shape: tuple[int, ...]) -> None:
 
 
 def _address(array: NDArray[Any]) -> int:
-    # array.ctypes.data builds an object each time: microseconds, for calls that take tens of them
+    # what numpy offers builds objects each time: microseconds, for calls that take tens of them
+    if array.flags.writeable and array.size and array.flags.c_contiguous:
+        return ctypes.addressof(_NOTHING.from_buffer(array))
     return int(array.__array_interface__["data"][0])

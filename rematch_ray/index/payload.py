@@ -33,6 +33,7 @@ CREATE TABLE fields (
 ) WITHOUT ROWID;
 """
 _NAMED_DUPLICATES = 5
+_MOST_MAPPED = 1 << 40
 # rows that a statement names one by one
 _BOUND_ROWS = 100
 
@@ -118,6 +119,8 @@ class PayloadStore:
         self._database = sqlite3.connect(
             f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, check_same_thread=False
         )
+        # pages are read where they lie in memory, without a call to the system for each
+        self._database.execute(f"PRAGMA mmap_size={_MOST_MAPPED}")
 
     def documents(self, rows: Sequence[int]) -> dict[int, tuple[str, dict[str, Any]]]:
         """Id and payload of each row."""

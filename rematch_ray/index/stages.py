@@ -17,7 +17,7 @@ from rematch_ray.index.exact import Float32, Rows, order_best, score_fused, scor
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.maxsim_best import cut_at
 from rematch_ray.index.maxsim_int8 import path_in_use
-from rematch_ray.index.maxsim_native import compiled_paths, exact
+from rematch_ray.index.maxsim_native import EXACT_PATHS, exact
 from rematch_ray.index.queries import Queries
 from rematch_ray.scoring.budget import Budget
 
@@ -57,11 +57,8 @@ def exact_scores(generation: Generation, query: Queries, rows: Rows, rung: Budge
 
     The compiled kernel reads originals where they lie; the bits are those of `score_documents`.
     """
-    positions = generation.positions(rung)
     path = path_in_use()
-    if path not in compiled_paths() or not all(
-        segment.vectors_at(k).has_originals for segment in generation.segments for k in positions
-    ):
+    if path not in EXACT_PATHS or not (rung.is_fused or generation.has_originals):
         return score_documents(generation, query, rows, [rung])[str(rung)][0]
     if rung.is_fused:
         vectors = require_fused(query, "budget 'fused'")
@@ -69,10 +66,11 @@ def exact_scores(generation: Generation, query: Queries, rows: Rows, rung: Budge
         vectors = query.vectors[0, : rung.r_q]
     scores = np.empty(len(rows), np.float32)
     for segment, mine, local in generation.split(rows):
-        originals = [segment.vectors_at(k).originals for k in positions]
-        scores[slice(None) if mine is None else mine] = exact(
-            path, np.ascontiguousarray(vectors), originals, np.ascontiguousarray(local)
-        )
+        originals = [segment.vectors_at(k).originals for k in generation.positions(rung)]
+        found = exact(path, np.ascontiguousarray(vectors), originals, np.ascontiguousarray(local))
+        if mine is None:
+            return found
+        scores[mine] = found
     return scores
 
 

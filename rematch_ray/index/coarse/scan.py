@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.maxsim_best import best_of_planes, choose_rows
+from rematch_ray.index.maxsim_native import Vectors
 from rematch_ray.index.planes import Listed
 from rematch_ray.index.quantisation import quantise
 
@@ -49,10 +50,10 @@ class ScanList:
         self._listed = listed
 
     @cached_property
-    def _planes(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+    def _planes(self) -> list[Vectors]:
         """Codes and scales; copied where more vectors lie beside those that are listed."""
         return [
-            (
+            Vectors(
                 np.ascontiguousarray(part.plane.codes[:, : part.num_vectors]),
                 np.ascontiguousarray(part.plane.scales[:, : part.num_vectors]),
             )
