@@ -150,7 +150,7 @@ def certify(generation: Generation, query: Queries, coded: Coded, rung: Budget, 
         rung: a rung of the ladder or the fused one.
         limit: how many.
     """
-    rows, upper = coded.rows, coded.scores
+    rows, upper = coded.rows, coded.scores.astype(np.float64)
     if limit < len(rows):
         rows, upper = _most_promising(generation, query, coded, rung, limit)
     first = max(_READ_PER_DOCUMENT * limit, _LEAST_READ)

@@ -235,5 +235,5 @@ def _check(status: int, path: str, shape: tuple[int, ...]) -> None:
 def _address(array: NDArray[Any]) -> int:
     # what numpy offers builds objects each time: microseconds, for calls that take tens of them
     if array.flags.writeable and array.size and array.flags.c_contiguous:
-        return ctypes.addressof(_NOTHING.from_buffer(array))
+        return ctypes.addressof(_NOTHING.from_buffer(array.data))
     return int(array.__array_interface__["data"][0])
