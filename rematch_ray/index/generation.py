@@ -141,17 +141,13 @@ class Generation:
 
     def errors(self, rows: Rows, rung: Budget) -> NDArray[np.float32]:
         """(len(rows),) largest distance between a vector of the rung and its 8-bit form."""
-        positions = self.positions(rung)
-        parts = []
+        positions, errors = self.positions(rung), np.zeros(len(rows), np.float32)
         for segment, mine, local in self.split(rows):
             found = segment.vectors_at(positions[0]).errors[local]
             for k in positions[1:]:
                 np.maximum(found, segment.vectors_at(k).errors[local], out=found)
             if mine is None:
                 return found
-            parts.append((mine, found))
-        errors = np.zeros(len(rows), np.float32)
-        for mine, found in parts:
             errors[mine] = found
         return errors
 

@@ -105,3 +105,26 @@ def test_float16_is_read_as_it_is(seed: int, r_q: int, dim: int, planes: list[in
     for position in range(1, r_q):
         total += best[:, position]
     np.testing.assert_array_equal(found, (total / r_q).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": "1x1", "candidates": "all"},
+        {"budget": "fused", "candidates": "all"},
+        {"budget": "4x8", "candidates": "all", "filter": {"number": [1, 2, 3, 4]}},
+        {"budget": "4x8", "candidates": 60},
+        {"budget": "4x8", "candidates": 60, "coarse": "prefix", "group_by": "number"},
+    ],
+)
+def test_a_search_without_the_compiled_kernel_finds_the_same(
+    index: SearchIndex, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen() -> list:
+        found = index.search(queries(6), top_k=5, **options)
+        return [
+            (result.hits, [(stage["name"], stage["in"], stage["out"]) for stage in result.stages])
+            for result in found
+        ]
+
+    assert without_kernel(seen, monkeypatch) == seen()
