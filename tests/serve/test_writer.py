@@ -23,9 +23,9 @@ from rematch_ray.index.sharding.build import build_sharded
 from rematch_ray.serve.backend import EncodedQuery, NewDocument, OverloadedError, WriteResult
 from rematch_ray.serve.commit_queue import CommitQueue
 from rematch_ray.serve.commits import IndexWriter, Outcome, Write
+from rematch_ray.serve.document_writer import DocumentWriter
 from rematch_ray.serve.documents import DocumentForm
 from rematch_ray.serve.settings import WriterSettings
-from rematch_ray.serve.writer import DocumentWriter
 from tests.index.made import unit, write_embeddings
 from tests.index.test_changes import answers, embeddings_of
 
