@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from rematch_ray.errors import UserError
 from rematch_ray.serve.backend import DeadlineError, NotReadyError, OverloadedError
+from rematch_ray.serve.observation import facts_of
 
 _TYPES = {
     401: "authentication_error",
@@ -115,28 +116,33 @@ def install_handlers(api: FastAPI) -> None:
 
     @api.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> JSONResponse:
-        return error_response(error)
+        return _answer(request, error)
 
     @api.exception_handler(UserError)
     async def mistaken(request: Request, error: UserError) -> JSONResponse:
-        return error_response(RequestError(400, "invalid_value", str(error)))
+        return _answer(request, RequestError(400, "invalid_value", str(error)))
 
     @api.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(from_validation(error))
+        return _answer(request, from_validation(error))
 
     @api.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> JSONResponse:
         code = _UNROUTED.get(error.status_code, "http_error")
         message = f"{request.method} {request.url.path}: {error.detail}; /docs lists every path"
-        answer = error_response(RequestError(error.status_code, code, message))
+        answer = _answer(request, RequestError(error.status_code, code, message))
         answer.headers.update(error.headers or {})
         return answer
 
     @api.exception_handler(500)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         # the details are for the log of the server (the exception is raised there), not the caller
-        return error_response(INTERNAL)
+        return _answer(request, INTERNAL)
+
+
+def _answer(request: Request, error: RequestError) -> JSONResponse:
+    facts_of(request.scope).code = error.code
+    return error_response(error)
 
 
 # 400 is raised by the framework for bodies that even a JSON parser gives up on

@@ -9,7 +9,6 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rematch_ray.serve.failures import RequestError, error_response
-from rematch_ray.serve.keys import KeyRing as KeyRing
 
 
 class BodyLimit:

@@ -36,7 +36,7 @@ from rematch_ray.serve.backend import (
     Side,
     WriteResult,
 )
-from rematch_ray.serve.limits import KeyRing
+from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.observation import RequestRecord
 from rematch_ray.serve.routes import make_api

@@ -26,7 +26,7 @@ from rematch_ray.serve.backend import (
     ServedIndex,
     Side,
 )
-from rematch_ray.serve.limits import KeyRing
+from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.routes import make_api
 from rematch_ray.serve.settings import ApiKey, Limits

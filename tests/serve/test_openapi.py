@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, seed, settings
 
-from rematch_ray.serve.limits import KeyRing
+from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.routes import make_api
 from rematch_ray.serve.settings import Limits

@@ -311,3 +311,17 @@ def test_a_long_base64_image_stays_within_the_default_body_limit(
 ) -> None:
     bare = base64.b64encode(png(90, 90)).decode()
     assert client.post("/v1/search", json={"query": {"image": bare}}).status_code == 200
+
+
+def test_what_a_request_did_is_noted_for_metrics_and_the_log(
+    client: TestClient, records: list[Any]
+) -> None:
+    client.post("/v1/search", json={"query": "an otter", "budget": "fast"})
+    client.post("/v1/search", json={"query": "an otter", "budget": "9x9"})
+    client.request("DELETE", "/v1/documents", json={"ids": ["doc/1"]})
+    found, refused, deleted = (record.facts for record in records)
+    assert (found.caller, found.code, found.query) == ("anonymous", "", "an otter")
+    assert found.encode_s is not None
+    assert [search.reason for search in found.searches] == ["explicit"]
+    assert (refused.code, refused.searches) == ("unknown_budget", [])
+    assert deleted.documents == ["doc/1"]

@@ -6,17 +6,16 @@ models, no index files and no cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fastapi import FastAPI
 
 from rematch_ray import __version__
 from rematch_ray.serve.admin import SwapClient, add_admin
 from rematch_ray.serve.backend import Backend
 from rematch_ray.serve.failures import install_handlers
-from rematch_ray.serve.limits import BodyLimit, KeyRing
+from rematch_ray.serve.keys import KeyRing
+from rematch_ray.serve.limits import BodyLimit
 from rematch_ray.serve.media import MediaRoots
-from rematch_ray.serve.observation import Observed, RequestRecord
+from rematch_ray.serve.observation import Observed, Record
 from rematch_ray.serve.pages import add_pages
 from rematch_ray.serve.routes.documents import add_documents
 from rematch_ray.serve.routes.embeddings import add_embeddings
@@ -33,7 +32,7 @@ def make_api(
     keys: KeyRing,
     limits: Limits,
     media: MediaRoots,
-    record: Callable[[RequestRecord], None] | None = None,
+    record: Record | tuple[Record, ...] | None = None,
     sets: SwapClient | None = None,
 ) -> FastAPI:
     """Build the application.
@@ -43,7 +42,7 @@ def make_api(
         keys: who may call ``/v1`` and ``/metrics``.
         limits: what one request may ask for.
         media: directories that images may be returned from.
-        record: called once per answered request, for metrics.
+        record: called once per answered request, for metrics and the access log; several, in turn.
         sets: changes the pair of model and index; None offers no such route.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
 
 from rematch_ray.serve.api.documents import (
@@ -17,6 +17,7 @@ from rematch_ray.serve.api.documents import (
 )
 from rematch_ray.serve.backend import Caller
 from rematch_ray.serve.failures import RequestError, failures_named, refuse
+from rematch_ray.serve.observation import facts_of
 from rematch_ray.serve.routes.service import Service, errors
 
 
@@ -32,10 +33,12 @@ def _add_writes(api: FastAPI, service: Service) -> None:
 
     @api.post("/v1/documents", tags=["documents"], responses=errors(400, 413, 422, 429, 504))
     async def upsert(
+        request: Request,
         body: UpsertBody,
         caller: Caller = writer,
     ) -> WriteBody:
         """Write documents: new ids are added, known ones replaced. Answered once it is on disk."""
+        facts_of(request.scope).documents += [document.id for document in body.documents]
         with failures_named():
             served = await backend.served()
             documents = new_documents(body, limits, served.model)
@@ -43,11 +46,13 @@ def _add_writes(api: FastAPI, service: Service) -> None:
 
     @api.delete("/v1/documents", tags=["documents"], responses=errors(400, 413, 422, 429, 504))
     async def delete(
+        request: Request,
         body: DeleteBody,
         caller: Caller = writer,
     ) -> WriteBody:
         """Delete documents by id, or all that match a filter. Answered once it is on disk."""
         ids = body.ids or []
+        facts_of(request.scope).documents += ids
         if len(ids) > limits.max_write_documents:
             raise refuse("ids", f"{len(ids)} ids, at most {limits.max_write_documents}")
         with failures_named():

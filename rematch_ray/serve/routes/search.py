@@ -29,6 +29,7 @@ from rematch_ray.serve.failures import (
     failures_named,
     refuse,
 )
+from rematch_ray.serve.observation import Facts, Searched, facts_of
 from rematch_ray.serve.routes.service import Service, arrived_at, errors, request_id_of
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def add_search(api: FastAPI, service: Service) -> None:
         arrived, request_id = arrived_at(request), request_id_of(request)
         with failures_named():
             served = await service.backend.served()
-        asked = Asked(service, served, caller, arrived, request_id)
+        asked = Asked(service, served, caller, arrived, request_id, facts_of(request.scope))
         if isinstance(body, SearchBatch):
             answer = await _answer_each(asked, body)
             return _json(answer)
@@ -97,6 +98,7 @@ class Asked:
         caller: who asks.
         arrived: `time.monotonic()` when the request came in.
         request_id: of the request.
+        facts: what is noted of the request, for metrics and the access log.
     """
 
     service: Service
@@ -104,6 +106,7 @@ class Asked:
     caller: Caller
     arrived: float
     request_id: str | None
+    facts: Facts
 
     async def answer(self, search: SearchRequest | Malformed) -> SearchResponse:
         """Answer one search.
@@ -121,8 +124,12 @@ class Asked:
         started = time.monotonic()
         query = await self._query(search, plan, item)
         encoded = time.monotonic()
+        if item is not None:
+            self.facts.encode_s = (self.facts.encode_s or 0.0) + encoded - started
+            self.facts.query = " ".join(part.text for part in item.parts if part.text)
         with failures_named():
             found = await self.service.backend.search(query, plan, self.caller)
+        self.facts.searches.append(Searched.of(plan, found))
         return search_response(
             found,
             query,

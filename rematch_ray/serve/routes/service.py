@@ -12,9 +12,9 @@ from starlette.requests import HTTPConnection
 
 from rematch_ray.serve.api.base import ErrorBody
 from rematch_ray.serve.backend import Backend, Caller
-from rematch_ray.serve.failures import RequestError
-from rematch_ray.serve.limits import KeyRing
+from rematch_ray.serve.keys import KeyRing, require
 from rematch_ray.serve.media import MediaRoots
+from rematch_ray.serve.observation import facts_of
 from rematch_ray.serve.settings import Limits
 
 _REASONS = {
@@ -58,27 +58,12 @@ class Service:
 
     def _admission(self, scope: str) -> Callable[[Request], Awaitable[Caller]]:
         async def admit(request: Request) -> Caller:
-            return admitted(self.keys, request, scope)
+            caller = self.keys.admit(request.headers)
+            facts_of(request.scope).caller = caller.name
+            require(caller, scope)
+            return caller
 
         return admit
-
-
-def admitted(keys: KeyRing, request: Request, scope: str) -> Caller:
-    """Who asks, if they may.
-
-    Raises:
-        RequestError: 401 without a key of ours, 403 when the key lacks the scope.
-    """
-    known: Any = keys.admit(request.headers)
-    caller = known if isinstance(known, Caller) else Caller(name=known)
-    if scope not in caller.scopes:
-        held = ", ".join(sorted(caller.scopes)) or "none"
-        raise RequestError(
-            403,
-            "missing_scope",
-            f"this needs the scope '{scope}'; key '{caller.name}' has {held}",
-        )
-    return caller
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
