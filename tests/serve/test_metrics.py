@@ -133,6 +133,8 @@ def test_every_metric_of_the_table_is_written(recorder: Recorder, library: Libra
     recorder.index(0, {"documents": 1, "live": 1, "generation": "generation-000001"})
     recorder.load(0, 0.0, 0.0, 0.002)
     recorder.wrote(WriteResult(added=1))
+    recorder.committed("merge", 0.1, 3)
+    recorder.swapped(done=True)
     recorder.checked("4x8", 1.0)
     recorder.encoded(1, 0.01, "query")
     recorder.flush()
