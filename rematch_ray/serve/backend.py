@@ -244,6 +244,18 @@ class Backend(Protocol):
         """
         ...
 
+    def charge(self, caller: Caller) -> None:
+        """Count a request that is no search against the caller's quota.
+
+        Raises:
+            OverloadedError: the quota is used up.
+        """
+        ...
+
+    def allowance(self, caller: Caller) -> Mapping[str, str]:
+        """``RateLimit-*`` headers: what is left to a caller; none where nothing limits it."""
+        ...
+
     async def like(self, document_id: str) -> EncodedQuery | None:
         """A stored document's vectors as a query, or None when there is no such document."""
         ...

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from rematch_ray.serve.access_log import AccessLog
 from rematch_ray.serve.handles import (
     RemoteCoordinator,
     RemoteEncoder,
@@ -64,7 +65,7 @@ class Ingress:
             keys=self._keys,
             limits=self._args.limits,
             media=MediaRoots(self._args.media_roots),
-            record=Recorder(),
+            record=(Recorder(), AccessLog(self._args.access_log)),
             sets=self._sets,
         )
         api.add_middleware(PinToSet, backend=self._backend)

@@ -122,6 +122,11 @@ def facts_of(scope: Mapping[str, Any]) -> Facts:
     return noted if isinstance(noted, Facts) else Facts()
 
 
+def add_headers(scope: Mapping[str, Any], headers: Callable[[], Mapping[str, str]]) -> None:
+    """Have headers added to the answer of a request, as they are when it begins."""
+    scope.get("state", {})["headers"] = headers
+
+
 class Observed:
     """ASGI layer that names every request and records its answer.
 
@@ -155,7 +160,10 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                told = MutableHeaders(scope=message)
+                told["x-request-id"] = request_id
+                if more := scope["state"].get("headers"):
+                    told.update(more())
             await send(message)
 
         try:

@@ -153,6 +153,15 @@ class Router:
             lambda admitted: self._searcher.search(admitted, query, plan, caller)
         )
 
+    def charge(self, caller: Caller) -> None:
+        """See `Backend.charge`."""
+        self.follower.start()
+        self.quota.take(caller.name, 0.0)
+
+    def allowance(self, caller: Caller) -> Mapping[str, str]:
+        """See `Backend.allowance`."""
+        return self.quota.state(caller.name).headers()
+
     async def like(self, document_id: str) -> EncodedQuery | None:
         """See `Backend.like`."""
         return await self._ask_owner("like", document_id)

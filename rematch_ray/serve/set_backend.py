@@ -196,6 +196,21 @@ class SetBackend:
         """See `Backend.search`."""
         return await (await self._backend()).search(query, plan, caller)
 
+    def charge(self, caller: Caller) -> None:
+        """See `Backend.charge`."""
+        if (part := self._known()) is not None:
+            part.charge(caller)
+
+    def allowance(self, caller: Caller) -> Mapping[str, str]:
+        """See `Backend.allowance`."""
+        part = self._known()
+        return {} if part is None else part.allowance(caller)
+
+    def _known(self) -> SetBackendPart | None:
+        """The backend of this request, where it has been made."""
+        spec = _pinned.get() or self._serving
+        return None if spec is None else self._parts.get(spec.name)
+
     async def like(self, document_id: str) -> EncodedQuery | None:
         """See `Backend.like`."""
         return await (await self._backend()).like(document_id)

@@ -66,6 +66,7 @@ class FakeBackend:
 
     def __init__(self, media: Path) -> None:
         self.items: list[Item] = []
+        self.charged: list[str] = []
         self.sides: list[str] = []
         self.instructions: list[str | None] = []
         self.plans: list[SearchPlan] = []
@@ -189,6 +190,12 @@ class FakeBackend:
     async def ready(self) -> None:
         if not self.is_ready:
             raise NotReadyError("the encoder does not answer yet")
+
+    def charge(self, caller: Caller) -> None:
+        self.charged.append(caller.name)
+
+    def allowance(self, caller: Caller) -> Mapping[str, str]:
+        return {"ratelimit-remaining": str(10 - len(self.charged))}
 
     async def metrics(self) -> str:
         return "rematch_requests_total 1\n"

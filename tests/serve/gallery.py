@@ -179,6 +179,13 @@ class Gallery:
         if self.waiting_for:
             raise NotReadyError(f"{self.waiting_for} does not answer yet")
 
+    def charge(self, caller: Caller) -> None:
+        """Nobody is limited."""
+
+    def allowance(self, caller: Caller) -> Mapping[str, str]:
+        """Nobody is limited."""
+        return {}
+
     async def metrics(self) -> str:
         """None."""
         return ""

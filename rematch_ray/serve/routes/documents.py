@@ -29,7 +29,7 @@ def add_documents(api: FastAPI, service: Service) -> None:
 
 def _add_writes(api: FastAPI, service: Service) -> None:
     limits, backend = service.limits, service.backend
-    writer = service.admitted("write")
+    writer = service.admitted("write", is_charged=True)
 
     @api.post("/v1/documents", tags=["documents"], responses=errors(400, 413, 422, 429, 504))
     async def upsert(

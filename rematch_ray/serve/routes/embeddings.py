@@ -23,7 +23,7 @@ def add_embeddings(api: FastAPI, service: Service) -> None:
     @api.post(
         "/v1/embeddings",
         tags=["embeddings"],
-        dependencies=[service.admitted("read")],
+        dependencies=[service.admitted("read", is_charged=True)],
         responses=errors(400, 404, 413, 422, 429, 504),
         response_model_exclude_none=True,
     )

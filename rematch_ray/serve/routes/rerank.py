@@ -33,7 +33,7 @@ from rematch_ray.serve.routes.service import Service, errors, request_id_of
 
 def add_rerank(api: FastAPI, service: Service) -> None:
     """Add the routes."""
-    guard = [service.admitted("read")]
+    guard = [service.admitted("read", is_charged=True)]
 
     async def rerank(request: Request, body: RerankBody) -> RerankResponse:
         """Order documents by how well they fit a query; nothing of the index is read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Depends, Request
@@ -12,9 +13,10 @@ from starlette.requests import HTTPConnection
 
 from rematch_ray.serve.api.base import ErrorBody
 from rematch_ray.serve.backend import Backend, Caller
+from rematch_ray.serve.failures import failures_named
 from rematch_ray.serve.keys import KeyRing, require
 from rematch_ray.serve.media import MediaRoots
-from rematch_ray.serve.observation import facts_of
+from rematch_ray.serve.observation import add_headers, facts_of
 from rematch_ray.serve.settings import Limits
 
 _REASONS = {
@@ -48,19 +50,26 @@ class Service:
     limits: Limits
     media: MediaRoots
 
-    def admitted(self, scope: str) -> Any:
+    def admitted(self, scope: str, *, is_charged: bool = False) -> Any:
         """A dependency that gives the `Caller` of a request, or refuses it.
 
         Args:
             scope: `read`, `write` or `admin`.
+            is_charged: whether the request itself counts against the quota; searches are charged
+                one by one, for what they cost.
         """
-        return Depends(self._admission(scope))
+        return Depends(self._admission(scope, is_charged))
 
-    def _admission(self, scope: str) -> Callable[[Request], Awaitable[Caller]]:
+    def _admission(self, scope: str, is_charged: bool) -> Callable[[Request], Awaitable[Caller]]:
         async def admit(request: Request) -> Caller:
             caller = self.keys.admit(request.headers)
             facts_of(request.scope).caller = caller.name
+            # read when the answer begins, so that it counts what the request took
+            add_headers(request.scope, partial(self.backend.allowance, caller))
             require(caller, scope)
+            if is_charged:
+                with failures_named():
+                    self.backend.charge(caller)
             return caller
 
         return admit
