@@ -157,6 +157,9 @@ class Follower:
         except (NotReadyError, OverloadedError) as silent:
             self._tell_silence(silent)
             return
+        except Exception as failed:
+            self._tell_silence(failed)
+            raise
         self._heard_at, self._orders = self._clock(), orders
         if self._is_silent:
             logger.warning("the coordinator answers again")
@@ -173,7 +176,11 @@ class Follower:
 
     async def _follow(self) -> None:
         while True:
-            await self.exchange()
+            try:
+                await self.exchange()
+            except Exception:
+                # nobody awaits this task: without it the router would follow nobody, unnoticed
+                logger.exception("the exchange with the coordinator failed")
             await asyncio.sleep(EXCHANGE_S)
 
     async def _adopt(self, state: State) -> Admitted:

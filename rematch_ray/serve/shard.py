@@ -184,13 +184,17 @@ class Shard:
     def _watch(self) -> None:
         """Look at the disk and report, once a second, until the process ends."""
         while True:
-            if self._recorder is not None:
-                self._recorder.index(self._number, self._held.newest.index.info())
-            if self._tell is not None:
-                self._tell(ShardReport(self._number, self._replica, self._held.states))
+            try:
+                self._held.look()
+                if self._recorder is not None:
+                    self._recorder.index(self._number, self._held.newest.index.info())
+                if self._tell is not None:
+                    self._tell(ShardReport(self._number, self._replica, self._held.states))
+            except Exception:
+                # nobody waits for this thread: a replica that stops looking would not be noticed
+                logger.exception("looking for a new generation failed")
             if self._ended.wait(LOOK_S):
                 return
-            self._held.look()
 
     def close(self) -> None:
         """Stop looking at the disk."""

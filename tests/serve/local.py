@@ -1,7 +1,7 @@
 """Shards, encoder and coordinator in this process, as a router sees them over handles."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ Payload = Mapping[str, Any]
 
 
 def embeddings(
-    path: Path, count: int, seed: int, payloads: list[Payload] | None = None, **options: Any
+    path: Path, count: int, seed: int, payloads: Sequence[Payload] | None = None, **options: Any
 ) -> Path:
     return write_embeddings(
         path,

@@ -11,6 +11,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import add_documents
 from rematch_ray.index.search import SearchIndex
+from rematch_ray.serve import follower
 from rematch_ray.serve.backend import (
     Caller,
     DeadlineError,
@@ -325,3 +326,24 @@ async def test_it_is_ready_when_every_part_answers(shard: LocalShard) -> None:
     shard.failures = [NotReadyError("the index shard 0 does not answer")]
     with pytest.raises(NotReadyError, match="shard 0"):
         await router.ready()
+
+
+async def test_a_router_goes_on_after_an_exchange_that_failed(
+    shard: LocalShard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follower, "EXCHANGE_S", 0.01)
+    router, coordinator = obeying(shard, Orders(level=1))
+    honest = coordinator.exchange
+
+    async def broken(report: Any) -> Orders:
+        coordinator.exchange = honest  # type: ignore[method-assign]
+        raise ValueError("a bug")
+
+    coordinator.exchange = broken  # type: ignore[method-assign]
+    await router.search(query(), SearchPlan())
+    for _ in range(200):
+        if coordinator.reports:
+            break
+        await asyncio.sleep(0.01)
+    assert coordinator.reports
+    assert "a bug" in caplog.text
