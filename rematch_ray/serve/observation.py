@@ -146,7 +146,7 @@ class Observed:
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _REQUEST_ID.match(sent) else uuid.uuid4().hex
         facts = Facts()
-        # a state of its own: that of the lifespan is shared by all requests
+        # a copy: what the server keeps there may be every request's
         noted = {"request_id": request_id, "arrived": time.monotonic(), "facts": facts}
         scope["state"] = {**scope.get("state", {}), **noted}
         status = 500

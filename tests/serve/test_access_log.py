@@ -108,6 +108,8 @@ def test_a_directory_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 
 def test_requests_do_not_share_their_facts(folder: Path) -> None:
     client = answering(AccessLog(AccessLogSettings(directory=folder)))
-    client.get("/v1/things/1")
-    client.get("/nothing")
+    with client:  # with a lifespan, whose state every request is given
+        client.app_state["facts"] = facts_of({})
+        client.get("/v1/things/1")
+        client.get("/nothing")
     assert "caller" not in lines(folder)[1]

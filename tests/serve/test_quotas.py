@@ -147,6 +147,16 @@ def test_a_lease_lapses() -> None:
     assert lapsed is not None and lapsed < held
 
 
+def test_what_was_lent_is_paid_once() -> None:
+    service = Replicas(1, {KEY: Quota.of(10, None, burst_s=1)})
+    assert service.admits(0)
+    service.exchange(0)
+    for _ in range(50):  # idle: what it asks for ahead of demand fades
+        service.clock.now += EXCHANGE_S
+        service.exchange(0)
+    assert service.replicas[0].wanted()[KEY].requests < 0.01
+
+
 def test_what_a_search_really_cost_is_settled() -> None:
     service = Replicas(1, {KEY: Quota.of(None, 100, burst_s=1)})
     service.replicas[0].take(KEY, 10)
