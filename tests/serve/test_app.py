@@ -221,6 +221,57 @@ def test_a_huge_image_and_an_unknown_field_get_one_line_errors(
         assert "Traceback" not in answer["error"]["message"]
 
 
+def test_embeddings_are_the_vectors_that_a_search_can_be_asked_with(url: str, pair: Any) -> None:
+    asked = {"model": "rematch", "input": ["a red square"], "num_vectors": 4}
+    status, embedded = ask(f"{url}/v1/embeddings", asked)
+    assert status == 200, embedded
+    [datum] = embedded["data"]
+    given = {"vectors": datum["vectors"], "fused": datum["embedding"], "budget": "full"}
+    by_text = ask(f"{url}/v1/search", {"query": "a red square", "budget": "full"})[1]
+    by_vectors = ask(f"{url}/v1/search", given)[1]
+    assert [hit["id"] for hit in by_vectors["results"]] == [hit["id"] for hit in by_text["results"]]
+    assert embedded["usage"]["total_tokens"] == by_text["usage"]["tokens"] > 0
+    status, document = ask(f"{url}/v1/embeddings", asked | {"input_type": "document"})
+    assert (status, len(document["data"][0]["vectors"])) == (200, 4)
+    assert document["data"][0]["embedding"] != datum["embedding"]
+
+
+def test_rerank_orders_documents_by_the_model_that_is_served(
+    url: str, pair: Any, png: Callable[..., bytes]
+) -> None:
+    model = Embedder.from_pretrained(pair.export, device="cpu")
+    texts = ["a red square", "blue", "some other text"]
+    image = base64.b64encode((pair.media / "red.png").read_bytes()).decode()
+    documents = [*texts, {"image": image}]
+    query = model.encode_query("a red square")
+    stored = model.encode_document([*texts, (pair.media / "red.png").read_bytes()])
+    cosines = model.similarity(query, stored)[0]
+    odds = model.match(query.fused, stored.fused[None])[0]
+    for name, expected in (
+        ("rematch-maxsim", (1 + cosines) / 2),
+        ("rematch-match-head", odds.sigmoid()),
+    ):
+        asked = {"model": name, "query": "a red square", "documents": documents}
+        status, body = ask(f"{url}/v2/rerank", asked)
+        assert status == 200, body
+        scores = {result["index"]: result["relevance_score"] for result in body["results"]}
+        assert [scores[place] for place in range(4)] == pytest.approx(expected.tolist(), abs=2e-3)
+        assert list(scores.values()) == sorted(scores.values(), reverse=True)
+
+
+def test_searches_like_a_document_several_at_once_and_explained(url: str) -> None:
+    status, like = ask(f"{url}/v1/search", {"like": "red", "with_explain": True, "top_k": 3})
+    assert status == 200, like
+    assert "red" not in [hit["id"] for hit in like["results"]]
+    r_q, r_d = map(int, like["budget"].split("x"))
+    matrix = like["results"][0]["explain"]
+    assert (len(matrix), len(matrix[0])) == (r_q, r_d)
+    searches = [{"query": "a red square"}, {"query": "x", "budget": "9x9"}, {"like": "blue"}]
+    status, several = ask(f"{url}/v1/search", {"searches": searches})
+    assert status == 200
+    assert ["error" in answer for answer in several["answers"]] == [False, True, False]
+
+
 def test_documents_images_pages_and_metrics_are_served(url: str) -> None:
     status, document = ask(f"{url}/v1/documents/red")
     assert (status, document["payload"]["name"]) == (200, "a red square")
