@@ -58,7 +58,7 @@ def test_a_lowered_budget_hides_no_work() -> None:
 def test_serve_takes_the_policy_by_name() -> None:
     from ray import serve
 
-    from rematch_ray.serve.app import _by_work, _scaling
+    from rematch_ray.serve.sets import _by_work, _scaling
     from rematch_ray.serve.settings import ServeArgs, ShardSettings
     from rematch_ray.serve.shard import Shard
 
