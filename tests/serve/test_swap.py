@@ -176,7 +176,7 @@ def test_a_manager_that_was_held_up_does_not_take_its_routers_for_dead(
     first, second = Router("first", manager), Router("second", manager)
     first.in_flight = second.in_flight = {OLD.name: 1}
     flipped(manager, first, second)
-    clock.now += 3  # nobody was heard, since nobody listened
+    clock.now += LIVE_S + 5  # nobody was heard, since nobody listened
     assert manager.tick() == Chores()
     first.in_flight = {}
     first.report()
