@@ -20,6 +20,7 @@ from rematch_ray.serve.pages import add_pages
 from rematch_ray.serve.routes.documents import add_documents
 from rematch_ray.serve.routes.embeddings import add_embeddings
 from rematch_ray.serve.routes.health import add_health
+from rematch_ray.serve.routes.lean import LeanRoute
 from rematch_ray.serve.routes.rerank import add_rerank
 from rematch_ray.serve.routes.search import add_search
 from rematch_ray.serve.routes.service import Service
@@ -55,6 +56,7 @@ def make_api(
         docs_url=None,
         redoc_url=None,
     )
+    api.router.route_class = LeanRoute
     install_handlers(api)
     api.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
     api.add_middleware(Observed, record=record)
