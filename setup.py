@@ -4,16 +4,20 @@
 computes the same bits without it. Everything else about the package stands in pyproject.toml.
 """
 
+import os
+
 from setuptools import Extension, setup
 
 KERNEL = "rematch_ray/index/_maxsim"
+PARTS = ("", "_x86", "_single", "_best", "_exact", "_query")
 
 setup(
     ext_modules=[
         Extension(
             "rematch_ray.index._maxsim",
-            sources=[f"{KERNEL}.c", f"{KERNEL}_x86.c"],
-            depends=[f"{KERNEL}.h"],
+            sources=[f"{KERNEL}{part}.c" for part in PARTS],
+            depends=[f"{KERNEL}.h", f"{KERNEL}_avx512.h"],
+            libraries=[] if os.name == "nt" else ["m"],
             # no contraction: a fused multiply-add would round differently from the other paths
             extra_compile_args=["-O3", "-ffp-contract=off"],
             optional=True,

@@ -1,4 +1,4 @@
-"""CPU-seconds of a whole job: this process and all below it, read from /proc. Linux only."""
+"""CPU-seconds of a whole job: a process and all below it, read from /proc. Linux only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ Process = tuple[int, int]  # pid and start time
 
 
 class CpuMeter:
-    """CPU-seconds of this process and all below it; those that ended keep what they were seen at.
+    """CPU-seconds of a process and all below it; those that ended keep what they were seen at.
 
     Between two reads a process that ends loses what it used since the first of them. What reading
     itself takes is left out.
+
+    Args:
+        root: the process; this one when None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: int | None = None) -> None:
+        self._root = os.getpid() if root is None else root
         self._seen: dict[Process, float] = {}
         self._names: dict[Process, str] = {}
         self._ticks = os.sysconf("SC_CLK_TCK")
@@ -49,7 +53,7 @@ class CpuMeter:
                 names[pid] = head.partition("(")[2]
                 parents[pid] = int(fields[1])
                 used[pid] = int(fields[19]), (int(fields[11]) + int(fields[12])) / self._ticks
-            for pid in _below(parents):
+            for pid in _below(self._root, parents):
                 start, seconds = used[pid]
                 own = self._spent_reading if pid == os.getpid() else 0.0
                 self._seen[(pid, start)] = seconds - own
@@ -64,6 +68,14 @@ class CpuMeter:
         for process, value in seconds.items():
             name = self._names[process]
             sums[name] = sums.get(name, 0.0) + value
+        return dict(sorted(sums.items(), key=lambda entry: -entry[1]))
+
+    def by_title(self, seconds: Mapping[Process, float]) -> dict[str, float]:
+        """Returns sums by what processes call themselves in full, largest first."""
+        sums: dict[str, float] = {}
+        for (pid, start), value in seconds.items():
+            title = _title(pid) or self._names[(pid, start)]
+            sums[title] = sums.get(title, 0.0) + value
         return dict(sorted(sums.items(), key=lambda entry: -entry[1]))
 
     @contextmanager
@@ -84,10 +96,22 @@ class CpuMeter:
             thread.join()
 
 
-def _below(parents: dict[int, int]) -> set[int]:
+def _below(root: int, parents: dict[int, int]) -> set[int]:
     below: set[int] = set()
-    level = {os.getpid()}
+    level = {root}
     while level:
         below |= level
         level = {pid for pid, parent in parents.items() if parent in level} - below
     return below & parents.keys()
+
+
+def _title(pid: int) -> str:
+    """The first word of a command line: a process of Ray's says there what it does."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return ""
+    if words[0].startswith("ray::"):
+        return words[0].removeprefix("ray::")
+    # a script of Python's by its own name, any other program by the one that the kernel knows
+    return next((Path(word).name for word in words[1:] if word.endswith(".py")), "")

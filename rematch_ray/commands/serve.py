@@ -34,6 +34,17 @@ _POLL_S = 0.25
 
 def add_arguments(parser: OneLineParser) -> None:
     """Add what ``rematch-ray serve`` takes."""
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=["run", "swap"],
+        default="run",
+        help="swap: tell the service at --url to change to --index and --model, without downtime",
+    )
+    parser.add_argument("--url", metavar="URL", help="of a running service, for swap")
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="holds an admin's key, for swap"
+    )
     parser.add_argument("--index", type=Path, required=True, metavar="DIR")
     parser.add_argument("--model", metavar="CKPT", help="default: the one that the index names")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
@@ -56,6 +67,13 @@ def add_arguments(parser: OneLineParser) -> None:
         "--replicas", type=positive_number, default=1, metavar="N", help="copies of the model (1)"
     )
 
+    parser.add_argument(
+        "--haproxy",
+        action="store_true",
+        help="HAProxy in front instead of Serve's proxy: two thirds of the time of a request; its "
+        "own two status ports, named at the start, listen on every address and ask for no key",
+    )
+
     def settings() -> str:
         from rematch_ray.serve.settings import describe
 
@@ -65,15 +83,20 @@ def add_arguments(parser: OneLineParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Serve until interrupted."""
-    args = _settings(options)
+    """Serve until interrupted, or tell a running service to change."""
+    if options.action == "swap":
+        return _swap(options)
+    if options.url is not None or options.api_key_file is not None:
+        raise UserError("--url and --api-key-file belong to 'rematch-ray serve swap'")
+    args, shards = _settings(options)
     args.read_keys()
     _check_port(options.host, options.port)
+    _tune_serve(with_haproxy=options.haproxy)
     from rematch_ray.workloads.runtime import Bundle, connect
 
     bundles = [
         Bundle("encoder", args.encoder.num_cpus, args.encoder.num_gpus, args.encoder.num_replicas),
-        Bundle("index shard", args.shard.num_cpus, count=args.shard.num_replicas),
+        Bundle("index shard", args.shard.num_cpus, count=shards * args.shard.num_replicas),
     ]
     url = f"http://{_spoken(options.host)}:{options.port}/"
     started = time.perf_counter()
@@ -95,24 +118,71 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {"url": url, "seconds_until_ready": round(seconds, 1)}
 
 
-def _settings(options: argparse.Namespace) -> ServeArgs:
+def _tune_serve(*, with_haproxy: bool) -> None:
+    """Set what Ray Serve reads when it is imported, here and in all that is started here.
+
+    Raises:
+        UserError: HAProxy is asked for on a cluster that runs already.
+    """
+    is_elsewhere = bool(os.environ.get("RAY_ADDRESS"))
+    if is_elsewhere and with_haproxy:
+        raise UserError(
+            "--haproxy is for a Ray that starts here; on a cluster set "
+            "RAY_SERVE_ENABLE_HA_PROXY=1 and RAY_SERVE_THROUGHPUT_OPTIMIZED=1 on every node"
+        )
+    if is_elsewhere:
+        return
+    # one event loop in a replica and gRPC between them: a quarter of the time of a request
+    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    if with_haproxy:
+        ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": _free_port() for name in ("METRICS", "STATS")}
+        for name, value in {"RAY_SERVE_ENABLE_HA_PROXY": "1", **ports}.items():
+            os.environ.setdefault(name, value)
+        said = " and ".join(os.environ[name] for name in ports)
+        print(f"HAProxy's status: ports {said} of every address", file=sys.stderr)
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return str(probe.getsockname()[1])
+
+
+def _swap(options: argparse.Namespace) -> dict[str, Any]:
+    from rematch_ray.commands.swap import swap
+
+    if options.url is None:
+        raise UserError("'serve swap' asks a running service: give its --url")
+    # a service on this machine may have been started from another directory
+    index = str(options.index.absolute()) if options.index.exists() else str(options.index)
+    model = options.model
+    if model is not None and Path(model).exists():
+        model = str(Path(model).absolute())
+    return swap(options.url, index, model, options.api_key_file)
+
+
+def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:
+    """What to serve, and the shards that it is split into."""
     from rematch_ray.index.search import SearchIndex
     from rematch_ray.serve.pair import fitting_export
-    from rematch_ray.serve.settings import EncoderSettings, ServeArgs
+    from rematch_ray.serve.settings import AccessLogSettings, EncoderSettings, ServeArgs
 
     index = SearchIndex.open(options.index)
     export = fitting_export(index, options.model)
     local = is_loopback(options.host)
     # on loopback the caller is the user, and the files are the user's own
     roots = options.media_root or ([Path.cwd()] if local else [])
-    return ServeArgs(
+    args = ServeArgs(
         index=options.index,
         model=str(export),
         api_keys_file=options.api_keys_file,
         allow_anonymous=local and options.api_keys_file is None,
         media_roots=tuple(roots),
         encoder=EncoderSettings(num_replicas=options.replicas),
+        # the terminal of a laptop is not where a log belongs
+        access_log=AccessLogSettings(enabled=not local),
     )
+    return args, index.info()["shards"]
 
 
 def is_loopback(host: str) -> bool:

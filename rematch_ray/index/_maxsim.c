@@ -44,9 +44,9 @@ static void fold_portable(const struct chunk *chunk, const struct group *group, 
     fold_scores(chunk, group, scores, best, stride, vectors_per_document);
 }
 
-static const struct path portable_path = {"c", pack_portable, score_portable, fold_portable};
+static const struct path portable_path = {"c", pack_portable, score_portable, fold_portable, NULL};
 
-static const struct path *find_path(const char *name) {
+const struct path *find_path(const char *name) {
 #ifdef HAS_X86_PATHS
     __builtin_cpu_init();
     if (!strcmp(name, avx512vnni_path.name))
@@ -130,8 +130,8 @@ static int width_for(int left) {
     return width;
 }
 
-static struct group *make_groups(const struct path *path, const int8_t *query, int num_rows,
-                                 int dim, int *num_groups) {
+struct group *make_groups(const struct path *path, const int8_t *query, int num_rows, int dim,
+                          int *num_groups) {
     /* enough for any path: 16 rows of int16, dims rounded up */
     const size_t bytes = 2 * GROUP_ROWS * (size_t)((dim + 63) / 64 * 64);
     const int most = (num_rows + GROUP_ROWS - 1) / GROUP_ROWS;
@@ -154,18 +154,9 @@ static struct group *make_groups(const struct path *path, const int8_t *query, i
     return groups;
 }
 
-/* Whether this machine can run a path. */
-int maxsim_int8_1_has(const char *name) { return find_path(name) != NULL; }
-
-/* The operation of this file; returns 0, 1 without memory, 2 for a path that is not there. */
-int maxsim_int8_1_carry(const char *name, const int8_t *query, int num_rows, int dim,
-                        const uint8_t *codes, const float *scales, int vectors_per_document,
-                        const int64_t *rows, int64_t count, float *best, int64_t stride) {
-    const struct path *path = find_path(name);
-    if (!path) return 2;
-    int num_groups;
-    struct group *groups = make_groups(path, query, num_rows, dim, &num_groups);
-    if (!groups) return 1;
+void carry_plane(const struct path *path, const struct group *groups, int num_groups, int dim,
+                 const uint8_t *codes, const float *scales, int vectors_per_document,
+                 const int64_t *rows, int64_t count, float *best, int64_t stride) {
     struct cursor cursor = {codes, scales, rows, count, vectors_per_document, dim, 0, 0};
     struct chunk chunks[2];
     float scores[(CHUNK + SLACK) * GROUP_ROWS];
@@ -183,13 +174,10 @@ int maxsim_int8_1_carry(const char *name, const int8_t *query, int num_rows, int
         now = next;
         next = done;
     }
-    free(groups);
-    return 0;
 }
 
-/* means[c] = (sum over i < r_q of (float)(best[c][i] * scales[i])) / r_q, added in order. */
-void maxsim_int8_1_mean(const float *best, int64_t stride, int64_t count, const float *scales,
-                        int r_q, float *means) {
+void mean_of_rows(const float *best, int64_t stride, int64_t count, const float *scales, int r_q,
+                  float *means) {
     /* the same without a division; 0 + x, since the sum below has no negative zero */
     if (r_q == 1)
         for (int64_t c = 0; c < count; c++) means[c] = 0.0f + best[c * stride] * scales[0];
@@ -198,4 +186,28 @@ void maxsim_int8_1_mean(const float *best, int64_t stride, int64_t count, const 
         for (int i = 0; i < r_q; i++) total += best[c * stride + i] * scales[i];
         means[c] = (float)(total / r_q);
     }
+}
+
+/* Whether this machine can run a path. */
+int maxsim_int8_2_has(const char *name) { return find_path(name) != NULL; }
+
+/* The operation of this file; returns 0, 1 without memory, 2 for a path that is not there. */
+int maxsim_int8_2_carry(const char *name, const int8_t *query, int num_rows, int dim,
+                        const uint8_t *codes, const float *scales, int vectors_per_document,
+                        const int64_t *rows, int64_t count, float *best, int64_t stride) {
+    const struct path *path = find_path(name);
+    if (!path) return 2;
+    int num_groups;
+    struct group *groups = make_groups(path, query, num_rows, dim, &num_groups);
+    if (!groups) return 1;
+    carry_plane(path, groups, num_groups, dim, codes, scales, vectors_per_document, rows, count,
+                best, stride);
+    free(groups);
+    return 0;
+}
+
+/* means[c] = (sum over i < r_q of (float)(best[c][i] * scales[i])) / r_q, added in order. */
+void maxsim_int8_2_mean(const float *best, int64_t stride, int64_t count, const float *scales,
+                        int r_q, float *means) {
+    mean_of_rows(best, stride, count, scales, r_q, means);
 }

@@ -46,16 +46,40 @@ typedef void pack_fn(struct group *, const int8_t *rows, int dim);
 typedef void fold_fn(const struct chunk *, const struct group *, const float *scores, float *best,
                      int64_t stride, int vectors_per_document);
 
+/* Scores of documents of one vector against one query vector, its scale applied: _maxsim_single.c.
+ * Returns 0 for a dimension that it is not for. */
+typedef int single_fn(const uint8_t *codes, const float *scales, int64_t count,
+                      const int8_t *query, int dim, float query_scale, float *out);
+
 struct path {
     const char *name;
     pack_fn *pack;
     score_fn *score;
     fold_fn *fold;
+    single_fn *single; /* or NULL */
 };
+
+/* One plane of the documents, as Python lays it out: addresses in 64 bits. */
+struct plane {
+    int64_t vectors; /* of documents that lie side by side: codes, or float16 originals */
+    int64_t scales;  /* (N, n) float32; 0 for originals */
+    int64_t per_document;
+};
+
+const struct path *find_path(const char *name);
+struct group *make_groups(const struct path *path, const int8_t *query, int num_rows, int dim,
+                          int *num_groups);
+/* Raises maxima by one plane: the operation of _maxsim.c, with the query laid out. */
+void carry_plane(const struct path *path, const struct group *groups, int num_groups, int dim,
+                 const uint8_t *codes, const float *scales, int vectors_per_document,
+                 const int64_t *rows, int64_t count, float *best, int64_t stride);
+void mean_of_rows(const float *best, int64_t stride, int64_t count, const float *scales, int r_q,
+                  float *means);
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86_PATHS 1
 extern const struct path avx512vnni_path, avx2_path;
+single_fn single_avx512;
 #endif
 
 INLINE void fold_scores(const struct chunk *chunk, const struct group *group, const float *scores,

@@ -7,10 +7,10 @@
 #include "_maxsim.h"
 
 #ifdef HAS_X86_PATHS
-#include <immintrin.h>
+#include "_maxsim_avx512.h"
+
 #include <string.h>
 
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define AVX2 __attribute__((target("avx2")))
 
 /* 64 / width codes of each row, side by side; zero past the last row and dimension. */
@@ -52,50 +52,6 @@ AVX512 INLINE __m512i spread_last(const uint8_t *bytes, int left, const int widt
         case 2: return _mm512_broadcast_i64x4(_mm256_maskz_loadu_epi8((__mmask32)mask, bytes));
         default: return _mm512_maskz_loadu_epi8(mask, bytes);
     }
-}
-
-AVX512 INLINE __m512i add_within_64(__m512i a, __m512i b) {
-    const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
-    return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
-                            _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xDD)));
-}
-
-/* Sums of four dwords each: lane i of every 128 bits is that of the i-th argument. */
-AVX512 INLINE __m512i add_within_128(const __m512i *a) {
-    const __m512i x =
-        _mm512_add_epi32(_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1]));
-    const __m512i y =
-        _mm512_add_epi32(_mm512_unpacklo_epi32(a[2], a[3]), _mm512_unpackhi_epi32(a[2], a[3]));
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y));
-}
-
-AVX512 INLINE __m512i add_pairs_of_128(__m512i a, __m512i b) {
-    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
-}
-
-/* Adds up the partial sums of 16 / width vectors: 16 dot products, row by row per vector. */
-AVX512 INLINE __m512i add_up(const __m512i *sums, const int width) {
-    if (width == 16) return sums[0];
-    if (width == 8)
-        return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7),
-                                        add_within_64(sums[0], sums[1]));
-    if (width == 4)
-        return _mm512_permutexvar_epi32(
-            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
-            add_within_128(sums));
-    const __m512i low = add_pairs_of_128(add_within_128(sums), add_within_128(sums + 4));
-    if (width == 2)
-        return _mm512_permutexvar_epi32(
-            _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), low);
-    return add_pairs_of_128(low,
-                            add_pairs_of_128(add_within_128(sums + 8), add_within_128(sums + 12)));
-}
-
-/* Products of four codes each, added to `sums`; the empty statement keeps gcc from copying it. */
-AVX512 INLINE __m512i multiply_add(__m512i sums, __m512i codes, __m512i query) {
-    sums = _mm512_dpbusd_epi32(sums, codes, query);
-    __asm__("" : "+v"(sums));
-    return sums;
 }
 
 AVX512 INLINE void score_avx512_width(const struct chunk *chunk, const struct chunk *ahead,
@@ -158,9 +114,11 @@ AVX512 INLINE void score_avx512_dim(const struct chunk *chunk, const struct chun
 
 AVX512 static void score_avx512(const struct chunk *chunk, const struct chunk *ahead,
                                 const struct group *group, int dim, float *out) {
-    /* the usual dimension as a constant: loops around the products unroll */
+    /* usual dimensions as constants: loops around the products unroll */
     if (dim == 128)
         score_avx512_dim(chunk, ahead, group, 128, out);
+    else if (dim == 32)
+        score_avx512_dim(chunk, ahead, group, 32, out);
     else
         score_avx512_dim(chunk, ahead, group, dim, out);
 }
@@ -191,7 +149,8 @@ AVX512 static void fold_avx512(const struct chunk *chunk, const struct group *gr
     }
 }
 
-const struct path avx512vnni_path = {"avx512vnni", pack_avx512, score_avx512, fold_avx512};
+const struct path avx512vnni_path = {"avx512vnni", pack_avx512, score_avx512, fold_avx512,
+                                    single_avx512};
 
 /* int16: pairs of dims of all rows side by side for 8 and 16 rows, else row by row. */
 static void pack_avx2(struct group *group, const int8_t *rows, int dim) {
@@ -296,5 +255,5 @@ AVX2 static void fold_avx2(const struct chunk *chunk, const struct group *group,
     fold_scores(chunk, group, scores, best, stride, vectors_per_document);
 }
 
-const struct path avx2_path = {"avx2", pack_avx2, score_avx2, fold_avx2};
+const struct path avx2_path = {"avx2", pack_avx2, score_avx2, fold_avx2, NULL};
 #endif

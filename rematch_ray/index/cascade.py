@@ -13,17 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rematch_ray.index.certified import best_documents, keeps_originals
-from rematch_ray.index.exact import order_best
-from rematch_ray.index.generation import Generation
-from rematch_ray.index.hits import Hit, SearchResult
-from rematch_ray.index.maxima import CarriedMaxima, coded_scores
+from rematch_ray.index.certified import Coded, best_documents, keeps_originals, score_coded
+from rematch_ray.index.generation import Generation, Rows
+from rematch_ray.index.hits import Hit, SearchResult, hits_of
+from rematch_ray.index.maxima import CarriedMaxima
 from rematch_ray.index.planner import Plan
 from rematch_ray.index.queries import Queries
-from rematch_ray.index.stages import find_candidates
-
-# scores of one exhaustive pass held at once: 2**25 float32 are 128 MiB
-_HELD_SCORES = 1 << 25
+from rematch_ray.index.stages import find_candidates, keep_best
 
 
 @dataclass(frozen=True)
@@ -55,77 +51,90 @@ def search_exhaustively(
     generation: Generation, queries: Queries, request: Request
 ) -> list[SearchResult]:
     """Scores every allowed document at the final budget, many queries in one pass."""
-    rung = request.plan.budget
-    rows = np.flatnonzero(request.allowed)
-    if len(rows) == 0:
+    rung, count = request.plan.budget, int(request.filter_stage["out"])
+    if count == 0:
         return [_result(generation, request, [], 0, 0, []) for _ in range(len(queries))]
-    results = []
-    step = max(1, _HELD_SCORES // len(rows))
-    for start in range(0, len(queries), step):
-        part = queries[start : start + step]
+    results: list[SearchResult] = []
+    started = time.perf_counter()
+    for found in score_coded(
+        generation,
+        queries,
+        rung,
+        request.top_k,
+        allowed=request.allowed,
+        group_by=request.group_by,
+    ):
+        scored = stage(str(rung), count, 0, ms_since(started) / len(found))
+        for coded in found:
+            query = queries[len(results) : len(results) + 1]
+            hits, stages = _certified_hits(generation, query, coded, request, scored)
+            results.append(_result(generation, request, hits, count, count, stages))
         started = time.perf_counter()
-        coded = coded_scores(generation, part, rows, rung)
-        pass_ms = ms_since(started) / len(part)
-        for query in range(len(part)):
-            started = time.perf_counter()
-            hits, read = best_documents(
-                generation,
-                part[query : query + 1],
-                rows,
-                coded[query],
-                rung,
-                request.top_k,
-                request.group_by,
-            )
-            stages = [
-                stage(str(rung), len(rows), read, pass_ms),
-                stage("exact", read, len(hits), ms_since(started)),
-            ]
-            results.append(_result(generation, request, hits, len(rows), len(rows), stages))
     return results
 
 
 def search_cascade(generation: Generation, query: Queries, request: Request) -> SearchResult:
     """Takes one query's candidates, or all allowed documents, through the plan's budgets."""
     plan = request.plan
-    stages = []
-    if plan.coarse_candidates is None:
-        rows = np.flatnonzero(request.allowed)
-    else:
-        started = time.perf_counter()
-        rows = find_candidates(
-            generation,
-            query,
-            request.coarse,
-            plan.coarse_candidates,
-            request.allowed,
-            nprobe=request.nprobe,
-        )
-        name, entered = f"coarse:{request.coarse}", request.filter_stage["out"]
-        stages.append(stage(name, entered, len(rows), ms_since(started)))
+    rows, stages = _candidates(generation, query, request)
     num_candidates = len(rows)
-    carried = CarriedMaxima(generation, query, rows, max(1, plan.budget.r_q))
+    if plan.narrowing:
+        carried = CarriedMaxima(generation, query, rows, max(1, plan.budget.r_q))
+        stages += _narrow(generation, carried, plan)
+        rows = carried.rows
+    started = time.perf_counter()
+    if plan.narrowing and not plan.budget.is_fused:
+        coded = Coded(rows, carried.advance(plan.budget), is_whole=True)
+    else:
+        [[coded]] = score_coded(
+            generation, query, plan.budget, request.top_k, rows=rows, group_by=request.group_by
+        )
+    scored = stage(str(plan.budget), len(rows), 0, ms_since(started))
+    hits, last = _certified_hits(generation, query, coded, request, scored)
+    return _result(generation, request, hits, num_candidates, len(rows), [*stages, *last])
+
+
+def _candidates(
+    generation: Generation, query: Queries, request: Request
+) -> tuple[Rows, list[dict[str, Any]]]:
+    """What a plan starts from, and the stage that found it where there is one."""
+    limit = request.plan.coarse_candidates
+    if limit is None:
+        return np.flatnonzero(request.allowed), []
+    started = time.perf_counter()
+    rows = find_candidates(
+        generation, query, request.coarse, limit, request.allowed, nprobe=request.nprobe
+    )
+    entered = request.filter_stage["out"]
+    return rows, [stage(f"coarse:{request.coarse}", entered, len(rows), ms_since(started))]
+
+
+def _narrow(generation: Generation, carried: CarriedMaxima, plan: Plan) -> list[dict[str, Any]]:
+    """Takes candidates through the smaller budgets of a plan."""
+    stages = []
     for rung, keep in plan.narrowing:
         started = time.perf_counter()
-        kept = order_best(carried.advance(rung), generation.keys[carried.rows], keep)
-        stages.append(stage(str(rung), len(carried.rows), len(kept), ms_since(started)))
-        carried.keep(kept)
+        scores, entered = carried.advance(rung), len(carried.rows)
+        carried.keep(keep_best(scores, carried.rows, generation.keys, keep))
+        stages.append(stage(str(rung), entered, len(carried.rows), ms_since(started)))
+    return stages
+
+
+def _certified_hits(
+    generation: Generation,
+    query: Queries,
+    coded: Coded,
+    request: Request,
+    scored: dict[str, Any],
+) -> tuple[list[Hit], list[dict[str, Any]]]:
+    """Hits of one query, and its last two stages; `scored` is the first of them so far."""
     started = time.perf_counter()
-    rows = carried.rows
-    if plan.budget.is_fused:
-        coded = coded_scores(generation, query, rows, plan.budget)[0]
-    else:
-        coded = carried.advance(plan.budget)
-    scored_ms = ms_since(started)
-    started = time.perf_counter()
-    hits, read = best_documents(
-        generation, query, rows, coded, plan.budget, request.top_k, request.group_by
+    best = best_documents(
+        generation, query, coded, request.plan.budget, request.top_k, request.group_by
     )
-    stages += [
-        stage(str(plan.budget), len(rows), read, scored_ms),
-        stage("exact", read, len(hits), ms_since(started)),
-    ]
-    return _result(generation, request, hits, num_candidates, len(rows), stages)
+    hits = hits_of(generation, best.rows, best.scores)
+    read = stage("exact", best.read, len(hits), ms_since(started))
+    return hits, [{**scored, "out": best.read}, read]
 
 
 def stage(name: str, entered: int, left: int, ms: float) -> dict[str, Any]:

@@ -2,24 +2,63 @@
 
 An 8-bit score is off by no more than a bound that is known for each document (quantisation.py), so
 only documents within the bounds of the k-th best can be among the k best. These alone are scored
-from their float16 originals; the answer is that of scoring all of them so, to the last bit.
-Middle floor.
+from their float16 originals, the most promising first, until none that is left can be better; the
+answer is that of scoring all of them so, to the last bit. Middle floor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from rematch_ray.index.exact import Float32, Rows, order_best
+from rematch_ray.index.exact import Float32, Float64, Rows, order_best
 from rematch_ray.index.generation import Generation
-from rematch_ray.index.hits import Hit, best_hits, best_positions
-from rematch_ray.index.quantisation import score_bound
+from rematch_ray.index.hits import best_positions
+from rematch_ray.index.maxima import best_coded, coded_scores
+from rematch_ray.index.maxsim_best import cut_at
+from rematch_ray.index.quantisation import bound_terms
 from rematch_ray.index.queries import Queries
-from rematch_ray.index.stages import score_documents
+from rematch_ray.index.stages import exact_scores
 from rematch_ray.scoring.budget import Budget
 
 _DOCUMENTS_PER_GROUP = 4
+# scores of one pass held at once, where all are: 2**25 float32 are 128 MiB
+_HELD_SCORES = 1 << 25
+# of the promising documents so many are read at first, per one that is wanted, and at the least
+_READ_PER_DOCUMENT, _LEAST_READ = 2, 16
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best documents of one query.
+
+    Args:
+        rows: (k,) best first.
+        scores: (k,) float32.
+        read: documents whose originals were read to find these.
+    """
+
+    rows: Rows
+    scores: Float32
+    read: int
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Documents of one query that may be among its best.
+
+    Args:
+        rows: (C,) documents.
+        scores: (C,) their 8-bit scores.
+        is_whole: whether no document was left out.
+    """
+
+    rows: Rows
+    scores: Float32
+    is_whole: bool
 
 
 def keeps_originals(generation: Generation, rung: Budget) -> bool:
@@ -27,99 +66,123 @@ def keeps_originals(generation: Generation, rung: Budget) -> bool:
     return rung.is_fused or generation.has_originals
 
 
+def score_coded(
+    generation: Generation,
+    queries: Queries,
+    rung: Budget,
+    top_k: int,
+    *,
+    rows: Rows | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+    group_by: str | None = None,
+) -> Iterator[list[Coded]]:
+    """The documents of each query that `best_documents` needs, by 8-bit scores, pass by pass.
+
+    Args:
+        generation: where the documents lie.
+        queries: B queries.
+        rung: a rung of the ladder or the fused one.
+        top_k: documents that are wanted.
+        rows: documents to score; None takes those that are allowed.
+        allowed: (all rows,) True where a document may be found; None where `rows` is given.
+        group_by: as in `best_documents`; how far down the groups lie is not known, so all are kept.
+    """
+    if rows is None and group_by is not None:
+        assert allowed is not None
+        rows = np.flatnonzero(allowed)
+    count = generation.rows if rows is None else len(rows)
+    step = max(1, _HELD_SCORES // max(1, count))
+    for start in range(0, len(queries), step):
+        part = queries[start : start + step]
+        if group_by is not None:
+            assert rows is not None
+            scores = coded_scores(generation, part, rows, rung)
+            yield [Coded(rows, own, is_whole=True) for own in scores]
+            continue
+        slack = _slack(generation, part, rung) if keeps_originals(generation, rung) else None
+        found = best_coded(generation, part, rung, top_k, rows=rows, allowed=allowed, slack=slack)
+        yield [Coded(kept, scores, is_whole=False) for kept, scores in found]
+
+
 def best_documents(
     generation: Generation,
     query: Queries,
-    rows: Rows,
-    coded: Float32,
+    coded: Coded,
     rung: Budget,
     top_k: int,
     group_by: str | None = None,
-) -> tuple[list[Hit], int]:
-    """The best hits by exact scores, or by 8-bit ones where the index keeps no originals.
-
-    Arguments as of `best_rows`.
-
-    Returns:
-        Hits, best first, and how many documents were scored exactly.
-    """
-    best, scores, read = best_rows(generation, query, rows, coded, rung, top_k, group_by)
-    return best_hits(generation, best, scores, top_k), read
-
-
-def best_rows(
-    generation: Generation,
-    query: Queries,
-    rows: Rows,
-    coded: Float32,
-    rung: Budget,
-    top_k: int,
-    group_by: str | None = None,
-) -> tuple[Rows, Float32, int]:
+) -> Best:
     """The best documents by exact scores, or by 8-bit ones where the index keeps no originals.
 
     Args:
         generation: where the documents lie.
         query: one query.
-        rows: (C,) documents.
-        coded: (C,) their 8-bit scores at the rung.
+        coded: documents with their 8-bit scores at the rung; where some were left out, all within
+            twice the bound of the `top_k`-th best are there.
         rung: a rung of the ladder or the fused one.
         top_k: most documents.
         group_by: payload field of which each value gives one document, or None.
-
-    Returns:
-        Rows, best first; their scores; and how many documents were scored exactly.
     """
+    rows, scores = coded.rows, coded.scores
     if not keeps_originals(generation, rung):
-        places = best_positions(generation, rows, coded, top_k, group_by)
-        return rows[places], coded[places], 0
-    limit = top_k if group_by is None else _DOCUMENTS_PER_GROUP * top_k
+        places = best_positions(generation, rows, scores, top_k, group_by)
+        return Best(rows[places], scores[places], 0)
+    if group_by is None:
+        return certify(generation, query, coded, rung, top_k)
+    assert coded.is_whole
+    limit = _DOCUMENTS_PER_GROUP * top_k
     while True:
-        best, scores, read = certify(generation, query, rows, coded, rung, limit)
-        places = best_positions(generation, best, scores, top_k, group_by)
+        best = certify(generation, query, coded, rung, limit)
+        places = best_positions(generation, best.rows, best.scores, top_k, group_by)
         # too few groups among these: look further down
         if len(places) == top_k or limit >= len(rows):
-            return best[places], scores[places], read
+            return Best(best.rows[places], best.scores[places], best.read)
         limit *= _DOCUMENTS_PER_GROUP
 
 
-def certify(
-    generation: Generation, query: Queries, rows: Rows, coded: Float32, rung: Budget, limit: int
-) -> tuple[Rows, Float32, int]:
-    """The `limit` best documents by exact scores.
+def certify(generation: Generation, query: Queries, coded: Coded, rung: Budget, limit: int) -> Best:
+    """The `limit` best documents by exact scores, equal ones by the documents' keys.
 
     Args:
         generation: where the documents lie, with originals.
         query: one query.
-        rows: (C,) documents.
-        coded: (C,) their 8-bit scores at the rung.
+        coded: as of `best_documents`.
         rung: a rung of the ladder or the fused one.
         limit: how many.
-
-    Returns:
-        Rows, best first, equal scores by the documents' keys; their exact scores; and how many
-        documents were read from originals.
     """
-    chosen = _within_bounds(generation, query, rows, coded, rung, limit)
-    scores = score_documents(generation, query, rows[chosen], [rung])[str(rung)][0]
-    order = order_best(scores, generation.keys[rows[chosen]], limit)
-    return rows[chosen[order]], scores[order], len(chosen)
+    rows, upper = coded.rows, coded.scores.astype(np.float64)
+    if limit < len(rows):
+        rows, upper = _most_promising(generation, query, coded, rung, limit)
+    first = max(_READ_PER_DOCUMENT * limit, _LEAST_READ)
+    scores = exact_scores(generation, query, rows[:first], rung)
+    if first < len(rows):
+        # a score that was rounded to float32 stays within what its bound covers
+        surely = np.partition(scores, first - limit)[first - limit]
+        left = rows[first:][upper[first:] >= surely]
+        scores = np.concatenate([scores, exact_scores(generation, query, left, rung)])
+        rows = np.concatenate([rows[:first], left])
+    order = order_best(scores, generation.keys[rows], limit)
+    return Best(rows[order], scores[order], len(rows))
 
 
-def _within_bounds(
-    generation: Generation, query: Queries, rows: Rows, coded: Float32, rung: Budget, limit: int
-) -> NDArray[np.intp]:
-    """Positions of the documents that can be among the `limit` best."""
-    if limit >= len(rows):
-        return np.arange(len(rows))
-    # first by the bound of the worst document, which reads nothing per document
+def _most_promising(
+    generation: Generation, query: Queries, coded: Coded, rung: Budget, limit: int
+) -> tuple[Rows, Float64]:
+    """The documents that can be among the `limit` best, by the most that each can score."""
+    rows, scores = coded.rows, coded.scores
+    if coded.is_whole:
+        # first by the bound of the worst document, which reads nothing per document
+        near = cut_at(scores, limit, float(_slack(generation, query, rung)[0]))
+        rows, scores = rows[near], scores[near]
     codes = query.codes_at(rung)
-    worst = np.array([generation.largest_error(rung)], np.float32)
-    widest = score_bound(codes.norms[0], codes.errors[0], worst)[0]
-    threshold = np.partition(coded, len(rows) - limit)[len(rows) - limit]
-    near = np.flatnonzero(coded >= np.float64(threshold) - 2 * np.float64(widest))
-    bounds = score_bound(codes.norms[0], codes.errors[0], generation.errors(rows[near], rung))
-    lower = coded[near].astype(np.float64) - bounds
-    upper = coded[near].astype(np.float64) + bounds
-    surely = np.partition(lower, len(near) - limit)[len(near) - limit]
-    return near[upper >= surely]
+    slope, fixed = bound_terms(codes.norms[0], codes.errors[0])
+    upper = generation.errors(rows, rung) * slope + (scores + fixed)
+    order = np.argsort(-upper)
+    return rows[order], upper[order]
+
+
+def _slack(generation: Generation, queries: Queries, rung: Budget) -> Float64:
+    """(B,) how far below another's the 8-bit score of a document can be that is no worse."""
+    codes = queries.codes_at(rung)
+    slope, fixed = bound_terms(codes.norms, codes.errors)
+    return 2 * (slope * generation.largest_error(rung) + fixed)

@@ -8,23 +8,21 @@ rows are nobody's business. Middle floor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.coarse.kinds import IVF_FROM_DOCUMENTS
 from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.generation import Generation, read_current
 from rematch_ray.index.lexical.settings import read_lexical
 from rematch_ray.index.revision import (
-    IDS_AT_ONCE,
     Change,
     append_rows,
-    chunks,
-    mark_deleted,
+    delete_known,
     publish_change,
-    with_documents,
 )
 from rematch_ray.index.segment import Segment
 from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
@@ -73,22 +71,21 @@ def delete_documents(path: str | Path, ids: Iterable[str]) -> Change:
     read_current(path)
     wanted = list(dict.fromkeys(ids))
     with writing(path) as number:
-        generation = Generation(path)
-        known = sum(len(generation.rows_of(some)) for some in chunks(wanted, IDS_AT_ONCE))
-        if not known:
-            return Change(describe_index(path), unknown=len(wanted))
-        entries = mark_deleted(generation, number, wanted)
-        # an index without a document keeps a segment: its shape, its planes
-        left = with_documents(entries) or entries[:1]
-        info = publish_change(generation, number, left, changed=known)
-        return Change(info, deleted=known, unknown=len(wanted) - known)
+        return delete_known(Generation(path), number, wanted)
 
 
-def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
-    """Makes one segment of all, without the deleted documents; hits stay the same.
+def merge_segments(
+    path: str | Path,
+    *,
+    choose: Callable[[Sequence[int]], Sequence[int]] | None = None,
+    batch_rows: int = 1024,
+) -> Change:
+    """Makes one segment of all or of some, without the deleted documents; hits stay the same.
 
     Args:
         path: index directory.
+        choose: positions of the segments to merge, given the live documents of each; None merges
+            all.
         batch_rows: rows copied at once.
 
     Returns:
@@ -101,9 +98,11 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
     read_current(path)
     with writing(path) as number:
         generation = Generation(path)
-        manifest, segments = generation.manifest, generation.segments
-        if not manifest.live or (len(segments) == 1 and manifest.live == manifest.documents):
+        manifest = generation.manifest
+        chosen = _worth_merging(generation, choose)
+        if not chosen:
             return Change(describe_index(path))
+        segments = [generation.segments[place] for place in chosen]
         fields: dict[str, str] = {}
         for segment in segments:
             fields.update(segment.manifest.fields)
@@ -112,13 +111,14 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
             keys=generation.coarse_keys,
             kind=manifest.coarse_kind,
             trained=manifest.coarse_trained,
-            scan_below=0,
+            # a few small ones are no reason to train
+            scan_below=0 if choose is None else IVF_FROM_DOCUMENTS,
         )
         entry = add_segment(
             path,
             segment_name(number),
             _live_batches(segments, batch_rows),
-            rows=manifest.live,
+            rows=sum(int(segment.live.sum()) for segment in segments),
             dim=manifest.dim,
             fused_dim=manifest.fused_dim,
             planes=generation.planes,
@@ -127,10 +127,22 @@ def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
             coarse=lists,
             originals=generation.has_originals,
         )
+        others = [e for place, e in enumerate(manifest.segments) if place not in set(chosen)]
         info = publish_change(
-            generation, number, [entry], changed=0, lists=lists, source=manifest.source
+            generation, number, [*others, entry], changed=0, lists=lists, source=manifest.source
         )
         return Change(info, merged=len(segments))
+
+
+def _worth_merging(
+    generation: Generation, choose: Callable[[Sequence[int]], Sequence[int]] | None
+) -> list[int]:
+    manifest = generation.manifest
+    if choose is None:
+        is_one = len(manifest.segments) == 1 and manifest.live == manifest.documents
+        return [] if is_one or not manifest.live else list(range(len(manifest.segments)))
+    chosen = list(choose([entry.rows - entry.deleted for entry in manifest.segments]))
+    return chosen if len(chosen) > 1 else []
 
 
 def _live_batches(segments: Sequence[Segment], batch_rows: int) -> Iterator[EmbeddingBatch]:

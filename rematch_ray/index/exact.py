@@ -125,6 +125,10 @@ def _mean_of_first(best_CBR: Float64, r_q: int) -> Float32:
     return (total / r_q).T.astype(np.float32)
 
 
+# so few are sorted sooner than they are cut first
+_FEW = 128
+
+
 def order_best(scores: Float32, keys: NDArray[np.uint64], limit: int) -> NDArray[np.intp]:
     """Positions of the best scores, best first; equal scores go by their documents' keys.
 
@@ -136,7 +140,7 @@ def order_best(scores: Float32, keys: NDArray[np.uint64], limit: int) -> NDArray
     >>> order_best(np.float32([0.5, 0.9, 0.5]), np.uint64([7, 8, 3]), 2).tolist()
     [1, 2]
     """
-    if limit < len(scores):
+    if limit < len(scores) and len(scores) > _FEW:
         threshold = np.partition(scores, len(scores) - limit)[len(scores) - limit]
         picked = np.flatnonzero(scores >= threshold)
     else:

@@ -141,10 +141,14 @@ class Generation:
 
     def errors(self, rows: Rows, rung: Budget) -> NDArray[np.float32]:
         """(len(rows),) largest distance between a vector of the rung and its 8-bit form."""
-        errors = np.zeros(len(rows), np.float32)
+        positions, errors = self.positions(rung), np.zeros(len(rows), np.float32)
         for segment, mine, local in self.split(rows):
-            found = [segment.vectors_at(k).errors[local] for k in self.positions(rung)]
-            errors[slice(None) if mine is None else mine] = np.max(found, axis=0)
+            found = segment.vectors_at(positions[0]).errors[local]
+            for k in positions[1:]:
+                np.maximum(found, segment.vectors_at(k).errors[local], out=found)
+            if mine is None:
+                return found
+            errors[mine] = found
         return errors
 
     def largest_error(self, rung: Budget) -> float:
@@ -253,7 +257,7 @@ class Generation:
         Raises:
             UserError: a field that no document has, or a value that is not a scalar.
         """
-        return self.passing(check_filter(filter, self.fields()))
+        return self.passing(check_filter(filter, self.fields())) if filter else self.live
 
     def passing(self, conditions: Mapping[str, Sequence[Any]]) -> NDArray[np.bool_]:
         """Live documents whose fields hold one of the values each, (rows,); none of a field that is

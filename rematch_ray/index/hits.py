@@ -93,10 +93,22 @@ def best_hits(
             the field is a group of its own.
     """
     return [
-        # float16 norms may exceed 1 by 5e-4; the order was decided before this
-        Hit(id=name, score=float(np.clip(scores[position], -1.0, 1.0)), payload=payload)
+        _hit(name, float(scores[position]), payload)
         for position, name, payload in _best(held, rows, scores, top_k, group_by)
     ]
+
+
+def hits_of(held: Documents, rows: Rows, scores: Float32) -> list[Hit]:
+    """Documents that were chosen as hits, in the order given."""
+    documents = held.documents(rows)
+    return [
+        _hit(name, score, payload) for score, (name, payload) in zip(scores.tolist(), documents)
+    ]
+
+
+def _hit(name: str, score: float, payload: Mapping[str, Any]) -> Hit:
+    # float16 norms may exceed 1 by 5e-4; the order was decided before this
+    return Hit(id=name, score=min(1.0, max(-1.0, score)), payload=payload)
 
 
 def best_positions(

@@ -7,13 +7,17 @@ last budget alone. Knows nothing of candidates, cuts or hits. Middle floor.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.exact import Float32, Rows
 from rematch_ray.index.generation import Generation
+from rematch_ray.index.maxsim_best import best_of_planes, choose_rows, cut_at
 from rematch_ray.index.maxsim_int8 import carry_maxima, mean_of_maxima, new_maxima
 from rematch_ray.index.queries import Codes, Queries
+from rematch_ray.index.segment import Segment
 from rematch_ray.scoring.budget import Budget
 
 # maxima of one pass: 2**18 float32 are 1 MiB, which stays in a core's cache; a pass over fewer
@@ -49,6 +53,78 @@ def coded_scores(generation: Generation, queries: Queries, rows: Rows, rung: Bud
             mine = best[:, query * r_q : (query + 1) * r_q]
             scores[query, block] = mean_of_maxima(mine, codes.scales[query], r_q)
     return scores
+
+
+def best_coded(
+    generation: Generation,
+    queries: Queries,
+    rung: Budget,
+    limit: int,
+    *,
+    rows: Rows | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+    slack: NDArray[np.float64] | None = None,
+) -> list[tuple[Rows, Float32]]:
+    """The documents of the best 8-bit scores at one rung, found without writing all the scores.
+
+    Args:
+        generation: where the documents lie.
+        queries: B queries, with fused vectors for the fused rung.
+        rung: a rung of the index's ladder, or the fused one.
+        limit: how many are wanted.
+        rows: documents to score; None takes those that are allowed.
+        allowed: (all rows,) True where a document may be found; None where `rows` is given.
+        slack: (B,) how far below the `limit`-th best score a document is still kept.
+
+    Returns:
+        For each query rows, in no order, and scores: all within its slack of the `limit`-th best.
+    """
+    codes = queries.codes_at(rung)
+    query_codes = np.ascontiguousarray(codes.codes)
+    query_scales = np.ascontiguousarray(codes.scales)
+    if slack is None:
+        slack = np.zeros(len(queries))
+    parts: list[list[tuple[Rows, Float32]]] = []
+    for segment, offset, local, mask in _segments_of(generation, rows, allowed):
+        planes = [segment.vectors_at(k).coded for k in generation.positions(rung)]
+        found = best_of_planes(
+            query_codes, query_scales, planes, limit, rows=local, allowed=mask, slack=slack
+        )
+        parts.append(
+            [
+                ((places if local is None else local[places]) + offset, scores)
+                for places, scores in found
+            ]
+        )
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+    return [_joined(own, limit, float(width)) for own, width in zip(zip(*parts), slack)]
+
+
+def _segments_of(
+    generation: Generation, rows: Rows | None, allowed: NDArray[np.bool_] | None
+) -> Iterator[tuple[Segment, int, Rows | None, NDArray[np.bool_] | None]]:
+    """Segments with their first row, and what to score of each: rows, or what a mask allows."""
+    if rows is not None:
+        for segment, mine, local in generation.split(rows):
+            offset = 0 if mine is None else int(rows[mine[0]] - local[0])
+            yield segment, offset, local, None
+        return
+    assert allowed is not None
+    for offset, segment in zip(generation.offsets.tolist(), generation.segments):
+        mask = allowed[offset : offset + segment.rows]
+        yield (segment, offset, *choose_rows(mask))
+
+
+def _joined(
+    parts: Sequence[tuple[Rows, Float32]], limit: int, slack: float
+) -> tuple[Rows, Float32]:
+    rows = np.concatenate([part[0] for part in parts])
+    scores = np.concatenate([part[1] for part in parts])
+    kept = cut_at(scores, limit, slack)
+    return rows[kept], scores[kept]
 
 
 class CarriedMaxima:
@@ -88,7 +164,7 @@ class CarriedMaxima:
             self._best[:, : rung.r_q], self._codes.scales[0, : rung.r_q], rung.r_q
         )
 
-    def keep(self, chosen: NDArray[np.intp]) -> None:
+    def keep(self, chosen: NDArray[np.intp] | slice) -> None:
         """Goes on with some of the candidates, by position."""
         self.rows = self.rows[chosen]
         self._best = self._best[chosen]

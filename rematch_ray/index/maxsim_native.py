@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ from numpy.typing import NDArray
 MODULE = "rematch_ray.index._maxsim"
 # fastest first; which of them a machine has, the library says
 PATHS = ("avx512vnni", "avx2", "c")
+# those that read float16 faster than numpy does
+EXACT_PATHS = PATHS[:1]
 # part of every symbol: a library built from older sources counts as none at all
-_PREFIX = "maxsim_int8_1_"
+_PREFIX = "maxsim_int8_2_"
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_NOTHING = ctypes.c_char * 0
 _ARGUMENTS = {
     "has": (ctypes.c_char_p,),
     "carry": (
@@ -29,7 +33,32 @@ _ARGUMENTS = {
         *(_POINTER, _LONG, _POINTER, _LONG),
     ),
     "mean": (_POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER),
+    "best": (
+        *(ctypes.c_char_p, _POINTER, _INT, _INT, _INT, _POINTER, _INT, _POINTER, _LONG),
+        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
+    ),
+    "code": (_POINTER, _LONG, _INT, *5 * (_POINTER,)),
+    "exact": (*(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _LONG, _POINTER),),
 }
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """One plane as the kernel reads it.
+
+    Args:
+        values: (N, n, D) codes + 128 as uint8, or originals as float16.
+        scales: (N, n) float32 of codes; None of originals.
+    """
+
+    values: NDArray[Any]
+    scales: NDArray[np.float32] | None = None
+
+    @functools.cached_property
+    def described(self) -> tuple[int, int, int]:
+        """Addresses and vectors per document, as `struct plane` has them."""
+        scales = 0 if self.scales is None else _address(self.scales)
+        return _address(self.values), scales, self.values.shape[1]
 
 
 @functools.cache
@@ -43,7 +72,7 @@ def _functions() -> dict[str, Callable[..., int]] | None:
     functions = {name: library[_PREFIX + name] for name in _ARGUMENTS}
     for name, function in functions.items():
         function.argtypes, function.restype = _ARGUMENTS[name], _INT
-    functions["mean"].restype = None
+    functions["mean"].restype = functions["code"].restype = None
     return functions
 
 
@@ -87,9 +116,7 @@ def carry(
         _address(best_CR) + first * best_CR.strides[0],
         best_CR.strides[0] // 4,
     )
-    if status == 1:
-        raise MemoryError(f"no memory to lay out a query of shape {query_RD.shape}")
-    assert status == 0, (status, path)
+    _check(status, path, query_RD.shape)
 
 
 def mean(
@@ -111,6 +138,102 @@ def mean(
     )
 
 
+def best(
+    path: str,
+    query_BRD: NDArray[np.int8],
+    query_scales_BR: NDArray[np.float32],
+    planes: Sequence[Vectors],
+    rows: NDArray[np.int64] | None,
+    allowed: NDArray[np.bool_] | None,
+    limit: int,
+    slack_B: NDArray[np.float64],
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Runs `maxsim_best.best_of_planes`."""
+    functions = _functions()
+    assert functions is not None
+    num_queries, r_q, dim = query_BRD.shape
+    count = len(planes[0].values) if rows is None else len(rows)
+    # room for all: what is not written to takes no memory
+    positions = np.empty((num_queries, count), np.int64)
+    scores = np.empty((num_queries, count), np.float32)
+    found = np.empty(num_queries, np.int64)
+    described = np.array([plane.described for plane in planes], np.int64)
+    status = functions["best"](
+        path.encode(),
+        _address(query_BRD),
+        *(num_queries, r_q, dim),
+        _address(described),
+        len(planes),
+        None if rows is None else _address(rows),
+        count,
+        None if allowed is None else _address(allowed),
+        _address(query_scales_BR),
+        limit,
+        *(_address(slack_B), _address(positions), _address(scores), _address(found)),
+    )
+    _check(status, path, query_BRD.shape)
+    counts = found.tolist()
+    return [(positions[q, :n].copy(), scores[q, :n].copy()) for q, n in enumerate(counts)]
+
+
+def code(
+    vectors_BRD: NDArray[np.float32],
+) -> tuple[
+    NDArray[np.float64],
+    NDArray[np.int8],
+    NDArray[np.float32],
+    NDArray[np.float32],
+    NDArray[np.float32],
+]:
+    """Runs `exact.to_grid`, `quantise`, `residual_norms` and `norms` of `quantisation` at once."""
+    functions = _functions()
+    assert functions is not None and vectors_BRD.dtype == np.float32
+    vectors_BRD = np.ascontiguousarray(vectors_BRD)
+    shape = vectors_BRD.shape
+    grid, codes = np.empty(shape, np.float64), np.zeros(shape, np.int8)
+    scales, errors, norms = np.zeros((3, *shape[:2]), np.float32)
+    functions["code"](
+        _address(vectors_BRD),
+        shape[0] * shape[1],
+        shape[2],
+        *map(_address, (grid, codes, scales, errors, norms)),
+    )
+    return grid, codes, scales, errors, norms
+
+
+def exact(
+    path: str,
+    query_RD: NDArray[np.float64],
+    originals: Sequence[Vectors],
+    rows: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """Runs `exact.score_rows` for one query at one budget, on one of `EXACT_PATHS`."""
+    functions = _functions()
+    assert functions is not None
+    scores = np.empty(len(rows), np.float32)
+    described = np.array([plane.described for plane in originals], np.int64)
+    status = functions["exact"](
+        path.encode(),
+        _address(query_RD),
+        *query_RD.shape,
+        _address(described),
+        len(originals),
+        _address(rows),
+        len(rows),
+        _address(scores),
+    )
+    _check(status, path, query_RD.shape)
+    return scores
+
+
+def _check(status: int, path: str, shape: tuple[int, ...]) -> None:
+    if status == 1:
+        raise MemoryError(f"no memory to lay out a query of shape {shape}")
+    assert status == 0, (status, path)
+
+
 def _address(array: NDArray[Any]) -> int:
-    # array.ctypes.data builds an object each time: microseconds, for calls that take tens of them
+    # what numpy offers builds objects each time: microseconds, for calls that take tens of them
+    if array.flags.writeable and array.size and array.flags.c_contiguous:
+        return ctypes.addressof(_NOTHING.from_buffer(array.data))
     return int(array.__array_interface__["data"][0])

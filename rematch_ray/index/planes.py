@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import FileEntry
+from rematch_ray.index.maxsim_native import Vectors
 from rematch_ray.index.npy import map_npy
 from rematch_ray.index.quantisation import (
     dequantise,
@@ -180,6 +181,11 @@ class Plane:
         return self._open("scales")
 
     @cached_property
+    def coded(self) -> Vectors:
+        """Codes and scales, as the kernel takes a plane."""
+        return Vectors(self.codes, self.scales)
+
+    @cached_property
     def errors(self) -> NDArray[np.float32]:
         """(N,) largest distance of a document's vector here from what is read back, mapped."""
         return self._open("errors")
@@ -190,13 +196,14 @@ class Plane:
         return float(self.errors.max(initial=0.0))
 
     @cached_property
-    def _originals(self) -> NDArray[np.float16]:
-        return self._open("originals")
+    def originals(self) -> Vectors:
+        """(N, n, D) float16, mapped, as the kernel takes a plane; only where they are kept."""
+        return Vectors(self._open("originals"))
 
     def read(self, rows: NDArray[np.integer] | slice) -> NDArray[np.float16]:
         """Vectors of some documents, (len(rows), n, D): originals, or decoded where none are."""
         if self.has_originals:
-            return self._originals[rows]
+            return self.originals.values[rows]
         return dequantise(from_offset(self.codes[rows]), self.scales[rows])
 
     def _open(self, kind: str) -> NDArray[Any]:

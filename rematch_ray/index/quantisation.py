@@ -113,9 +113,26 @@ def score_bound(
     Returns:
         (C,) float32: |score of the originals - 8-bit score| is at most this.
     """
-    per_residual = query_norms_R.astype(np.float64).mean()
-    fixed = query_residuals_R.astype(np.float64).mean() * _LONGEST_READ + _SCORE_ROUNDING
-    return _rounded_up(per_residual * document_residuals_C.astype(np.float64) + fixed)
+    slope, fixed = bound_terms(query_norms_R, query_residuals_R)
+    return _rounded_up(slope * document_residuals_C.astype(np.float64) + fixed)
+
+
+def bound_terms(
+    query_norms_BR: NDArray[np.float32], query_residuals_BR: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The two numbers of a query in `score_bound`: bound = slope * residual + fixed.
+
+    Args:
+        query_norms_BR: (..., r_q) as of `score_bound`.
+        query_residuals_BR: (..., r_q) likewise.
+
+    Returns:
+        (...) float64 each.
+    """
+    count = query_norms_BR.shape[-1]
+    slope = np.add.reduce(query_norms_BR, axis=-1, dtype=np.float64) / count
+    residual = np.add.reduce(query_residuals_BR, axis=-1, dtype=np.float64) / count
+    return slope, residual * _LONGEST_READ + _SCORE_ROUNDING
 
 
 def _rounded_up(values: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
+from rematch_ray.index import maxsim_native
 from rematch_ray.index.exact import Float32, Float64, to_grid
 from rematch_ray.index.quantisation import norms, quantise, residual_norms
 from rematch_ray.scoring.budget import Budget
 
 _NORM_TOLERANCE = 1e-2
+# up to here float32 adds squares of codes without rounding, in any order: 1040 * 127**2 < 2**24
+_EXACT_DIM = 1040
 
 
 class QueryVectors(Protocol):
@@ -34,31 +37,43 @@ class QueryVectors(Protocol):
 
 @dataclass(frozen=True)
 class Codes:
-    """Query vectors as 8-bit codes, and how far those are from the vectors.
+    """Query vectors on the grid and as 8-bit codes, and how far those are from the vectors.
 
     Args:
+        vectors: (B, R, D) float64 on the grid of `to_grid`.
         codes: (B, R, D) int8.
         scales: (B, R) float32: vector = scale * codes, nearly.
         errors: (B, R) float32 distance of each vector from that, never too small.
         norms: (B, R) float32 length of each vector, never too small.
     """
 
+    vectors: Float64
     codes: NDArray[np.int8]
     scales: Float32
     errors: Float32
     norms: Float32
 
     @classmethod
-    def of(cls, vectors_BRD: Float64) -> Codes:
-        """Codes of vectors on the grid."""
-        codes, scales = quantise(vectors_BRD)
-        errors = residual_norms(vectors_BRD, codes, scales)
-        return cls(codes, scales, errors, norms(vectors_BRD))
+    def of(cls, vectors_BRD: NDArray[np.float32]) -> Codes:
+        """Rounds and codes vectors; of one that is not finite only the norm is of use."""
+        if maxsim_native.is_built() and vectors_BRD.shape[2] <= _EXACT_DIM:
+            return cls(*maxsim_native.code(vectors_BRD))
+        with np.errstate(invalid="ignore"):
+            grid = to_grid(vectors_BRD)
+            codes, scales = quantise(grid)
+            errors = residual_norms(grid, codes, scales)
+            return cls(grid, codes, scales, errors, norms(grid))
 
     def part(self, rows: slice, vectors: slice) -> Codes:
         """Some queries' first vectors."""
         some = (rows, vectors)
-        return Codes(self.codes[some], self.scales[some], self.errors[some], self.norms[some])
+        return Codes(
+            self.vectors[some],
+            self.codes[some],
+            self.scales[some],
+            self.errors[some],
+            self.norms[some],
+        )
 
 
 @dataclass(frozen=True)
@@ -66,31 +81,29 @@ class Queries:
     """Checked queries.
 
     Args:
-        vectors: (B, R, D) float64 on the grid of `to_grid`.
-        fused: (B, F) likewise, or None.
-        codes: of `vectors`.
-        fused_codes: of `fused`, as one vector each, or None.
+        codes: of their vectors, (B, R, D).
+        fused_codes: of their fused vectors, as one vector each (B, 1, F), or None.
     """
 
-    vectors: Float64
-    fused: Float64 | None
     codes: Codes
     fused_codes: Codes | None
 
-    @classmethod
-    def of(cls, vectors_BRD: Float64, fused_BF: Float64 | None) -> Queries:
-        """Queries of vectors on the grid."""
-        fused_codes = None if fused_BF is None else Codes.of(fused_BF[:, None])
-        return cls(vectors_BRD, fused_BF, Codes.of(vectors_BRD), fused_codes)
+    @property
+    def vectors(self) -> Float64:
+        """(B, R, D) float64 on the grid of `to_grid`."""
+        return self.codes.vectors
+
+    @property
+    def fused(self) -> Float64 | None:
+        """(B, F) float64 likewise, or None."""
+        return None if self.fused_codes is None else self.fused_codes.vectors[:, 0]
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self.codes.codes)
 
     def __getitem__(self, rows: slice) -> Queries:
         every = slice(None)
         return Queries(
-            self.vectors[rows],
-            None if self.fused is None else self.fused[rows],
             self.codes.part(rows, every),
             None if self.fused_codes is None else self.fused_codes.part(rows, every),
         )
@@ -131,19 +144,19 @@ class Queries:
                 f"query vectors of shape {vectors.shape} do not fit this index: it needs (queries, "
                 f"at least {num_vectors}, {dim}); use the model that embedded the documents"
             )
-        _check_unit(vectors)
+        codes = Codes.of(vectors[:, :num_vectors])
+        _check_unit(codes)
         if query.fused is None or fused_dim is None:
-            fused_grid = None
-        else:
-            fused = _as_array(query.fused)
-            if fused.shape != (len(vectors), fused_dim):
-                raise UserError(
-                    f"fused query vectors of shape {fused.shape} do not fit this index: it needs "
-                    f"({len(vectors)}, {fused_dim}); use the model that embedded the documents"
-                )
-            _check_unit(fused[:, None])
-            fused_grid = to_grid(fused)
-        return cls.of(to_grid(vectors[:, :num_vectors]), fused_grid)
+            return cls(codes, None)
+        fused = _as_array(query.fused)
+        if fused.shape != (len(vectors), fused_dim):
+            raise UserError(
+                f"fused query vectors of shape {fused.shape} do not fit this index: it needs "
+                f"({len(vectors)}, {fused_dim}); use the model that embedded the documents"
+            )
+        fused_codes = Codes.of(fused[:, None])
+        _check_unit(fused_codes)
+        return cls(codes, fused_codes)
 
 
 def _as_array(vectors: Any) -> NDArray[np.float32]:
@@ -152,12 +165,11 @@ def _as_array(vectors: Any) -> NDArray[np.float32]:
     return np.asarray(vectors, dtype=np.float32)
 
 
-def _check_unit(vectors_BRD: NDArray[np.float32]) -> None:
-    norms = np.sqrt(np.einsum("brd,brd->br", vectors_BRD, vectors_BRD))
-    wrong = ~(np.abs(norms - 1.0) <= _NORM_TOLERANCE)
+def _check_unit(codes: Codes) -> None:
+    wrong = ~(np.abs(codes.norms - 1.0) <= _NORM_TOLERANCE)
     if wrong.any():
         query, vector = np.argwhere(wrong)[0]
         raise UserError(
-            f"vector {vector} of query {query} has norm {norms[query, vector]:.4g}: "
+            f"vector {vector} of query {query} has norm {codes.norms[query, vector]:.4g}: "
             "query vectors must be finite and of unit norm"
         )

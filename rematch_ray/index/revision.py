@@ -25,8 +25,16 @@ from rematch_ray.index.identity import check_identity
 from rematch_ray.index.lexical.settings import read_lexical
 from rematch_ray.index.manifest import SegmentEntry, hash_file, sync_directory
 from rematch_ray.index.segment import Segment
-from rematch_ray.index.shards import EmbeddingShards
-from rematch_ray.index.store import IndexInfo, add_segment, now, publish, segment_name, software
+from rematch_ray.index.sources import RowSource
+from rematch_ray.index.store import (
+    IndexInfo,
+    add_segment,
+    describe_index,
+    now,
+    publish,
+    segment_name,
+    software,
+)
 from rematch_ray.scoring.budget import Ladder
 
 IDS_AT_ONCE = 8192
@@ -61,8 +69,9 @@ class Change:
 def append_rows(
     path: Path,
     number: int,
-    shards: EmbeddingShards,
+    rows: RowSource,
     *,
+    delete: Sequence[str] = (),
     present: NDArray[np.uint64] | None = None,
     source: Mapping[str, Any] | None = None,
     batch_rows: int = 1024,
@@ -72,7 +81,8 @@ def append_rows(
     Args:
         path: index directory, its lock held.
         number: of the generation.
-        shards: the rows; documents whose ids are there are replaced.
+        rows: the new ones; documents whose ids are there are replaced.
+        delete: ids of documents that are to go; none of the new rows is among them.
         present: keys of documents; those that are not among them are deleted. None deletes none.
         source: what the manifest is to record of where all documents come from.
         batch_rows: rows read at once.
@@ -84,7 +94,7 @@ def append_rows(
         UserError: see `add_documents`.
     """
     generation = Generation(path)
-    _refuse_other_vectors(shards, generation)
+    _refuse_other_vectors(rows, generation)
     manifest = generation.manifest
     lists = CoarseWriter(
         path,
@@ -94,38 +104,38 @@ def append_rows(
         scan_below=IVF_FROM_DOCUMENTS,
     )
     entries, ids = [], []
-    if shards.num_rows:
-        entries = [_segment_of(generation, number, shards, lists, batch_rows)]
+    if rows.num_rows:
+        entries = [_segment_of(generation, number, rows, lists, batch_rows)]
         ids = Segment(path / SEGMENTS / entries[0].name, entries[0]).payload.ids()
-    old = mark_deleted(generation, number, ids, present=present)
-    known = sum(len(generation.rows_of(some)) for some in chunks(ids, IDS_AT_ONCE))
+    old = mark_deleted(generation, number, [*ids, *delete], present=present)
+    known = len(known_ids(generation, ids))
     left = sum(entry.rows - entry.deleted for entry in old)
     kept = [*with_documents(old), *entries] or old[:1]
     deleted = manifest.live - known - left
-    changed = shards.num_rows + deleted
+    changed = rows.num_rows + deleted
     return Change(
         publish_change(generation, number, kept, changed=changed, lists=lists, source=source),
-        added=shards.num_rows - known,
+        added=rows.num_rows - known,
         replaced=known,
         deleted=deleted,
     )
 
 
-def _refuse_other_vectors(shards: EmbeddingShards, generation: Generation) -> None:
+def _refuse_other_vectors(rows: RowSource, generation: Generation) -> None:
     manifest = generation.manifest
-    check_identity(shards.identity, manifest.identity)
+    check_identity(rows.identity, manifest.identity)
     needed = Ladder.parse(manifest.ladder).num_document_vectors
     pairs: Mapping[str, tuple[Any, Any]] = {
-        "side": (shards.side, manifest.side),
-        "instruction": (shards.manifest.get("instruction"), manifest.instruction),
-        "embedding_dim": (shards.dim, manifest.dim),
-        "fused_dim": (shards.fused_dim, manifest.fused_dim),
-        "vectors per document": (min(shards.num_vectors, needed), needed),
+        "side": (rows.side, manifest.side),
+        "instruction": (rows.instruction, manifest.instruction),
+        "embedding_dim": (rows.dim, manifest.dim),
+        "fused_dim": (rows.fused_dim, manifest.fused_dim),
+        "vectors per document": (min(rows.num_vectors, needed), needed),
     }
     for what, (given, held) in pairs.items():
         if given != held:
             raise UserError(
-                f"{shards.path} has {what} {given!r}, the index {generation.path} {held!r}: "
+                f"{rows.where} has {what} {given!r}, the index {generation.path} {held!r}: "
                 "embed the documents as those of the index were"
             )
 
@@ -133,19 +143,19 @@ def _refuse_other_vectors(shards: EmbeddingShards, generation: Generation) -> No
 def _segment_of(
     generation: Generation,
     number: int,
-    shards: EmbeddingShards,
+    rows: RowSource,
     lists: CoarseWriter,
     batch_rows: int,
 ) -> SegmentEntry:
     return add_segment(
         generation.path,
         segment_name(number),
-        shards.batches(batch_rows),
-        rows=shards.num_rows,
+        rows.batches(batch_rows),
+        rows=rows.num_rows,
         dim=generation.manifest.dim,
         fused_dim=generation.manifest.fused_dim,
         planes=generation.planes,
-        fields=shards.payload_fields(),
+        fields=rows.payload_fields(),
         coarse=lists,
         originals=generation.has_originals,
         lexical=read_lexical(generation.manifest.lexical, generation.path),
@@ -185,6 +195,30 @@ def mark_deleted(
         entries.append(segment.count_texts(changed, live))
     sync_directory(folder)
     return entries
+
+
+def delete_known(generation: Generation, number: int, ids: Sequence[str]) -> Change:
+    """Deletes documents by their ids and publishes; nothing where none of them is there.
+
+    Args:
+        generation: the one before.
+        number: of the new one.
+        ids: each once.
+    """
+    known = len(known_ids(generation, ids))
+    if not known:
+        return Change(describe_index(generation.path), unknown=len(ids))
+    entries = mark_deleted(generation, number, ids)
+    # an index without a document keeps a segment: its shape, its planes
+    left = with_documents(entries) or entries[:1]
+    info = publish_change(generation, number, left, changed=known)
+    return Change(info, deleted=known, unknown=len(ids) - known)
+
+
+def known_ids(generation: Generation, ids: Sequence[str]) -> frozenset[str]:
+    """Those of the ids that are here and live."""
+    found = (generation.rows_of(some) for some in chunks(ids, IDS_AT_ONCE))
+    return frozenset(name for rows in found for name in rows)
 
 
 def with_documents(entries: Sequence[SegmentEntry]) -> list[SegmentEntry]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,27 +16,25 @@ import numpy as np
 from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.calibration import Standing
 from rematch_ray.index.cascade import Request, ms_since, stage
-from rematch_ray.index.choice import Table, choose_plan
-from rematch_ray.index.coarse.keys import choices_of
+from rematch_ray.index.choice import Choice, Table, choose_plan
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.execution import search_vectors
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import Hit, SearchResult
-from rematch_ray.index.identity import check_identity
-from rematch_ray.index.info import bytes_per_document, describe
 from rematch_ray.index.lexical.hybrid import Hybrid, search_hybrid
+from rematch_ray.index.options import SearchOptions
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.planner import Candidates
 from rematch_ray.index.queries import Queries, QueryVectors
-from rematch_ray.index.sharding.opened import current_name, open_generation
+from rematch_ray.index.reader import IndexReader
 from rematch_ray.index.stages import require_fused, score_documents, similarity_matrix
 from rematch_ray.index.wish import Wish, is_open
-from rematch_ray.scoring.budget import Budget, Ladder
+from rematch_ray.scoring.budget import Budget
 
 __all__ = ["Hit", "SearchIndex", "SearchResult"]
 
 
-class SearchIndex:
+class SearchIndex(IndexReader):
     """An open index; safe to search from several threads.
 
     Args:
@@ -45,60 +42,9 @@ class SearchIndex:
     """
 
     def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._manifest = generation.manifest
-        self.ladder = Ladder.parse(self._manifest.ladder)
-        self.identity: Mapping[str, Any] = self._manifest.identity
+        super().__init__(generation)
         self.standing = Standing.of(generation)
         self._table = Table.of(generation)
-
-    @classmethod
-    def open(cls, path: str | Path, *, gpu: bool = False) -> SearchIndex:
-        """Opens the published generation; checks versions and file sizes, reads no vectors.
-
-        Args:
-            path: directory of an index, or of one that is split into shards.
-            gpu: search coarse lists on a GPU where FAISS has one; nothing changes where not.
-
-        Raises:
-            UserError: not an index, another format version, or a damaged one.
-        """
-        return cls(open_generation(Path(path).absolute(), gpu=gpu))
-
-    @property
-    def generation(self) -> str:
-        """Name of the generation that is searched."""
-        return self._generation.name
-
-    def latest(self) -> SearchIndex:
-        """This index, or the published generation where that is another by now.
-
-        Raises:
-            UserError: the directory is no index any more, or a damaged one.
-        """
-        path = self._generation.path
-        if current_name(path) == self._generation.name:
-            return self
-        return SearchIndex.open(path, gpu=self._generation.gpu)
-
-    def __len__(self) -> int:
-        """Live documents."""
-        return self._manifest.live
-
-    @property
-    def has_fused(self) -> bool:
-        """Whether documents carry a fused vector, hence the fused rung."""
-        return self._manifest.fused_dim is not None
-
-    @property
-    def budgets(self) -> tuple[Budget, ...]:
-        """Every rung that can be asked for, the fused one first where there is one."""
-        return ((Budget.FUSED,) if self.has_fused else ()) + self.ladder.rungs
-
-    @property
-    def coarse_choices(self) -> tuple[str, ...]:
-        """What a coarse stage can go by here."""
-        return choices_of(self._generation.coarse_keys)
 
     def search(
         self,
@@ -147,29 +93,41 @@ class SearchIndex:
         Raises:
             UserError: a value that does not fit, or a goal without a valid calibration.
         """
-        wish = Wish.of(
-            self.ladder,
-            self.has_fused,
-            self.coarse_choices,
+        options = SearchOptions(
             budget=budget,
             candidates=candidates,
-            coarse=coarse,
             top_k=top_k,
+            filter=filter,
+            group_by=group_by,
+            coarse=coarse,
+            nprobe=nprobe,
+            text=text,
+            fusion=fusion,
+            lexical_weight=lexical_weight,
             target_recall=target_recall,
             cost_limit=cost_limit,
             max_ms=max_ms,
             plan=plan,
         )
+        wish = options.wish(self.ladder, self.has_fused, self.coarse_choices)
         self._check_group(group_by)
         queries = self._check_queries(query)
         hybrid = Hybrid.check(text, fusion, lexical_weight, len(queries))
+        chosen, request = self._plan(wish, options, queries)
+        if hybrid:
+            results = search_hybrid(self._generation, queries, request, hybrid)
+        else:
+            results = search_vectors(self._generation, queries, request)
+        return [chosen.mark(r, self.ladder.top, is_hybrid=bool(hybrid)) for r in results]
+
+    def _plan(self, wish: Wish, options: SearchOptions, queries: Queries) -> tuple[Choice, Request]:
         started = time.perf_counter()
-        allowed = self._generation.select(filter)
-        num_allowed = int(np.count_nonzero(allowed))
+        allowed = self._generation.select(options.filter)
+        num_allowed = int(np.count_nonzero(allowed)) if options.filter else len(self)
         chosen = choose_plan(
             wish,
             self.ladder,
-            self._table.under(filter, group_by),
+            self._table.under(options.filter, options.group_by),
             num_allowed=num_allowed,
             num_live=len(self),
             default_coarse=self._manifest.default_coarse,
@@ -181,17 +139,13 @@ class SearchIndex:
             plan=chosen.plan,
             coarse=chosen.plan.coarse or self._manifest.default_coarse,
             allowed=allowed,
-            top_k=top_k,
-            group_by=group_by,
+            top_k=options.top_k,
+            group_by=options.group_by,
             filter_stage=stage("filter", len(self), num_allowed, spent_ms),
-            nprobe=nprobe,
-            filter=filter,
+            nprobe=options.nprobe,
+            filter=options.filter,
         )
-        if hybrid:
-            results = search_hybrid(self._generation, queries, request, hybrid)
-        else:
-            results = search_vectors(self._generation, queries, request)
-        return [chosen.mark(r, self.ladder.top, is_hybrid=bool(hybrid)) for r in results]
+        return chosen, request
 
     def score_all(
         self,
@@ -245,57 +199,6 @@ class SearchIndex:
             raise UserError(f"document '{document_id}' is not in the index")
         return similarity_matrix(self._generation, queries, row, self._resolve(budget))
 
-    def ids(self, filter: Mapping[str, Any] | None = None) -> list[str]:
-        """Ids of the live documents that pass a filter, in row order.
-
-        Raises:
-            UserError: a filter field that is not there.
-        """
-        allowed = self._generation.select(filter)
-        return [name for name, keep in zip(self._generation.ids(), allowed) if keep]
-
-    def payload(self, ids: Sequence[str]) -> list[Mapping[str, Any] | None]:
-        """Payload of each id; None for an id that is not here."""
-        rows = self._generation.rows_of(ids)
-        known = [name for name in ids if name in rows]
-        stored = self._generation.documents(np.array([rows[name] for name in known], np.int64))
-        payloads = {name: payload for name, (_, payload) in zip(known, stored)}
-        return [payloads.get(name) for name in ids]
-
-    def fused_vectors(self, ids: Sequence[str]) -> Float32:
-        """(len(ids), F) float32 fused vectors as stored; UserError for none, or an unknown id."""
-        if not self.has_fused:
-            raise UserError("this index holds no fused vectors: its model was trained without")
-        return self._generation.fused_of(ids).astype(np.float32)
-
-    def check_model(self, identity: Any) -> None:
-        """Refuses a model other than the one that embedded the documents.
-
-        Args:
-            identity: a `ModelIdentity` or its JSON.
-
-        Raises:
-            UserError: its digest differs from the index's.
-        """
-        check_identity(identity, self.identity)
-
-    def bytes_per_document(self) -> dict[str, int]:
-        """Bytes of vectors that a score at each rung reads per document."""
-        return bytes_per_document(self._manifest)
-
-    def info(self) -> dict[str, Any]:
-        """What the index is, as plain JSON types."""
-        return describe(self._generation)
-
-    def verify(self) -> dict[str, Any]:
-        """Reads every file and checks it against its checksum.
-
-        Raises:
-            UserError: names the first file that differs.
-        """
-        read = self._generation.verify()
-        return {"generation": self._generation.name, "documents": len(self), "bytes": read}
-
     def _check_queries(self, query: QueryVectors) -> Queries:
         manifest = self._manifest
         return Queries.check(
@@ -309,6 +212,7 @@ class SearchIndex:
         return self.ladder.resolve(None if is_open(budget) else budget, has_fused=self.has_fused)
 
     def _check_group(self, group_by: str | None) -> None:
-        fields = self._generation.fields()
-        if group_by is not None and group_by not in fields:
+        if group_by is None:
+            return
+        if group_by not in (fields := self._generation.fields()):
             raise UserError(f"group_by '{group_by}' is not there; {did_you_mean(group_by, fields)}")

@@ -92,6 +92,11 @@ class EmbeddingShards:
         return [self.path / shard["file"] for shard in self.manifest["shards"]]
 
     @property
+    def where(self) -> str:
+        """The directory, for messages."""
+        return str(self.path)
+
+    @property
     def num_rows(self) -> int:
         """Embedded rows."""
         return int(self.manifest["embedded"])
@@ -121,6 +126,11 @@ class EmbeddingShards:
     def side(self) -> str:
         """`query` or `document`."""
         return str(self.manifest["side"])
+
+    @property
+    def instruction(self) -> str | None:
+        """Instruction that the rows were embedded with."""
+        return self.manifest.get("instruction")
 
     @property
     def identity(self) -> dict[str, Any]:

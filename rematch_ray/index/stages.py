@@ -15,6 +15,9 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.coarse.keys import CHOICE_KEYS, QUERY_VECTORS
 from rematch_ray.index.exact import Float32, Rows, order_best, score_fused, score_rows
 from rematch_ray.index.generation import Generation
+from rematch_ray.index.maxsim_best import cut_at
+from rematch_ray.index.maxsim_int8 import path_in_use
+from rematch_ray.index.maxsim_native import EXACT_PATHS, exact
 from rematch_ray.index.queries import Queries
 from rematch_ray.scoring.budget import Budget
 
@@ -46,6 +49,28 @@ def score_documents(
     if pairs:
         layers = score_rows(queries.vectors, rows, generation.read_plane, generation.planes, pairs)
         scores.update({str(rung): layer for rung, layer in zip(pairs, layers)})
+    return scores
+
+
+def exact_scores(generation: Generation, query: Queries, rows: Rows, rung: Budget) -> Float32:
+    """Exact scores of one query for a few documents at one rung, (C,) float32.
+
+    The compiled kernel reads originals where they lie; the bits are those of `score_documents`.
+    """
+    path = path_in_use()
+    if path not in EXACT_PATHS or not (rung.is_fused or generation.has_originals):
+        return score_documents(generation, query, rows, [rung])[str(rung)][0]
+    if rung.is_fused:
+        vectors = require_fused(query, "budget 'fused'")
+    else:
+        vectors = query.vectors[0, : rung.r_q]
+    scores = np.empty(len(rows), np.float32)
+    for segment, mine, local in generation.split(rows):
+        originals = [segment.vectors_at(k).originals for k in generation.positions(rung)]
+        found = exact(path, np.ascontiguousarray(vectors), originals, np.ascontiguousarray(local))
+        if mine is None:
+            return found
+        scores[mine] = found
     return scores
 
 
@@ -82,7 +107,7 @@ def find_candidates(
     *,
     nprobe: int | None = None,
 ) -> Rows:
-    """The `limit` best documents of the coarse stage, best first.
+    """The `limit` best documents of the coarse stage, in no order where there is one list.
 
     Args:
         generation: where the documents lie.
@@ -96,8 +121,35 @@ def find_candidates(
         UserError: the choice needs fused query vectors and the query has none.
     """
     lists = coarse_lists(generation, query, choice, limit, allowed, nprobe=nprobe)
+    if len(lists) == 1:
+        [(rows, scores)] = lists
+        # nothing to sort: what follows scores them anew, and reads those in file order faster
+        return rows[keep_best(scores, rows, generation.keys, limit)]
     ranked = [rows[order_best(scores, generation.keys[rows], limit)] for rows, scores in lists]
     return interleave(ranked, limit)
+
+
+def keep_best(
+    scores: Float32, rows: Rows, keys: NDArray[np.uint64], limit: int
+) -> NDArray[np.intp] | slice:
+    """Positions of the best, as `order_best` chooses them, in the order in which they stand.
+
+    Args:
+        scores: (C,) float32.
+        rows: (C,) documents.
+        keys: tie-breaker of every row.
+        limit: how many.
+
+    >>> rows, keys = np.array([0, 1, 2]), np.uint64([7, 3, 8])
+    >>> keep_best(np.float32([0.5, 0.5, 0.9]), rows, keys, 2).tolist()
+    [1, 2]
+    """
+    if limit >= len(scores):
+        return slice(None)
+    kept = cut_at(scores, limit)
+    if len(kept) > limit:
+        kept = np.sort(kept[order_best(scores[kept], keys[rows[kept]], limit)])
+    return kept
 
 
 def coarse_lists(

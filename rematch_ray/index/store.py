@@ -58,6 +58,10 @@ _DIRECTORIES = (GENERATIONS, SEGMENTS, TOMBSTONES, TRAINED)
 _OWN_NAMES = {CURRENT_FILE, unfinished_name(CURRENT_FILE), LOCK_FILE, *_DIRECTORIES}
 
 
+class IndexBusyError(UserError):
+    """Another process writes to the index, and the patience to wait for it has ended."""
+
+
 @dataclass(frozen=True)
 class IndexInfo:
     """What a build made.
@@ -206,13 +210,13 @@ def hold_lock(out: Path, *, patience_s: float = 0.0) -> Iterator[None]:
     """Holds a directory for this process alone; the hold ends with the process.
 
     Raises:
-        UserError: another process holds it, and still does when patience ends.
+        IndexBusyError: another process holds it, and still does when patience ends.
     """
     deadline = time.monotonic() + patience_s
     with open(out / LOCK_FILE, "w") as lock:
         while not _try_lock(lock):
             if time.monotonic() >= deadline:
-                raise UserError(f"{out} is being written by another process: wait for it")
+                raise IndexBusyError(f"{out} is being written by another process: wait for it")
             time.sleep(_LOOK_S)
         yield
 

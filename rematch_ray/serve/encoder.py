@@ -1,7 +1,8 @@
-"""The deployment that turns queries into vectors, several at a time.
+"""The deployment that turns queries and documents into vectors, several at a time.
 
-Each query is decoded and tokenised on its own, so a broken image fails alone; only good rows share
-a batch. An adapter: loads the model, converts, knows no HTTP and no index.
+Each item is decoded and tokenised on its own, so a broken image fails alone; only good rows share a
+batch, which is bounded by the work in it. An adapter: loads the model, converts, knows no HTTP and
+no index.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ray import serve
 
 from rematch_ray.data.item import Item
-from rematch_ray.serve.backend import EncodedQuery
+from rematch_ray.errors import UserError
+from rematch_ray.serve.backend import EncodedQuery, Float32, Side
+from rematch_ray.serve.batching import BatchSize, Queued, groups_of
 from rematch_ray.serve.settings import EncoderSettings
 
 if TYPE_CHECKING:
-    from rematch_ray.data.rows import EncodedRow
     from rematch_ray.model.embedder import Embedder
+
+# pairs of the matching head per forward pass
+MATCH_CHUNK = 64
 
 
 class Encoder:
@@ -28,7 +34,7 @@ class Encoder:
     Args:
         model: export directory.
         settings: threads and batching.
-        max_image_pixels: larger query images are refused before they are decoded.
+        max_image_pixels: larger images are refused before they are decoded.
     """
 
     def __init__(self, model: str, settings: EncoderSettings, max_image_pixels: int) -> None:
@@ -41,27 +47,48 @@ class Encoder:
         self._model = Embedder.from_pretrained(model, device=device)
         self._model.eval()
         self._model.row_encoder.max_image_pixels = max_image_pixels
-        self._embed.set_max_batch_size(settings.max_batch_size)
-        self._embed.set_batch_wait_timeout_s(settings.batch_wait_s)
+        # made here, not by the decorator on the class: the size of a batch depends on the settings
+        self._embed = serve.batch(
+            max_batch_size=settings.max_batch_size,
+            batch_wait_timeout_s=settings.batch_wait_s,
+            batch_size_fn=BatchSize(settings.max_batch_size, settings.max_batch_tokens),
+        )(self._embed_queued)
         self._model.encode_query("warm-up")  # the first forward pass is not a caller's to wait for
 
-    async def encode(self, query: Item, instruction: str | None) -> EncodedQuery:
-        """Vectors (1, R, D) of one query and the instruction that was used.
+    async def encode(
+        self, item: Item, instruction: str | None, side: Side = "query"
+    ) -> EncodedQuery:
+        """Vectors (1, R, D) of one item, the instruction that was used, and the tokens read.
 
         Raises:
             UserError: an image cannot be decoded or is too large.
         """
-        used = self.default_instruction() if instruction is None else instruction
-        row = await asyncio.to_thread(self._model.row_encoder.encode, query, "query", used)
-        return replace(await self._embed(row), instruction=used)
+        used = self.default_instruction(side) if instruction is None else instruction
+        row = await asyncio.to_thread(self._model.row_encoder.encode, item, side, used)
+        queued = Queued(row, side, self._model.num_vectors(side))
+        return replace(await self._embed(queued), instruction=used)
 
-    @serve.batch
-    async def _embed(self, rows: list[EncodedRow]) -> list[EncodedQuery]:
-        return await asyncio.to_thread(embed_rows, self._model, rows)
+    async def match(self, query_fused: Float32, document_fused: Float32) -> Float32:
+        """The matching head's answer, from stored fused vectors alone.
 
-    def default_instruction(self) -> str:
-        """The instruction of a query that names none."""
-        return self._model.instruction_for("query")
+        Args:
+            query_fused: (1, F).
+            document_fused: (N, F).
+
+        Returns:
+            (N,) float32, log p(Yes) - log p(No).
+
+        Raises:
+            UserError: the model has no matching head, or vectors of another width.
+        """
+        return await asyncio.to_thread(match_fused, self._model, query_fused, document_fused)
+
+    async def _embed_queued(self, queued: list[Queued]) -> list[EncodedQuery]:
+        return await asyncio.to_thread(embed_queued, self._model, queued)
+
+    def default_instruction(self, side: Side = "query") -> str:
+        """The instruction of an item that names none."""
+        return self._model.instruction_for(side)
 
     def identity(self) -> Mapping[str, Any]:
         """The identity of the loaded model."""
@@ -69,12 +96,38 @@ class Encoder:
         return self._model.identity.to_json()
 
 
-def embed_rows(model: Embedder, rows: list[EncodedRow]) -> list[EncodedQuery]:
-    """Embeds rows together; one EncodedQuery of a single row each."""
-    embeddings = model.embed(model.batch(rows, "query"), "query").cpu()
-    vectors = embeddings.vectors.float().numpy()
-    fused = None if embeddings.fused is None else embeddings.fused.float().numpy()
-    return [
-        EncodedQuery(vectors[row : row + 1], None if fused is None else fused[row : row + 1])
-        for row in range(len(rows))
-    ]
+def embed_queued(model: Embedder, queued: list[Queued]) -> list[EncodedQuery]:
+    """Embeds a batch of either side; one EncodedQuery of a single row each, in their order."""
+    answers: dict[int, EncodedQuery] = {}
+    for places in groups_of(queued):
+        rows = [queued[place].row for place in places]
+        side = queued[places[0]].side
+        embeddings = model.embed(model.batch(rows, side), side).cpu()
+        vectors = embeddings.vectors.float().numpy()
+        fused = None if embeddings.fused is None else embeddings.fused.float().numpy()
+        for at, place in enumerate(places):
+            answers[place] = EncodedQuery(
+                vectors[at : at + 1],
+                None if fused is None else fused[at : at + 1],
+                tokens=len(rows[at].input_ids),
+            )
+    return [answers[place] for place in range(len(queued))]
+
+
+def match_fused(model: Embedder, query_fused: Float32, document_fused: Float32) -> Float32:
+    """As `Encoder.match`, on a model in this process."""
+    import torch
+
+    width = model.fused_dim
+    if width is not None and (
+        query_fused.shape != (1, width) or document_fused.shape[1:] != (width,)
+    ):
+        raise UserError(
+            f"fused vectors of shapes {query_fused.shape} and {document_fused.shape} do not fit "
+            f"this model: it needs (1, {width}) and (documents, {width})"
+        )
+    if not len(document_fused):
+        return np.zeros(0, np.float32)
+    query = torch.from_numpy(np.array(query_fused, np.float32)).to(model.device)
+    documents = torch.from_numpy(np.array(document_fused, np.float32)).to(model.device)
+    return model.match(query, documents[None], chunk=MATCH_CHUNK)[0].float().cpu().numpy()

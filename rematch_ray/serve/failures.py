@@ -1,16 +1,23 @@
 """Every way a request can fail, in one shape: ``{"error": {message, type, code, param}}``.
 
-Knows HTTP status codes and nothing of queries, models or Ray.
+Knows HTTP status codes and what a backend may raise; nothing of queries, models or Ray.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from rematch_ray.errors import UserError
+from rematch_ray.serve.backend import DeadlineError, NotReadyError, OverloadedError
+from rematch_ray.serve.observation import facts_of
 
 _TYPES = {
     401: "authentication_error",
@@ -18,7 +25,10 @@ _TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "deadline_error",
 }
+_STATUS_BY_OVERLOAD = {"budget_unavailable": 429, "quota_exceeded": 429}
+_MAX_MESSAGE = 1000
 
 
 class RequestError(Exception):
@@ -39,7 +49,7 @@ class RequestError(Exception):
         message: str,
         *,
         param: str | None = None,
-        retry_after_s: int | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -49,18 +59,56 @@ class RequestError(Exception):
         self.retry_after_s = retry_after_s
 
 
-def error_response(error: RequestError) -> JSONResponse:
-    """The answer to a refused request."""
+def refuse(param: str, message: str) -> RequestError:
+    """A value that cannot be; param names its field."""
+    return RequestError(400, "invalid_value", f"{param}: {message}", param=param)
+
+
+def error_body(error: RequestError) -> dict[str, dict[str, str | None]]:
+    """The one shape; also of a search that failed among others."""
     kind = _TYPES.get(
         error.status, "server_error" if error.status >= 500 else "invalid_request_error"
     )
-    body = {"message": error.message, "type": kind, "code": error.code, "param": error.param}
+    message, param = _sendable(error.message), error.param and _sendable(error.param)
+    return {"error": {"message": message, "type": kind, "code": error.code, "param": param}}
+
+
+def error_response(error: RequestError) -> JSONResponse:
+    """The answer to a refused request."""
     headers = {}
     if error.retry_after_s is not None:
-        headers["retry-after"] = str(error.retry_after_s)
+        # whole seconds, and never 0: that would be read as "at once"
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse({"error": body}, status_code=error.status, headers=headers)
+    return JSONResponse(error_body(error), status_code=error.status, headers=headers)
+
+
+def _sendable(text: str) -> str:
+    """Text as one line that UTF-8 can carry: what a caller sent may be quoted in it."""
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    return line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 3] + "..."
+
+
+@contextmanager
+def failures_named(param: str | None = None, code: str = "invalid_value") -> Iterator[None]:
+    """Give what a backend may raise its HTTP status.
+
+    Args:
+        param: the field that a mistake is in, if it can only be one.
+        code: of a mistake.
+    """
+    try:
+        yield
+    except NotReadyError as waiting:
+        raise RequestError(503, "not_ready", str(waiting), retry_after_s=1) from waiting
+    except OverloadedError as full:
+        status = _STATUS_BY_OVERLOAD.get(full.code, 503)
+        raise RequestError(status, full.code, str(full), retry_after_s=full.retry_after_s) from full
+    except DeadlineError as late:
+        raise RequestError(504, "deadline_exceeded", str(late), param="deadline_ms") from late
+    except UserError as mistake:
+        raise RequestError(400, code, str(mistake), param=param) from mistake
 
 
 def install_handlers(api: FastAPI) -> None:
@@ -68,36 +116,50 @@ def install_handlers(api: FastAPI) -> None:
 
     @api.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> JSONResponse:
-        return error_response(error)
+        return _answer(request, error)
 
     @api.exception_handler(UserError)
     async def mistaken(request: Request, error: UserError) -> JSONResponse:
-        return error_response(RequestError(400, "invalid_value", str(error)))
+        return _answer(request, RequestError(400, "invalid_value", str(error)))
 
     @api.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(_from_validation(error))
+        return _answer(request, from_validation(error))
 
     @api.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "unknown_path", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        code = _UNROUTED.get(error.status_code, "http_error")
         message = f"{request.method} {request.url.path}: {error.detail}; /docs lists every path"
-        return error_response(RequestError(error.status_code, code, message))
+        answer = _answer(request, RequestError(error.status_code, code, message))
+        answer.headers.update(error.headers or {})
+        return answer
 
     @api.exception_handler(500)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         # the details are for the log of the server (the exception is raised there), not the caller
-        return error_response(
-            RequestError(500, "internal_error", "the server failed; its log says why")
-        )
+        return _answer(request, INTERNAL)
 
 
-def _from_validation(error: RequestValidationError) -> RequestError:
+def _answer(request: Request, error: RequestError) -> JSONResponse:
+    facts_of(request.scope).code = error.code
+    return error_response(error)
+
+
+# 400 is raised by the framework for bodies that even a JSON parser gives up on
+_UNROUTED = {400: "invalid_json", 404: "unknown_path", 405: "method_not_allowed"}
+INTERNAL = RequestError(500, "internal_error", "the server failed; its log says why")
+
+
+def from_validation(error: RequestValidationError | ValidationError) -> RequestError:
+    """The first thing that is wrong with the shape of a body."""
     problem = error.errors()[0]
     if problem["type"] == "json_invalid":
         reason = problem.get("ctx", {}).get("error", "")
         return RequestError(400, "invalid_json", f"the body is not JSON: {reason}")
-    where = ".".join(str(step) for step in problem["loc"] if step != "body")
+    # steps in angle brackets name a form that a value may have, not a field
+    steps = [str(step) for step in problem["loc"]]
+    steps = steps[1:] if steps[:1] == ["body"] else steps
+    where = ".".join(step for step in steps if not step.startswith("<"))
     message = str(problem["msg"]).removeprefix("Value error, ")
     return RequestError(
         422,

@@ -1,66 +1,14 @@
-"""Who may ask, and how much: API keys compared in constant time, bodies cut off at their limit.
+"""Bodies cut off at their limit, before anything reads them.
 
 Knows nothing of queries or of Ray; limits that need a parsed request stand in `serve.api`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Iterable
-
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rematch_ray.serve.failures import RequestError, error_response
-from rematch_ray.serve.settings import ApiKey
-
-
-class KeyRing:
-    """The keys that open the service, by their hashes.
-
-    Args:
-        keys: allowed keys; none means that every caller is let in as "anonymous".
-    """
-
-    def __init__(self, keys: Iterable[ApiKey]) -> None:
-        self._names_by_digest = {bytes.fromhex(key.sha256): key.name for key in keys}
-
-    @property
-    def is_open(self) -> bool:
-        """Whether callers need no key."""
-        return not self._names_by_digest
-
-    def admit(self, headers: Headers) -> str:
-        """The name of the caller.
-
-        Every stored digest is compared, each in constant time, so that the time taken tells
-        nothing of how near a guess was.
-
-        Raises:
-            RequestError: 401, no key was sent or none of ours.
-        """
-        if self.is_open:
-            return "anonymous"
-        key = _sent_key(headers)
-        if key is None:
-            raise RequestError(
-                401,
-                "missing_api_key",
-                "no API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
-            )
-        digest = hashlib.sha256(key.encode()).digest()
-        names = [n for d, n in self._names_by_digest.items() if hmac.compare_digest(d, digest)]
-        if not names:
-            raise RequestError(401, "invalid_api_key", "this API key is not known here")
-        return names[0]
-
-
-def _sent_key(headers: Headers) -> str | None:
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return headers.get("x-api-key") or headers.get("api-key") or None
 
 
 class BodyLimit:

@@ -1,43 +1,173 @@
 """Metrics of the service: written through Ray, so that no counter lives in one replica.
 
-`Recorder` counts what the ingress answers; `collect` joins what the agents of all nodes export.
-Names are ``rematch_*``, in seconds and bytes.
+`Recorder` turns events into the metrics of `serve.metric_table`; `collect` joins what the agents of
+all nodes export.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
-from ray.util.metrics import Counter, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
-from rematch_ray.serve.observation import RequestRecord
+from rematch_ray.serve import metric_table as table
+from rematch_ray.serve.backend import WriteResult
+from rematch_ray.serve.metric_table import Metric
+from rematch_ray.serve.observation import RequestRecord, Searched
 
-_BOUNDARIES_S = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
+FLUSH_S = 1.0
+SCRAPE_TIMEOUT_S = 2.0
 _OURS = ("rematch_", "serve_")
 _NOISE = "event_loop"
-SCRAPE_TIMEOUT_S = 2.0
+_REFUSALS = frozenset({401, 403, 413, 429, 503})
+
+
+class Written(Protocol):
+    """One metric of a library, as `Recorder` writes it: labels in the order of the table."""
+
+    def __call__(self, value: float, tags: dict[str, str]) -> None:
+        """Adds to a counter, sets a gauge, observes a value."""
+        ...
+
+
+def ray_metric(metric: Metric) -> Written:
+    """A metric that Ray exports, labelled with application, deployment and replica."""
+    if metric.kind == "counter":
+        return Counter(metric.name, metric.help, tag_keys=metric.labels).inc
+    if metric.kind == "gauge":
+        return Gauge(metric.name, metric.help, tag_keys=metric.labels).set
+    boundaries = list(metric.boundaries)
+    return Histogram(metric.name, metric.help, boundaries, tag_keys=metric.labels).observe
 
 
 class Recorder:
-    """Counts requests and measures them; created inside a replica."""
+    """Counts and measures; created inside a replica.
 
-    def __init__(self) -> None:
-        self._requests = Counter(
-            "rematch_requests_total", "Requests answered.", tag_keys=("route", "code")
-        )
-        self._seconds = Histogram(
-            "rematch_request_seconds",
-            "Time from the first byte of a request to the last of its answer.",
-            boundaries=_BOUNDARIES_S,
-            tag_keys=("route",),
-        )
+    Counters are added up here and written once a second: writing one takes Ray 5 us, adding 1.4.
+
+    Args:
+        written: makes a metric.
+        flush_s: how often counters are written; 0 leaves it to `flush`.
+    """
+
+    def __init__(
+        self, written: Callable[[Metric], Written] = ray_metric, *, flush_s: float = FLUSH_S
+    ) -> None:
+        self._make = written
+        self._flush_s = flush_s
+        self._metrics: dict[str, Written] = {}
+        self._sums: dict[tuple[Metric, tuple[str, ...]], float] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def __call__(self, record: RequestRecord) -> None:
-        """Counts one answered request."""
-        self._requests.inc(tags={"route": record.route, "code": str(record.status)})
-        self._seconds.observe(record.seconds, tags={"route": record.route})
+        """One answered request, with what its route noted."""
+        self._count(table.REQUESTS, record.route, str(record.status))
+        self._write(table.REQUEST_SECONDS, record.seconds, record.route)
+        facts = record.facts
+        if record.status in _REFUSALS:
+            self._count(table.REFUSED, facts.code or str(record.status))
+        if facts.encode_s is not None:
+            self._write(table.STAGE_SECONDS, facts.encode_s, "encode")
+        for search in facts.searches:
+            self.searched(search, facts.caller)
+
+    def searched(self, search: Searched, caller: str = "") -> None:
+        """One search; `__call__` passes on those of a request."""
+        exact = "true" if search.exact else "false"
+        self._count(table.SEARCHES, search.rung, search.reason, exact)
+        self._write(table.CANDIDATES, search.candidates)
+        self._count(table.DOT_PRODUCTS, caller, by=search.dot_products)
+        for reason in search.degraded:
+            self._count(table.DEGRADED, reason)
+        for stage, seconds in search.seconds.items():
+            self._write(table.STAGE_SECONDS, seconds, stage)
+
+    def encoded(self, size: int, seconds: float, side: str) -> None:
+        """One batch of the encoder."""
+        self._write(table.BATCH_SIZE, size, "encode")
+        self._write(table.ENCODE_SECONDS, seconds, side)
+
+    def batched(self, stage: str, size: int) -> None:
+        """One batch of another stage."""
+        self._write(table.BATCH_SIZE, size, stage)
+
+    def load(self, level: int, refused_share: float, queue_delay_s: float, target_s: float) -> None:
+        """The state of the load controller."""
+        self._write(table.CEILING, level)
+        self._write(table.REFUSED_SHARE, refused_share)
+        self._write(table.QUEUE_DELAY, queue_delay_s)
+        self._write(table.QUEUE_TARGET, target_s)
+
+    def index(self, shard: int, info: Mapping[str, Any]) -> None:
+        """The state of one shard (-1: all), from `SearchIndex.info`."""
+        rows, live = int(info["documents"]), int(info["live"])
+        self._write(table.DOCUMENTS, live, str(shard))
+        self._write(table.TOMBSTONE_RATIO, 1 - live / max(rows, 1), str(shard))
+        self._write(table.GENERATION, generation_number(info["generation"]), str(shard))
+
+    def wrote(self, result: WriteResult) -> None:
+        """One write of documents."""
+        for kind in ("added", "replaced", "deleted"):
+            self._count(table.WRITTEN, kind, by=getattr(result, kind))
+
+    def committed(self, what: Literal["write", "merge"], seconds: float, segments: int) -> None:
+        """One change of the index, and the segments that it left."""
+        self._write(table.COMMIT_SECONDS, seconds, what)
+        self._write(table.SEGMENTS, segments)
+
+    def swapped(self, *, done: bool) -> None:
+        """One change of model and index."""
+        self._count(table.SET_CHANGES, "true" if done else "false")
+
+    def checked(self, rung: str, recall: float) -> None:
+        """What the drift check found at one rung."""
+        self._write(table.RECALL, recall, rung)
+        self._count(table.RECALL_CHECKS)
+
+    def flush(self) -> None:
+        """Write the counters."""
+        with self._lock:
+            sums, self._sums = self._sums, {}
+        for (metric, labels), total in sums.items():
+            self._write(metric, total, *labels)
+
+    def _count(self, metric: Metric, *labels: str, by: float = 1) -> None:
+        if by == 0:
+            return
+        key = (metric, labels)
+        with self._lock:
+            self._sums[key] = self._sums.get(key, 0) + by
+            if self._thread is None and self._flush_s:
+                self._thread = threading.Thread(target=self._flush_often, daemon=True)
+                self._thread.start()
+
+    def _flush_often(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(self._flush_s):
+            self.flush()
+
+    def _write(self, metric: Metric, value: float, *labels: str) -> None:
+        written = self._metrics.get(metric.name)
+        if written is None:
+            written = self._metrics[metric.name] = self._make(metric)
+        written(value, dict(zip(metric.labels, labels, strict=True)))
+
+
+def generation_number(name: str) -> int:
+    """The number in a generation's name; 0 when it has none.
+
+    >>> generation_number("generation-000012"), generation_number("none")
+    (12, 0)
+    """
+    digits = re.search(r"\d+", name)
+    return int(digits[0]) if digits else 0
 
 
 async def collect() -> str:

@@ -6,34 +6,19 @@ Plain pydantic, read and checked without importing Ray; ``args`` of ``cluster/se
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from rematch_ray.errors import UserError
-
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+from rematch_ray.serve.api_key import LINE, check_keys, read_key_file
+from rematch_ray.serve.api_key import ApiKey as ApiKey
 
 
 class Settings(BaseModel):
     """Frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ApiKey(Settings):
-    """One caller's key, by its hash: the key itself is never written down."""
-
-    name: str = Field(min_length=1, description="who holds it; appears in logs")
-    sha256: str = Field(description="hex digest: printf %s KEY | sha256sum")
-
-    @field_validator("sha256")
-    @classmethod
-    def _is_a_digest(cls, text: str) -> str:
-        if not _SHA256.match(text.lower()):
-            raise ValueError("sha256 must be 64 hex digits: printf %s KEY | sha256sum")
-        return text.lower()
 
 
 class Limits(Settings):
@@ -44,6 +29,13 @@ class Limits(Settings):
     max_parts: int = Field(8, ge=1, description="text and image parts of one query")
     max_text_chars: int = Field(8192, ge=1, description="characters of one text part")
     max_top_k: int = Field(100, ge=1, description="hits of one answer")
+    max_offset: int = Field(1000, ge=0, description="hits left out before the first one")
+    max_searches: int = Field(32, ge=1, description="searches of one request")
+    max_inputs: int = Field(256, ge=1, description="inputs of one /v1/embeddings request")
+    max_rerank_documents: int = Field(
+        100, ge=1, description="documents of one rerank, also of a search's last rung"
+    )
+    max_write_documents: int = Field(1000, ge=1, description="documents of one write")
     max_candidates: int = Field(10_000, ge=1, description="candidates, unless 'all' is asked for")
     allow_all_candidates: bool = Field(True, description="whether 'candidates: all' is answered")
 
@@ -51,11 +43,15 @@ class Limits(Settings):
 class EncoderSettings(Settings):
     """Replicas that turn queries into vectors."""
 
-    num_replicas: int = Field(1, ge=1, description="copies of the model")
+    num_replicas: int = Field(1, ge=1, description="copies of the model, the least where scaled")
+    max_replicas: int | None = Field(None, ge=1, description="scale up to so many; none: do not")
     num_cpus: float = Field(1.0, ge=0, description="CPUs that one replica reserves")
     num_gpus: float = Field(0.0, ge=0, description="GPUs that one replica reserves")
     num_threads: int = Field(1, ge=1, description="torch threads of one replica")
-    max_batch_size: int = Field(16, ge=1, description="queries encoded together at most")
+    max_batch_size: int = Field(32, ge=1, description="items encoded together at most")
+    max_batch_tokens: int = Field(
+        2048, ge=1, description="tokens and image patches encoded together at most"
+    )
     batch_wait_s: float = Field(0.004, ge=0, description="how long a batch waits to fill")
     max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
 
@@ -63,10 +59,92 @@ class EncoderSettings(Settings):
 class ShardSettings(Settings):
     """Replicas that hold the index."""
 
-    num_replicas: int = Field(1, ge=1, description="copies of the index")
+    num_replicas: int = Field(1, ge=1, description="copies of the index, the least where scaled")
+    max_replicas: int | None = Field(None, ge=1, description="scale up to so many; none: do not")
     num_cpus: float = Field(1.0, ge=0, description="CPUs that one replica reserves")
     num_threads: int = Field(1, ge=1, description="searches that one replica runs at a time")
     max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
+
+
+class WriterSettings(Settings):
+    """The one replica that writes."""
+
+    num_cpus: float = Field(0.0, ge=0, description="CPUs that it reserves; it works in bursts")
+    commit_wait_s: float = Field(0.02, ge=0, description="how long a write waits for others")
+    commit_rows: int = Field(1024, ge=1, description="documents written together at most")
+    max_waiting_rows: int = Field(8192, ge=1, description="documents that wait before a 503")
+    encode_ahead: int = Field(16, ge=1, description="documents that are encoded at a time")
+    lock_patience_s: float = Field(
+        10.0, ge=0, description="how long a write waits while another process writes, before a 503"
+    )
+    merge_fan_in: int = Field(8, ge=2, description="segments of one size that are merged")
+    merge_max_rows: int = Field(20_000, ge=1, description="documents of one merge at most")
+    most_segments: int = Field(128, ge=2, description="with more, merging does not wait for quiet")
+    max_queued_requests: int = Field(64, ge=1, description="queue length before a 503")
+
+
+class LoadSettings(Settings):
+    """When the ceiling of `auto` budgets is lowered, and when it is raised again."""
+
+    enabled: bool = Field(
+        True, description="lower budgets under load; off: queues are all there is"
+    )
+    target_delay_ms: float | None = Field(
+        None, gt=0, description="mean wait that is borne; none: target_share of a full search"
+    )
+    target_share: float = Field(
+        0.1, gt=0, le=1, description="that wait, as a share of an unloaded full search"
+    )
+    interval_s: float = Field(
+        0.3, gt=0, description="how long waits exceed the target before each step down"
+    )
+    raise_after_s: float = Field(
+        5.0, gt=0, description="how long waits stay below it before each step up"
+    )
+    probe_after_s: float = Field(
+        60.0, gt=0, description="when a rung that was too dear at this rate is tried again"
+    )
+    explicit_from_level: int = Field(
+        2, ge=1, description="rungs below the top from which on explicit budgets get a 429"
+    )
+
+
+class QuotaSettings(Settings):
+    """What keys that name no quota of their own may use, and how replicas share quotas."""
+
+    requests_per_s: float | None = Field(
+        None, gt=0, description="of each such key and of anonymous callers; none: unlimited"
+    )
+    dot_products_per_s: float | None = Field(None, gt=0, description="likewise, of search work")
+    burst_s: float = Field(
+        2.0, gt=0, description="how many seconds' worth may be used at once after a pause"
+    )
+    lease_s: float = Field(
+        1.0, gt=0, description="how long a replica may keep a slice that it does not use"
+    )
+
+
+class SwapSettings(Settings):
+    """A change of model and index while the service runs."""
+
+    warm_timeout_s: float = Field(
+        900.0, gt=0, description="how long a new set may take to come up before it is given up"
+    )
+    drain_timeout_s: float = Field(
+        60.0, gt=0, description="how long requests may stay on the old set"
+    )
+
+
+class AccessLogSettings(Settings):
+    """One line of JSON per answered request."""
+
+    enabled: bool = Field(True, description="write it")
+    directory: Path | None = Field(
+        None, description="files access-HOST-PID.jsonl in it, in turn; none: standard output"
+    )
+    max_bytes: int = Field(67_108_864, ge=1024, description="of one file, then the next begins")
+    num_files: int = Field(5, ge=1, description="files that are kept of each replica")
+    queries: bool = Field(False, description="with the text of queries and ids of documents")
 
 
 class ServeArgs(Settings):
@@ -77,7 +155,9 @@ class ServeArgs(Settings):
         None, description="export or run directory; default: the one the index names"
     )
     api_keys: tuple[ApiKey, ...] = Field((), description="who may call /v1")
-    api_keys_file: Path | None = Field(None, description="more keys, a line each: NAME SHA256")
+    api_keys_file: Path | None = Field(
+        None, description=f"more keys, a line each: {LINE}; read again when it changes"
+    )
     allow_anonymous: bool = Field(
         False, description="answer without a key; only for a service bound to loopback"
     )
@@ -87,41 +167,37 @@ class ServeArgs(Settings):
     limits: Limits = Limits()
     encoder: EncoderSettings = EncoderSettings()
     shard: ShardSettings = ShardSettings()
+    writer: WriterSettings = WriterSettings()
+    swap: SwapSettings = SwapSettings()
+    load: LoadSettings = LoadSettings()
+    quotas: QuotaSettings = QuotaSettings()
+    access_log: AccessLogSettings = AccessLogSettings()
     ingress_replicas: int = Field(1, ge=1, description="copies of the HTTP ingress")
+    head_weight: float = Field(
+        0.01, gt=0, description="of the matching head where it is asked for and was not measured"
+    )
+    drift_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of calibrated searches that is checked in the background",
+    )
 
     def read_keys(self) -> tuple[ApiKey, ...]:
         """All keys, those of the file included.
 
         Raises:
-            UserError: the file cannot be read or a line of it is not ``NAME SHA256``, or there is
-                no key at all and anonymous calls are not allowed.
+            UserError: the file cannot be read or a line of it is no key, keys contradict each
+                other, or there is no key at all and anonymous calls are not allowed.
         """
-        keys = self.api_keys + (_read_keys(self.api_keys_file) if self.api_keys_file else ())
+        keys = self.api_keys + (read_key_file(self.api_keys_file) if self.api_keys_file else ())
+        check_keys(keys)
         if not keys and not self.allow_anonymous:
             raise UserError(
                 "refusing to start without API keys: give api_keys or api_keys_file "
-                "(lines 'NAME SHA256'), or bind to loopback with 'rematch-ray serve'"
+                f"(lines '{LINE}'), or bind to loopback with 'rematch-ray serve'"
             )
         return keys
-
-
-def _read_keys(path: Path) -> tuple[ApiKey, ...]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as unreadable:
-        raise UserError(f"api keys file {path} cannot be read: {unreadable}") from unreadable
-    keys = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        fields = line.split()
-        if len(fields) != 2 or not _SHA256.match(fields[1].lower()):
-            raise UserError(
-                f"api keys file {path}, line {number}: expected 'NAME SHA256' "
-                "(printf %s KEY | sha256sum)"
-            )
-        keys.append(ApiKey(name=fields[0], sha256=fields[1]))
-    return tuple(keys)
 
 
 def describe() -> str:

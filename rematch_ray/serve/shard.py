@@ -1,100 +1,225 @@
-"""The deployment that holds an index and searches it.
+"""The deployment that holds one shard of an index and searches it.
 
 Searches run in threads, so that a long one does not keep short ones or health checks waiting. What
-is published while it runs is found within a second; a search ends on the generation that it began
-with. An adapter: opens the index, calls it, knows no HTTP and no model.
+is published while it runs is found within a second and told to the coordinator; a search runs on
+the generation that it was admitted with. An adapter: opens generations, calls them, knows no HTTP
+and no model.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
 
 from rematch_ray.errors import UserError
-from rematch_ray.serve.backend import EncodedQuery, SearchPlan
+from rematch_ray.serve.ahead import Ahead, AheadAsked, run_ahead
+from rematch_ray.serve.autoscaling import WorkMeter
+from rematch_ray.serve.backend import DeadlineError, EncodedQuery, Float32
+from rematch_ray.serve.drifting import DriftWatch
+from rematch_ray.serve.held import HeldGenerations
+from rematch_ray.serve.searching import explain_hits, search_opened, stored_query
+from rematch_ray.serve.wire import Asked, Found, ShardReport
 
 if TYPE_CHECKING:
-    from rematch_ray.index.search import SearchIndex, SearchResult
+    from rematch_ray.index.sharding.phases import Filter
+    from rematch_ray.serve.facts import IndexFacts
 
+
+Answer = TypeVar("Answer")
+Tell = Callable[[ShardReport], None]
 LOOK_S = 1.0
+_PHASES = ("passing", "coarse", "score", "best", "documents")
 logger = logging.getLogger(__name__)
 
 
+class ShardRecorder(Protocol):
+    """What a shard tells of itself; see `metrics.Recorder`."""
+
+    def index(self, shard: int, info: Mapping[str, Any]) -> None:
+        """The state of the shard."""
+        ...
+
+    def checked(self, rung: str, recall: float) -> None:
+        """What the drift check found."""
+        ...
+
+
 class Shard:
-    """Replica that holds one index.
+    """Replica that holds one shard of an index, or a whole one.
 
     Args:
         index: index directory.
         num_threads: searches that run at a time.
+        number: of the shard, where the index is split.
+        coordinator: handle of `Coordinator`; None tells nobody.
+        record: makes what takes metrics; None takes none.
+        drift_share: of the searches that promised a recall; so many are checked.
     """
 
-    def __init__(self, index: str, num_threads: int) -> None:
-        from rematch_ray.index.search import SearchIndex
-
-        self._index = SearchIndex.open(index)
-        self._looked = time.monotonic()
-        self._told = ""
+    def __init__(
+        self,
+        index: str,
+        num_threads: int,
+        number: int = 0,
+        coordinator: Any = None,
+        *,
+        record: Callable[[], ShardRecorder] | None = None,
+        drift_share: float = 0.0,
+    ) -> None:
+        self._number = number
+        self._held = HeldGenerations(Path(index), number)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="search")
+        self._meter = WorkMeter(num_threads)
+        self._tell = None if coordinator is None else _teller(coordinator)
+        self._replica = uuid.uuid4().hex
+        self._recorder = None if record is None else record()
+        tell = self._recorder.checked if self._recorder else lambda rung, recall: None
+        self._drift = DriftWatch(drift_share, tell)
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, name="look", daemon=True).start()
 
-    async def search(self, query: EncodedQuery, plan: SearchPlan) -> SearchResult:
-        """The hits of one query.
+    async def search(self, asked: Asked) -> Found:
+        """The hits of one query, where this shard is the whole index.
 
         Raises:
-            UserError: the plan or the vectors do not fit the index.
+            UserError: the request does not fit the index.
+            GenerationGoneError: its generation is not on disk any more.
+            DeadlineError: it waited until after its deadline.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._pool, lambda: search_one(self._newest(), query, plan)
+        arrived = time.perf_counter()
+        self._meter.ask(asked.work)
+        return await self._in_thread(self._search, asked, arrived)
+
+    def _search(self, asked: Asked, arrived: float) -> Found:
+        waited = _waited(arrived, asked.left_s)
+        opened = self._held.opened(asked.generation)
+        found = search_opened(opened, asked, 1e3 * waited)
+        if asked.offset == 0 and asked.exclude is None and asked.min_score is None:
+            self._drift.offer(opened.index, asked.query, found.result)
+        self._meter.done(found.dot_products, found.search_ms / 1e3, as_asked=asked.as_asked)
+        return found
+
+    async def ahead(self, asked: AheadAsked) -> Ahead:
+        """This shard's part of one query, where the index is split; errors as of `search`."""
+        arrived = time.perf_counter()
+        self._meter.ask(asked.work)
+        return await self._in_thread(self._run_ahead, asked, arrived)
+
+    def _run_ahead(self, asked: AheadAsked, arrived: float) -> Ahead:
+        waited = _waited(arrived, asked.left_s)
+        started = time.perf_counter()
+        found = run_ahead(self._held.opened(asked.generation), asked)
+        self._meter.done(asked.work, time.perf_counter() - started, as_asked=asked.as_asked)
+        return replace(found, queue_ms=1e3 * waited)
+
+    async def count(self, generation: str | None, filter: Filter) -> int:
+        """Live documents of this shard that pass a filter."""
+        return await self._in_thread(
+            lambda: int(np.count_nonzero(self._held.opened(generation).shard.allowed(filter)))
         )
 
-    async def payload(self, document_id: str) -> Mapping[str, Any] | None:
+    async def phase(
+        self,
+        generation: str | None,
+        name: str,
+        values: Sequence[Any],
+        named: Mapping[str, Any],
+    ) -> Any:
+        """One phase of a search over several shards: see `index.sharding.phases.Shard`."""
+        if name not in _PHASES:
+            raise UserError(f"phase {name!r} does not exist; allowed: {', '.join(_PHASES)}")
+        return await self._in_thread(
+            lambda: getattr(self._held.opened(generation).shard, name)(*values, **named)
+        )
+
+    async def facts(self, state: str, generation: str) -> IndexFacts:
+        """What a router needs to know of a state of the index; GenerationGoneError."""
+        return await self._in_thread(self._held.facts, state, generation)
+
+    async def states(self) -> Mapping[str, str]:
+        """What is open: name of a state -> generation of this shard, the published one last."""
+        return self._held.states
+
+    async def payload(self, generation: str | None, document_id: str) -> Mapping[str, Any] | None:
         """The payload of a document, or None."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._pool, lambda: payload_of(self._newest(), document_id)
+        return await self._in_thread(
+            lambda: self._held.opened(generation).index.payload([document_id])[0]
         )
 
-    def info(self) -> Mapping[str, Any]:
-        """What the index holds."""
-        return self._newest().info()
+    async def like(self, generation: str | None, document_id: str) -> EncodedQuery | None:
+        """A document's own vectors as a query, or None."""
+        return await self._in_thread(
+            lambda: stored_query(self._held.opened(generation), document_id)
+        )
 
-    def _newest(self) -> SearchIndex:
-        """The published generation, looked for once a second.
+    async def fused(self, generation: str | None, ids: Sequence[str]) -> Float32:
+        """(ids, F) fused vectors of documents of this shard."""
+        return await self._in_thread(lambda: self._held.opened(generation).index.fused_vectors(ids))
 
-        An index of another model, or a damaged one, is not taken: the encoder beside this shard
-        cannot ask it.
-        """
-        if time.monotonic() - self._looked >= LOOK_S:
-            self._looked = time.monotonic()
+    async def explain(
+        self, generation: str | None, query: EncodedQuery, ids: Sequence[str], budget: str
+    ) -> dict[str, Float32]:
+        """Similarities of a query with documents of this shard, by id."""
+        return await self._in_thread(
+            lambda: explain_hits(self._held.opened(generation), query, ids, budget)
+        )
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Work asked for and possible, for Serve's autoscaler."""
+        return self._meter.stats()
+
+    async def _in_thread(self, run: Callable[..., Answer], *values: Any) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, run, *values)
+
+    def _watch(self) -> None:
+        """Look at the disk and report, once a second, until the process ends."""
+        while True:
             try:
-                newest = self._index.latest()
-                newest.check_model(self._index.identity)
-                self._index = newest
-            except UserError as error:
-                if str(error) != self._told:
-                    logger.error("still serving %s: %s", self._index.generation, error)
-                self._told = str(error)
-        return self._index
+                self._held.look()
+                if self._recorder is not None:
+                    self._recorder.index(self._number, self._held.newest.index.info())
+                if self._tell is not None:
+                    self._tell(ShardReport(self._number, self._replica, self._held.states))
+            except Exception:
+                # nobody waits for this thread: a replica that stops looking would not be noticed
+                logger.exception("looking for a new generation failed")
+            if self._ended.wait(LOOK_S):
+                return
+
+    def close(self) -> None:
+        """Stop looking at the disk."""
+        self._ended.set()
 
 
-def search_one(index: SearchIndex, query: EncodedQuery, plan: SearchPlan) -> SearchResult:
-    """Search an index as a plan says."""
-    [found] = index.search(
-        query,
-        budget=plan.budget,
-        candidates=plan.candidates,
-        top_k=plan.top_k,
-        filter=plan.filter,
-        group_by=plan.group_by,
-    )
-    return found
+def _waited(arrived: float, left_s: float | None) -> float:
+    """Seconds since the arrival; DeadlineError where that was too long."""
+    waited = time.perf_counter() - arrived
+    if left_s is not None and waited >= left_s:
+        raise DeadlineError(f"the deadline passed after {1e3 * waited:.0f} ms in the queue")
+    return waited
 
 
-def payload_of(index: SearchIndex, document_id: str) -> Mapping[str, Any] | None:
-    """The payload of one document, or None when the index does not hold it."""
-    [payload] = index.payload([document_id])
-    return payload
+def _teller(coordinator: Any) -> Tell:
+    """How a replica reports; a coordinator that does not answer is tried again a second later."""
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    method = coordinator.report
+
+    def tell(report: ShardReport) -> None:
+        try:
+            method.remote(report).result(timeout_s=LOOK_S)
+        except (TimeoutError, RayError, RayServeException) as silent:
+            logger.warning("the coordinator did not take a report: %r", silent)
+
+    return tell

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,18 @@ from rematch_ray.data.media import decode_image
 from rematch_ray.index.build import build_index
 from rematch_ray.index.search import Hit, SearchResult
 from rematch_ray.model.embedder import Embedder, Embeddings
-from rematch_ray.serve.backend import EncodedQuery, NotReadyError, SearchPlan, ServedIndex
-from rematch_ray.serve.limits import KeyRing
+from rematch_ray.serve.backend import (
+    Answer,
+    Caller,
+    EncodedQuery,
+    NewDocument,
+    NotReadyError,
+    SearchPlan,
+    ServedIndex,
+    Side,
+    WriteResult,
+)
+from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.observation import RequestRecord
 from rematch_ray.serve.routes import make_api
@@ -34,50 +44,127 @@ from rematch_ray.serve.settings import ApiKey, Limits
 from tests.tiny import new_embedder, write_base
 
 BUDGETS = {
-    "auto": "4x8",
+    "auto": "auto",
     "fused": "fused",
     "fast": "1x1",
+    "balanced": "1x1",
     "full": "4x8",
     "1x1": "1x1",
     "4x8": "4x8",
 }
 
 
+ANYONE = Caller()
+
+
 class FakeBackend:
-    """Five documents; remembers what it was asked, fails when told to."""
+    """Five documents; remembers what it was asked, fails when told to.
+
+    Vectors are (4, 2) of queries and (8, 2) of documents, fused ones (1,). What is encoded as
+    "east" or "north" points there, anything else between the two.
+    """
 
     def __init__(self, media: Path) -> None:
         self.items: list[Item] = []
+        self.charged: list[str] = []
+        self.sides: list[str] = []
         self.instructions: list[str | None] = []
         self.plans: list[SearchPlan] = []
         self.encoded: list[EncodedQuery] = []
+        self.callers: list[Caller] = []
+        self.written: list[NewDocument] = []
         self.failure: Exception | None = None
+        self.encode_s = 0.0
+        self.degraded: tuple[str, ...] = ()
+        self.log_odds: list[float] | None = None
         self.is_ready = True
         self.documents: dict[str, dict[str, Any]] = {
             f"doc/{n}": {"name": f"shape {n}", "media": str(media / f"{n}.png")} for n in range(5)
         }
 
-    async def encode(self, query: Item, instruction: str | None) -> EncodedQuery:
+    async def encode(
+        self, query: Item, instruction: str | None, side: Side = "query"
+    ) -> EncodedQuery:
+        if self.failure:
+            raise self.failure
         for part in query.images:
             await asyncio.to_thread(decode_image, part.image or b"", max_pixels=10_000)
+        if self.encode_s:
+            await asyncio.sleep(self.encode_s)
         self.items.append(query)
+        self.sides.append(side)
         self.instructions.append(instruction)
-        used = "find the picture" if instruction is None else instruction
-        vectors = np.full((1, 4, 2), 2**-0.5, np.float32)
-        return EncodedQuery(vectors, np.ones((1, 1), np.float32), used)
+        default = "find the picture" if side == "query" else ""
+        used = default if instruction is None else instruction
+        pointing = {"east": (1.0, 0.0), "north": (0.0, 1.0)}.get(query.text, (2**-0.5, 2**-0.5))
+        vectors = np.tile(np.array(pointing, np.float32), (1, 4 if side == "query" else 8, 1))
+        return EncodedQuery(vectors, np.ones((1, 1), np.float32), used, tokens=7)
 
-    async def search(self, query: EncodedQuery, plan: SearchPlan) -> SearchResult:
+    async def search(
+        self, query: EncodedQuery, plan: SearchPlan, caller: Caller = ANYONE
+    ) -> Answer:
         if self.failure:
             raise self.failure
         self.plans.append(plan)
         self.encoded.append(query)
-        hits = [Hit(name, 0.9 - n / 10, p) for n, (name, p) in enumerate(self.documents.items())]
+        self.callers.append(caller)
+        page = [(n, name) for n, name in enumerate(self.documents) if name != plan.exclude]
+        page = page[plan.offset : plan.offset + plan.top_k]
+        parts = {"vector": 0.5, "lexical": 2.0} if plan.text else None
+        hits = [Hit(name, 0.9 - n / 10, self.documents[name], parts) for n, name in page]
         stages = [{"name": "maxsim", "in": 5, "out": plan.top_k, "ms": 0.5}]
-        budget = plan.budget or ""
-        return SearchResult(hits[: plan.top_k], budget, 5, stages, 5, 5, "float", True, "g1")
+        rung = "4x8" if plan.is_auto or plan.budget in (None, "auto") else plan.budget
+        found = SearchResult(
+            hits, rung or "", 5, stages, 5, 5, "float", True, "g1", 1.0, {"chosen_by": "request"}
+        )
+        return Answer(
+            found,
+            degraded=self.degraded,
+            dot_products=160,
+            queue_ms=0.25,
+            search_ms=0.5,
+            rerank={"top_n": plan.rerank.top_n, "ms": 1.5} if plan.rerank else None,
+            explained=(
+                {hit.id: np.full((4, 8), 0.1, np.float32) for hit in hits}
+                if plan.with_explain
+                else {}
+            ),
+        )
+
+    async def like(self, document_id: str) -> EncodedQuery | None:
+        if document_id not in self.documents:
+            return None
+        return EncodedQuery(np.full((1, 4, 2), 2**-0.5, np.float32), np.ones((1, 1), np.float32))
+
+    async def match(self, query: EncodedQuery, documents: Sequence[EncodedQuery]) -> list[float]:
+        if self.failure:
+            raise self.failure
+        return self.log_odds or [float(place) for place in range(len(documents))]
 
     async def payload(self, document_id: str) -> Mapping[str, Any] | None:
         return self.documents.get(document_id)
+
+    async def upsert(self, documents: Sequence[NewDocument], caller: Caller) -> WriteResult:
+        if self.failure:
+            raise self.failure
+        self.callers.append(caller)
+        self.written.extend(documents)
+        replaced = sum(document.id in self.documents for document in documents)
+        self.documents |= {document.id: dict(document.payload) for document in documents}
+        return WriteResult(len(documents) - replaced, replaced, 0, 0, "g2", 1.0)
+
+    async def delete(
+        self, ids: Sequence[str], filter: Mapping[str, Any] | None, caller: Caller
+    ) -> WriteResult:
+        self.callers.append(caller)
+        wanted = set(ids) | {
+            name
+            for name, payload in self.documents.items()
+            if filter and all(payload.get(field) == value for field, value in filter.items())
+        }
+        gone = wanted & self.documents.keys()
+        self.documents = {n: p for n, p in self.documents.items() if n not in gone}
+        return WriteResult(0, 0, len(gone), len(wanted - gone), "g3", 1.0)
 
     async def served(self) -> ServedIndex:
         await self.ready()
@@ -86,15 +173,29 @@ class FakeBackend:
             "digest": "0" * 64,
             "ladder": ["1x1", "4x8"],
             "num_query_vectors": 4,
+            "num_document_vectors": 8,
             "embedding_dim": 2,
             "fused_dim": 1,
         }
-        index = {"documents": len(self.documents), "generation": "g1"}
-        return ServedIndex(index, model, BUDGETS, "find the picture")
+        index = {
+            "documents": len(self.documents),
+            "generation": "g1",
+            "instruction": "index these",
+            "coarse": {"fused": "flat", "first": "flat"},
+            "calibration": None,
+        }
+        load = {"ceiling": "4x8", "level": 0, "refusing": False}
+        return ServedIndex(index, model, BUDGETS, "find the picture", load)
 
     async def ready(self) -> None:
         if not self.is_ready:
             raise NotReadyError("the encoder does not answer yet")
+
+    def charge(self, caller: Caller) -> None:
+        self.charged.append(caller.name)
+
+    def allowance(self, caller: Caller) -> Mapping[str, str]:
+        return {"ratelimit-remaining": str(10 - len(self.charged))}
 
     async def metrics(self) -> str:
         return "rematch_requests_total 1\n"

@@ -49,22 +49,65 @@ def test_the_shipped_serve_configuration_is_valid(repository: Path) -> None:
     assert application.import_path == "rematch_ray.serve.app:build"
     args = ServeArgs.model_validate(application.args)
     assert not args.allow_anonymous
-    known = {"encoder", "shard", "ingress"}
+    known = {"encoder", "shard-0", "ingress", "coordinator"}
     assert {deployment.name for deployment in application.deployments} <= known
 
 
 def test_queries_of_one_batch_get_the_vectors_they_get_alone(pair: Any) -> None:
     from rematch_ray.data.item import Item
-    from rematch_ray.serve.encoder import embed_rows
+    from rematch_ray.serve.batching import Queued
+    from rematch_ray.serve.encoder import embed_queued
 
     model = Embedder.from_pretrained(pair.export, device="cpu")
     texts = ["a red square", "blue", "a very long query about a yellow square"]
-    rows = [model.row_encoder.encode(Item.of(text), "query", "") for text in texts]
-    together = embed_rows(model, rows)
+    rows = [
+        Queued(model.row_encoder.encode(Item.of(text), "query", ""), "query", 4) for text in texts
+    ]
+    together = embed_queued(model, rows)
     for row, mine in zip(rows, together, strict=True):
-        [alone] = embed_rows(model, [row])
+        [alone] = embed_queued(model, [row])
         assert mine.vectors.shape == (1, 4, 16)
         assert np.abs(mine.vectors - alone.vectors).max() < 1e-5
+
+
+def test_queries_and_documents_may_share_a_batch(pair: Any) -> None:
+    from rematch_ray.data.item import Item
+    from rematch_ray.serve.batching import Queued
+    from rematch_ray.serve.encoder import embed_queued
+
+    model = Embedder.from_pretrained(pair.export, device="cpu")
+    asked = [("a red square", "query"), ("blue", "document"), ("a word " * 40, "query")]
+    rows = [
+        Queued(model.row_encoder.encode(Item.of(text), side, ""), side, model.num_vectors(side))
+        for text, side in asked
+    ]
+    query, document, long = embed_queued(model, rows)
+    assert (query.vectors.shape[1], document.vectors.shape[1]) == (4, 6)
+    assert (
+        np.abs(
+            query.vectors - model.encode_query("a red square", instruction="").vectors.numpy()
+        ).max()
+        < 1e-5
+    )
+    alone = model.encode_document("blue", instruction="").vectors.numpy()
+    assert np.abs(document.vectors - alone).max() < 1e-5
+    assert query.tokens == len(rows[0].row.input_ids) < long.tokens
+
+
+def test_the_matching_head_answers_from_fused_vectors_alone(pair: Any) -> None:
+    from rematch_ray.serve.encoder import MATCH_CHUNK, match_fused
+
+    model = Embedder.from_pretrained(pair.export, device="cpu")
+    query = model.encode_query("a red square").fused
+    documents = model.encode_document([f"text {n}" for n in range(3)]).fused
+    many = documents.repeat(MATCH_CHUNK, 1)
+    answers = match_fused(model, query.numpy(), many.numpy())
+    expected = model.match(query, documents[None])[0].numpy()
+    assert answers.shape == (3 * MATCH_CHUNK,)
+    assert np.abs(answers.reshape(-1, 3) - expected).max() < 1e-4
+    assert match_fused(model, query.numpy(), documents[:0].numpy()).shape == (0,)
+    with pytest.raises(UserError, match="do not fit"):
+        match_fused(model, query.numpy()[:, 1:], documents.numpy())
 
 
 def test_serve_turns_the_arguments_of_its_configuration_into_ours(pair: Any) -> None:
@@ -178,6 +221,57 @@ def test_a_huge_image_and_an_unknown_field_get_one_line_errors(
         assert "Traceback" not in answer["error"]["message"]
 
 
+def test_embeddings_are_the_vectors_that_a_search_can_be_asked_with(url: str, pair: Any) -> None:
+    asked = {"model": "rematch", "input": ["a red square"], "num_vectors": 4}
+    status, embedded = ask(f"{url}/v1/embeddings", asked)
+    assert status == 200, embedded
+    [datum] = embedded["data"]
+    given = {"vectors": datum["vectors"], "fused": datum["embedding"], "budget": "full"}
+    by_text = ask(f"{url}/v1/search", {"query": "a red square", "budget": "full"})[1]
+    by_vectors = ask(f"{url}/v1/search", given)[1]
+    assert [hit["id"] for hit in by_vectors["results"]] == [hit["id"] for hit in by_text["results"]]
+    assert embedded["usage"]["total_tokens"] == by_text["usage"]["tokens"] > 0
+    status, document = ask(f"{url}/v1/embeddings", asked | {"input_type": "document"})
+    assert (status, len(document["data"][0]["vectors"])) == (200, 4)
+    assert document["data"][0]["embedding"] != datum["embedding"]
+
+
+def test_rerank_orders_documents_by_the_model_that_is_served(
+    url: str, pair: Any, png: Callable[..., bytes]
+) -> None:
+    model = Embedder.from_pretrained(pair.export, device="cpu")
+    texts = ["a red square", "blue", "some other text"]
+    image = base64.b64encode((pair.media / "red.png").read_bytes()).decode()
+    documents = [*texts, {"image": image}]
+    query = model.encode_query("a red square")
+    stored = model.encode_document([*texts, (pair.media / "red.png").read_bytes()])
+    cosines = model.similarity(query, stored)[0]
+    odds = model.match(query.fused, stored.fused[None])[0]
+    for name, expected in (
+        ("rematch-maxsim", (1 + cosines) / 2),
+        ("rematch-match-head", odds.sigmoid()),
+    ):
+        asked = {"model": name, "query": "a red square", "documents": documents}
+        status, body = ask(f"{url}/v2/rerank", asked)
+        assert status == 200, body
+        scores = {result["index"]: result["relevance_score"] for result in body["results"]}
+        assert [scores[place] for place in range(4)] == pytest.approx(expected.tolist(), abs=2e-3)
+        assert list(scores.values()) == sorted(scores.values(), reverse=True)
+
+
+def test_searches_like_a_document_several_at_once_and_explained(url: str) -> None:
+    status, like = ask(f"{url}/v1/search", {"like": "red", "with_explain": True, "top_k": 3})
+    assert status == 200, like
+    assert "red" not in [hit["id"] for hit in like["results"]]
+    r_q, r_d = map(int, like["budget"].split("x"))
+    matrix = like["results"][0]["explain"]
+    assert (len(matrix), len(matrix[0])) == (r_q, r_d)
+    searches = [{"query": "a red square"}, {"query": "x", "budget": "9x9"}, {"like": "blue"}]
+    status, several = ask(f"{url}/v1/search", {"searches": searches})
+    assert status == 200
+    assert ["error" in answer for answer in several["answers"]] == [False, True, False]
+
+
 def test_documents_images_pages_and_metrics_are_served(url: str) -> None:
     status, document = ask(f"{url}/v1/documents/red")
     assert (status, document["payload"]["name"]) == (200, "a red square")
@@ -208,8 +302,7 @@ def test_the_ingress_and_the_shards_need_no_torch() -> None:
     # its import would be paid by the first query, in the event loop
     program = (
         "import sys, rematch_ray.serve.app, rematch_ray.index.search\n"
-        "from rematch_ray.serve.app import offered_budgets\n"
-        "offered_budgets({'ladder': ['1x1'], 'fused_dim': 8})\n"
+        "import rematch_ray.serve.searching\n"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -311,3 +311,31 @@ def test_a_long_base64_image_stays_within_the_default_body_limit(
 ) -> None:
     bare = base64.b64encode(png(90, 90)).decode()
     assert client.post("/v1/search", json={"query": {"image": bare}}).status_code == 200
+
+
+def test_what_a_request_did_is_noted_for_metrics_and_the_log(
+    client: TestClient, records: list[Any]
+) -> None:
+    client.post("/v1/search", json={"query": "an otter", "budget": "fast"})
+    client.post("/v1/search", json={"query": "an otter", "budget": "9x9"})
+    client.request("DELETE", "/v1/documents", json={"ids": ["doc/1"]})
+    found, refused, deleted = (record.facts for record in records)
+    assert (found.caller, found.code, found.query) == ("anonymous", "", "an otter")
+    assert found.encode_s is not None
+    assert [search.reason for search in found.searches] == ["explicit"]
+    assert (refused.code, refused.searches) == ("unknown_budget", [])
+    assert deleted.documents == ["doc/1"]
+
+
+def test_what_is_no_search_is_charged_once_and_the_answer_tells_what_is_left(
+    client: TestClient, backend: Backend
+) -> None:
+    told = [
+        client.post("/v1/embeddings", json={"model": "rematch", "input": ["a", "b"]}),
+        client.request("DELETE", "/v1/documents", json={"ids": ["doc/1"]}),
+        client.post("/v1/search", json={"query": "an otter"}),
+        client.get("/v1/documents/doc/0"),
+    ]
+    assert [answer.status_code for answer in told] == [200] * 4
+    assert backend.charged == ["anonymous", "anonymous"]
+    assert [answer.headers["ratelimit-remaining"] for answer in told] == ["9", "8", "8", "8"]

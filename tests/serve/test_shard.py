@@ -1,67 +1,151 @@
 """The deployment that holds an index follows what is published, and nothing it cannot serve."""
 
+import asyncio
 import json
 import logging
+import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import add_documents, delete_documents
-from rematch_ray.serve import shard as shard_module
-from rematch_ray.serve.backend import EncodedQuery, SearchPlan
+from rematch_ray.index.search import SearchIndex
+from rematch_ray.index.sharding import changes as shard_changes
+from rematch_ray.index.sharding.build import build_sharded
+from rematch_ray.serve.autoscaling import ASKED
+from rematch_ray.serve.backend import DeadlineError
+from rematch_ray.serve.held import HeldGenerations
+from rematch_ray.serve.searching import search_opened, spent_on, stored_query
 from rematch_ray.serve.shard import Shard
-from tests.index.made import queries, unit, write_embeddings
+from rematch_ray.serve.wire import Asked, GenerationGoneError
+from tests.serve.local import embeddings, query
 
-PLAN = SearchPlan(budget="4x8", candidates="all", top_k=50, filter=None, group_by=None)
-
-
-def embeddings(path: Path, ids: list[str], seed: int) -> Path:
-    count = len(ids)
-    return write_embeddings(path, unit((count, 8, 16), seed), unit((count, 24), seed + 1), ids=ids)
+EVERYTHING = {"budget": "4x8", "candidates": "all"}
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> Path:
-    build_index(embeddings(tmp_path / "first", ["a", "b", "c"], 1), tmp_path / "index")
+    build_index(embeddings(tmp_path / "first", 3, 1, ids=["a", "b", "c"]), tmp_path / "index")
     return tmp_path / "index"
 
 
-async def hits(shard: Shard) -> set[str]:
-    one = queries(1)
-    assert one.fused is not None
-    query = EncodedQuery(np.asarray(one.vectors), np.asarray(one.fused), "")
-    return {hit.id for hit in (await shard.search(query, PLAN)).hits}
+def ask(generation: str | None = None, **fields: Any) -> Asked:
+    return Asked(generation=generation, query=query(), how=EVERYTHING, **fields)
 
 
-async def test_what_is_published_is_found_without_a_restart(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shard = Shard(str(index), num_threads=2)
-    assert await hits(shard) == {"a", "b", "c"}
-    add_documents(index, embeddings(tmp_path / "more", ["c", "d"], 5))
+def hits(held: HeldGenerations, generation: str | None = None) -> set[str]:
+    found = search_opened(held.opened(generation), ask(), 0.0)
+    return {hit.id for hit in found.result.hits}
+
+
+def test_what_is_published_is_found_without_a_restart(index: Path, tmp_path: Path) -> None:
+    held = HeldGenerations(index)
+    assert hits(held) == {"a", "b", "c"}
+    add_documents(index, embeddings(tmp_path / "more", 2, 5, ids=["c", "d"]))
     delete_documents(index, ["a"])
-    monkeypatch.setattr(shard_module, "LOOK_S", 1000.0)
-    assert await hits(shard) == {"a", "b", "c"}  # it did not look yet
-    monkeypatch.setattr(shard_module, "LOOK_S", 0.0)
-    assert await hits(shard) == {"b", "c", "d"}
-    assert await shard.payload("a") is None
-    assert shard.info()["live"] == 3
+    assert hits(held) == {"a", "b", "c"}  # it did not look yet
+    assert held.look()
+    assert hits(held) == {"b", "c", "d"}
+    assert not held.look()
 
 
-async def test_an_index_of_another_model_is_not_taken(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_generation_before_stays_open_and_older_ones_are_gone(
+    index: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(shard_module, "LOOK_S", 0.0)
-    shard = Shard(str(index), num_threads=2)
-    other = embeddings(tmp_path / "other", ["x"], 9)
+    held = HeldGenerations(index)
+    for number in range(4):
+        add_documents(index, embeddings(tmp_path / f"{number}", 1, number, ids=[f"n{number}"]))
+        held.look()
+    assert list(held.states) == ["generation-000004", "generation-000005"]
+    assert len(hits(held, "generation-000004")) == 6
+    assert len(hits(held, "generation-000005")) == 7
+    with pytest.raises(GenerationGoneError, match="generation-000001"):
+        held.opened("generation-000001")
+
+
+def test_a_generation_that_a_request_names_is_opened(index: Path, tmp_path: Path) -> None:
+    add_documents(index, embeddings(tmp_path / "more", 1, 5, ids=["d"]))
+    late = HeldGenerations(index)
+    assert list(late.states) == ["generation-000002"]
+    assert hits(late, "generation-000001") == {"a", "b", "c"}
+
+
+def test_an_index_of_another_model_is_not_taken(
+    index: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = HeldGenerations(index)
+    other = embeddings(tmp_path / "other", 1, 9, ids=["x"])
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["identity"]["digest"] = "another"
     (other / "manifest.json").write_text(json.dumps(manifest))
     build_index(other, index)
     with caplog.at_level(logging.ERROR):
-        assert await hits(shard) == {"a", "b", "c"}
-    assert "still serving generation-000001" in caplog.text
+        assert not held.look()
+        assert not held.look()
+    assert caplog.text.count("still serving generation-000001") == 1
+    assert hits(held) == {"a", "b", "c"}
     (index / "CURRENT").unlink()
-    assert await hits(shard) == {"a", "b", "c"}
+    assert not held.look()
+    assert hits(held) == {"a", "b", "c"}
+
+
+def test_a_shard_of_a_set_goes_by_what_the_set_names(tmp_path: Path) -> None:
+    build_sharded(embeddings(tmp_path / "first", 20, 1), tmp_path / "set", 2)
+    held = [HeldGenerations(tmp_path / "set", number) for number in range(2)]
+    assert [one.states for one in held] == [{"set-000001": "generation-000001"}] * 2
+    one = SearchIndex.open(tmp_path / "set").ids()[:1]
+    shard_changes.delete_documents(tmp_path / "set", one)
+    assert all(each.look() for each in held)
+    named = [each.states["set-000002"] for each in held]
+    assert sorted(named) == ["generation-000001", "generation-000002"]
+    assert sum(each.facts("set-000002", name).live for each, name in zip(held, named)) == 19
+
+
+async def test_a_search_that_waited_past_its_deadline_is_not_begun(index: Path) -> None:
+    shard = Shard(str(index), num_threads=1)
+    assert len((await shard.search(ask(left_s=60.0))).result.hits) == 3
+    with pytest.raises(DeadlineError, match="queue"):
+        await shard.search(ask(left_s=0.0))
+    shard.close()
+
+
+async def test_waiting_for_a_thread_is_measured(index: Path) -> None:
+    shard = Shard(str(index), num_threads=1)
+    release = asyncio.get_running_loop().run_in_executor(shard._pool, time.sleep, 0.2)
+    found = await shard.search(ask())
+    await release
+    assert found.queue_ms > 150
+    assert found.search_ms < found.queue_ms
+    shard.close()
+
+
+async def test_work_is_counted_as_it_was_asked_for(index: Path) -> None:
+    shard = Shard(str(index), num_threads=1)
+    for _ in range(3):
+        await shard.search(ask(work=1000))
+    assert shard.record_autoscaling_stats()[ASKED] == pytest.approx(300)
+    shard.close()
+
+
+def test_dot_products_are_those_that_the_plan_says(index: Path) -> None:
+    whole = SearchIndex.open(index)
+    lists = whole.info()["coarse_dot_products"]
+    for budget, cost in (("4x8", 3 * 32), ("1x1", 3), ("fused", 3)):
+        [result] = whole.search(query(), budget=budget, candidates="all")
+        assert spent_on(result, lists) == cost
+    [result] = whole.search(query(), budget="4x8", candidates=2, coarse="first", top_k=1)
+    assert spent_on(result, lists) == 3 + 2 * 32
+
+
+def test_a_document_as_a_query_finds_itself(index: Path) -> None:
+    opened = HeldGenerations(index).newest
+    stored = stored_query(opened, "b")
+    assert stored is not None
+    assert stored.vectors.shape == (1, 4, 16)
+    for budget in ("1x1", "4x8", "fused"):
+        [result] = opened.index.search(stored, budget=budget, top_k=1)
+        assert result.hits[0].id == "b"
+        assert result.hits[0].score == pytest.approx(1.0, abs=1e-3)
+    assert stored_query(opened, "nothing") is None

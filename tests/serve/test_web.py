@@ -1,88 +1,70 @@
-"""The pages in a real browser, against the real routes and a fake backend."""
+"""The files of the pages and the headers they come with; what they do is in page/."""
 
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import re
+from importlib.resources import files
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
-pytestmark = pytest.mark.browser
+FOLDER = files("rematch_ray.serve") / "web"
+ASSETS = sorted(file.name for file in FOLDER.iterdir() if file.name.endswith((".js", ".css")))
+PAGES = {"/": "index.html", "/docs": "docs.html"}
 
 
-@contextmanager
-def listening(client: TestClient) -> Iterator[str]:
-    """The application of a test client behind a real port."""
-    server = uvicorn.Server(uvicorn.Config(client.app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=10)
+def policy(client: TestClient, path: str) -> dict[str, str]:
+    said = client.get(path).headers["content-security-policy"].split("; ")
+    return dict(directive.split(" ", 1) for directive in said)
 
 
-@pytest.fixture
-def dom(tmp_path: Path) -> Callable[[str], str]:
-    """The document of a page once its script has run."""
-
-    def dump(url: str) -> str:
-        flags = (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-            "--disable-background-networking --disable-component-update --disable-sync "
-            f"--user-data-dir={tmp_path / 'profile'} --virtual-time-budget=8000 --dump-dom"
-        )
-        done = subprocess.run(
-            ["chromium", *flags.split(), url],
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=True,
-        )
-        return done.stdout
-
-    return dump
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_may_run_only_what_the_service_itself_sends(client: TestClient, path: str) -> None:
+    said = policy(client, path)
+    assert said["default-src"] == "'none'"
+    assert said["script-src"] == said["style-src"] == said["connect-src"] == "'self'"
+    assert said["require-trusted-types-for"] == "'script'"
+    assert said["frame-ancestors"] == said["base-uri"] == "'none'"
 
 
-def test_a_query_in_the_address_is_answered_with_pictures_and_scores(
-    client: TestClient, backend: Any, dom: Callable[[str], str]
+@pytest.mark.parametrize("name", PAGES.values())
+def test_a_page_holds_no_script_style_or_address_of_elsewhere(name: str) -> None:
+    page = (FOLDER / name).read_text()
+    assert re.findall(r"<script(?![^>]*\bsrc=)", page) == []
+    assert re.findall(r"<style|\sstyle=|\son\w+=|https?://|src=\"//", page) == []
+
+
+@pytest.mark.parametrize("name", ASSETS)
+def test_an_asset_is_served_and_reaches_for_nothing_elsewhere(
+    client: TestClient, name: str
 ) -> None:
-    with listening(client) as url:
-        page = dom(f"{url}/?q=an+otter&budget=1x1")
-    assert backend.items[0].text == "an otter"
-    assert backend.plans[0].budget == "1x1"
-    assert page.count('<li class="hit">') == 1 + 5  # the template and the hits
-    assert "0.900" in page
-    assert 'alt="shape 0"' in page
-    assert "5 results</b> at budget 1×1" in page
-    for rung in ("fused", "1×1", "4×8"):
-        assert f"<span>{rung}" in page
+    answer = client.get(f"/assets/{name}")
+    expected = "text/javascript" if name.endswith(".js") else "text/css"
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith(expected)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    addresses = set(re.findall(r"https?://[^\s\"')]+", answer.text))
+    assert addresses <= {"http://www.w3.org/2000/svg"}  # a name, not a place
 
 
-def test_an_error_is_shown_in_words(
-    client: TestClient, backend: Any, dom: Callable[[str], str]
-) -> None:
-    backend.failure = RuntimeError("broken")
-    with listening(client) as url:
-        page = dom(f"{url}/?q=an+otter")
-    assert "the server failed; its log says why" in page
+@pytest.mark.parametrize("name", [name for name in ASSETS if name.endswith(".js")])
+def test_no_module_turns_text_into_markup(name: str) -> None:
+    risky = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|DOMParser"
+    )
+    assert re.findall(risky, (FOLDER / name).read_text()) == []
 
 
-def test_a_key_is_asked_for(connect: Callable[..., TestClient], dom: Callable[[str], str]) -> None:
-    with listening(connect("secret")) as url:
-        page = dom(url)
-    assert '<form id="key-form" class="notice">' in page
+def test_every_file_that_a_page_or_a_module_names_is_there() -> None:
+    named = set()
+    for page in PAGES.values():
+        named |= set(re.findall(r"assets/([\w.]+)", (FOLDER / page).read_text()))
+    for name in ASSETS:
+        named |= set(re.findall(r"from \"\./([\w.]+)\"", (FOLDER / name).read_text()))
+    assert named == set(ASSETS)
 
 
-def test_the_api_page_names_every_path(client: TestClient, dom: Callable[[str], str]) -> None:
-    with listening(client) as url:
-        page = dom(f"{url}/docs")
-    for path in ("/v1/search", "/v1/documents/{document_id}", "/v1/info", "/readyz", "/metrics"):
-        assert f"<code>{path}</code>" in page
-    assert "SearchRequest" in page
+def test_a_file_that_has_not_changed_is_not_sent_again(client: TestClient) -> None:
+    first = client.get("/assets/search.js")
+    again = client.get("/assets/search.js", headers={"if-none-match": first.headers["etag"]})
+    assert again.status_code == 304
+    assert again.content == b""
+    assert client.get("/assets/search.js", headers={"if-none-match": '"old"'}).status_code == 200

@@ -13,12 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rematch_ray.index.maxsim_int8 import carry_maxima, mean_of_maxima, new_maxima
+from rematch_ray.index.maxsim_best import best_of_planes, choose_rows
+from rematch_ray.index.maxsim_native import Vectors
 from rematch_ray.index.planes import Listed
 from rematch_ray.index.quantisation import quantise
-
-# where fewer than this share of the documents may be returned, they alone are read
-_SPARSE = 0.5
 
 
 class Coarse(Protocol):
@@ -50,13 +48,12 @@ class ScanList:
 
     def __init__(self, listed: Sequence[Listed]) -> None:
         self._listed = listed
-        self._num_documents = listed[0].shape[0]
 
     @cached_property
-    def _planes(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+    def _planes(self) -> list[Vectors]:
         """Codes and scales; copied where more vectors lie beside those that are listed."""
         return [
-            (
+            Vectors(
                 np.ascontiguousarray(part.plane.codes[:, : part.num_vectors]),
                 np.ascontiguousarray(part.plane.scales[:, : part.num_vectors]),
             )
@@ -80,24 +77,11 @@ class ScanList:
             nprobe: without effect: nothing is left out.
 
         Returns:
-            Rows and scores, in no order: the `limit` best, and all that equal the last of them. A
+            Rows, ascending, and scores: the `limit` best, and all that equal the last of them. A
             score is the mean over the query vectors.
         """
-        query_KD = np.atleast_2d(query)
-        codes, scales = quantise(query_KD[None])
-        rows = None if allowed is None else np.flatnonzero(allowed)
-        sparse = rows is not None and len(rows) < _SPARSE * self._num_documents
-        chosen = rows if sparse else None
-        best = new_maxima(self._num_documents if chosen is None else len(chosen), len(query_KD))
-        for plane_codes, plane_scales in self._planes:
-            carry_maxima(best, codes[0], plane_codes, plane_scales, chosen)
-        found = mean_of_maxima(best, scales[0], len(query_KD))
-        if rows is None:
-            rows = np.arange(self._num_documents)
-        elif chosen is None:
-            found = found[rows]
-        if limit < len(rows):
-            cut = np.partition(found, len(rows) - limit)[len(rows) - limit]
-            kept = np.flatnonzero(found >= cut)
-            rows, found = rows[kept], found[kept]
-        return rows, found
+        codes, scales = quantise(np.atleast_2d(query)[None])
+        rows, mask = (None, None) if allowed is None else choose_rows(allowed)
+        [found] = best_of_planes(codes, scales, self._planes, limit, rows=rows, allowed=mask)
+        places, scores = found
+        return places if rows is None else rows[places], scores

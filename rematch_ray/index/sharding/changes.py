@@ -7,7 +7,7 @@ of it. Middle floor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,19 +77,27 @@ def delete_documents(path: str | Path, ids: Iterable[str]) -> Change:
         return _change_shards(path, found, delete)
 
 
-def merge_segments(path: str | Path, *, batch_rows: int = 1024) -> Change:
-    """Makes one segment of all in each shard, without deleted documents; hits stay the same.
+def merge_segments(
+    path: str | Path,
+    *,
+    choose: Callable[[Sequence[int]], Sequence[int]] | None = None,
+    batch_rows: int = 1024,
+) -> Change:
+    """Makes one segment of all (or of those chosen) in each shard, without deleted documents; hits
+    stay the same.
 
     Arguments and errors as of `changes.merge_segments`.
     """
     path = Path(path)
     if not is_sharded(path):
         refuse_shard_of_set(path)
-        return changes.merge_segments(path, batch_rows=batch_rows)
+        return changes.merge_segments(path, choose=choose, batch_rows=batch_rows)
     with changing(path) as found:
-        return _change_shards(
-            path, found, lambda _, shard: changes.merge_segments(shard, batch_rows=batch_rows)
-        )
+
+        def merge(_: int, shard: Path) -> Change:
+            return changes.merge_segments(shard, choose=choose, batch_rows=batch_rows)
+
+        return _change_shards(path, found, merge)
 
 
 def _change_shards(

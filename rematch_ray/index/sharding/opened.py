@@ -125,6 +125,8 @@ class ShardedGeneration(Generation):
 
     def select(self, filter: Mapping[str, Any] | None) -> NDArray[np.bool_]:
         """See `Generation.select`; a field that some shard has is known."""
+        if not filter:
+            return self.live
         check_filter(filter, self.fields())
         return np.concatenate(self.group.each(lambda n, _: self._shards[n].allowed(filter)))
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rematch_ray.index.certified import best_rows
+from rematch_ray.index.certified import best_documents, score_coded
 from rematch_ray.index.exact import Float32, Rows
 from rematch_ray.index.generation import Generation, check_filter
 from rematch_ray.index.maxima import coded_scores
@@ -30,8 +30,6 @@ from rematch_ray.index.stages import coarse_lists
 from rematch_ray.scoring.budget import Budget
 
 Filter = Mapping[str, Any] | None
-# scores of one exhaustive pass held at once: 2**25 float32 are 128 MiB
-HELD_SCORES = 1 << 25
 _KEPT_FILTERS = 4
 
 
@@ -147,19 +145,19 @@ class LocalShard:
     ) -> list[Found]:
         """See `Shard.best`."""
         generation = self._generation
-        if rows is None:
-            rows = np.flatnonzero(self.allowed(filter))
-        if len(rows) == 0:
-            nothing = Found(rows, np.empty(0, np.float32), np.empty(0, np.uint64))
+        allowed = self.allowed(filter) if rows is None else None
+        if not (np.any(allowed) if rows is None else len(rows)):
+            nothing = Found(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.uint64))
             return [nothing] * len(queries)
-        found = []
-        step = max(1, HELD_SCORES // len(rows))
-        for start in range(0, len(queries), step):
-            part = queries[start : start + step]
-            for number, coded in enumerate(coded_scores(generation, part, rows, budget)):
-                one = part[number : number + 1]
-                best = best_rows(generation, one, rows, coded, budget, limit, group_by)
-                found.append(Found(best[0], best[1], generation.keys[best[0]], best[2]))
+        found: list[Found] = []
+        for coded in score_coded(
+            generation, queries, budget, limit, rows=rows, allowed=allowed, group_by=group_by
+        ):
+            for one in coded:
+                query = queries[len(found) : len(found) + 1]
+                best = best_documents(generation, query, one, budget, limit, group_by)
+                keys = generation.keys[best.rows]
+                found.append(Found(best.rows, best.scores, keys, best.read))
         return found
 
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:

@@ -154,14 +154,18 @@ def shared_by(manifest: GenerationManifest) -> dict[str, Any]:
 
 
 @contextmanager
-def changing(path: Path) -> Iterator[ShardSet]:
+def changing(path: Path, *, patience_s: float = 0.0) -> Iterator[ShardSet]:
     """Holds the set for one change of its shards; a change that fails leaves it as it was.
+
+    Args:
+        path: directory of the set.
+        patience_s: how long to wait for another writer to end.
 
     Raises:
         UserError: not a set, or another process writes to it.
     """
     before = ShardSet.read(path)
-    with hold_lock(path):
+    with hold_lock(path, patience_s=patience_s):
         before = ShardSet.read(path)
         _return_to(path, before)
         try:

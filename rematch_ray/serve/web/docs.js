@@ -1,12 +1,7 @@
 // The API page: openapi.json as headings, tables and one example per path. Nothing is fetched from
 // elsewhere, so it works offline.
-"use strict";
 
-function make(tag, content = "", attributes = {}) {
-  const element = Object.assign(document.createElement(tag), attributes);
-  element.append(...[content].flat());
-  return element;
-}
+import { $, make } from "./dom.js";
 
 const named = (reference) => reference.split("/").pop();
 
@@ -24,28 +19,27 @@ function fieldTable(schema) {
   const required = new Set(schema.required ?? []);
   const rows = Object.entries(schema.properties ?? {}).map(([name, field]) => {
     const fallback = field.default === undefined || field.default === null ? "" : JSON.stringify(field.default);
-    return make("tr", [
-      make("td", make("code", required.has(name) ? `${name} *` : name)),
-      make("td", typeName(field)),
-      make("td", fallback),
-      make("td", field.description ?? ""),
-    ]);
+    return make("tr", {},
+      make("td", {}, make("code", {}, required.has(name) ? `${name} *` : name)),
+      make("td", {}, typeName(field)),
+      make("td", {}, fallback),
+      make("td", {}, field.description ?? ""));
   });
-  const head = make("tr", ["field", "type", "default", "meaning"].map((word) => make("th", word)));
-  return make("table", [make("thead", head), make("tbody", rows)]);
+  const head = make("tr", {}, ["field", "type", "default", "meaning"].map((word) => make("th", { scope: "col" }, word)));
+  return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, rows)));
 }
 
 function operation(path, verb, details) {
-  const body = [make("p", details.description ?? "")];
+  const body = [make("p", {}, details.description ?? "")];
   const request = details.requestBody?.content?.["application/json"]?.schema;
   const answer = details.responses?.["200"]?.content?.["application/json"]?.schema;
-  if (request) body.push(make("p", ["Takes ", make("code", typeName(request))]));
-  if (answer) body.push(make("p", ["Answers ", make("code", typeName(answer))]));
-  if (path === "/v1/search") body.push(make("pre", example()));
+  if (request) body.push(make("p", {}, "Takes ", make("code", {}, typeName(request))));
+  if (answer) body.push(make("p", {}, "Answers ", make("code", {}, typeName(answer))));
+  if (path === "/v1/search") body.push(make("pre", {}, example()));
   const codes = Object.keys(details.responses ?? {}).filter((code) => code !== "200");
-  if (codes.length) body.push(make("p", `Failures, as ErrorBody: ${codes.join(", ")}`, { className: "quiet" }));
-  const summary = make("summary", [make("span", verb.toUpperCase(), { className: "verb" }), make("code", path)]);
-  return make("details", [summary, ...body], { open: path === "/v1/search" });
+  if (codes.length) body.push(make("p", { class: "quiet" }, `Failures, as ErrorBody: ${codes.join(", ")}`));
+  const summary = make("summary", {}, make("span", { class: "verb" }, verb.toUpperCase()), make("code", {}, path));
+  return make("details", { open: path === "/v1/search" }, summary, ...body);
 }
 
 function example() {
@@ -60,10 +54,10 @@ async function start() {
     .flatMap(([path, verbs]) =>
       Object.entries(verbs).map(([verb, details]) => operation(path, verb, details)));
   const types = Object.entries(api.components?.schemas ?? {}).map(([name, schema]) =>
-    make("details", [make("summary", make("code", name)), make("p", schema.description ?? ""), fieldTable(schema)]));
-  document.getElementById("api").replaceChildren(
-    make("p", api.info.description),
-    make("p", "With keys configured, send 'Authorization: Bearer KEY' with every call below /v1."),
-    make("h2", "Paths"), ...paths, make("h2", "Types"), ...types);
+    make("details", {}, make("summary", {}, make("code", {}, name)), make("p", {}, schema.description ?? ""), fieldTable(schema)));
+  $("api").replaceChildren(
+    make("p", {}, api.info.description),
+    make("p", {}, "With keys configured, send 'Authorization: Bearer KEY' with every call below /v1."),
+    make("h2", {}, "Paths"), ...paths, make("h2", {}, "Types"), ...types);
 }
 start();

@@ -1,0 +1,162 @@
+/* The best documents of a pass: their scores are compared as they come, and never all written.
+ *
+ * What is kept is the set {c: score(c) >= T - slack}, T the limit-th best score of all, in the
+ * order of the documents; it depends neither on blocks nor on the path.
+ */
+#include "_maxsim.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* maxima of one block: 2**15 float32 are 128 KiB, which a core's second cache keeps */
+#define BLOCK_MAXIMA (1 << 15)
+#define LEAST_BLOCK 64
+#define MOST_BLOCK 2048
+#define LEAST_KEPT 1024
+
+/* What one query has kept so far. */
+struct kept {
+    int64_t limit, count, full; /* it is cut once `full` are there */
+    double slack;
+    float cut; /* documents below it cannot be among the best any more */
+    int64_t *positions;
+    float *scores;
+};
+
+/* The `rank`-th smallest of some numbers, from 0; changes their order. */
+static float nth(float *values, int64_t count, int64_t rank) {
+    int64_t low = 0, high = count - 1;
+    while (low < high) {
+        const float pivot = values[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (values[i] < pivot) i++;
+            while (values[j] > pivot) j--;
+            if (i <= j) {
+                const float swapped = values[i];
+                values[i++] = values[j];
+                values[j--] = swapped;
+            }
+        }
+        if (rank <= j)
+            high = j;
+        else if (rank >= i)
+            low = i;
+        else
+            break;
+    }
+    return values[rank];
+}
+
+/* Drops what cannot be among the best; returns 1 without memory. */
+static int cut(struct kept *kept) {
+    const int64_t count = kept->count;
+    if (count < kept->limit) return 0;
+    float *scratch = malloc(count * sizeof(float));
+    if (!scratch) return 1;
+    memcpy(scratch, kept->scores, count * sizeof(float));
+    const double least = (double)nth(scratch, count, count - kept->limit) - kept->slack;
+    free(scratch);
+    kept->cut = (float)least;
+    /* the smallest float32 that is not below */
+    if ((double)kept->cut < least) kept->cut = nextafterf(kept->cut, INFINITY);
+    int64_t left = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (kept->scores[i] >= kept->cut) {
+            kept->scores[left] = kept->scores[i];
+            kept->positions[left++] = kept->positions[i];
+        }
+    kept->count = left;
+    /* ties and slack may leave many: never cut again before twice as many came */
+    if (kept->full < 2 * left) kept->full = 2 * left;
+    return 0;
+}
+
+/* Takes a block's scores; returns 1 without memory. */
+static int take(struct kept *kept, const float *scores, int64_t first, int count,
+                const uint8_t *allowed) {
+    for (int start = 0; start < count; start += 16) {
+        const int stop = start + 16 < count ? start + 16 : count;
+        int any = 0;
+        for (int i = start; i < stop; i++) any |= scores[i] >= kept->cut;
+        for (int i = start; any && i < stop; i++)
+            if (scores[i] >= kept->cut && (!allowed || allowed[first + i])) {
+                kept->scores[kept->count] = scores[i];
+                kept->positions[kept->count++] = first + i;
+            }
+    }
+    return kept->count >= kept->full ? cut(kept) : 0;
+}
+
+static int score_and_take(const struct path *path, const struct group *groups, int num_groups,
+                          const int8_t *query, int num_queries, int r_q, int dim, const struct plane *planes,
+                          int num_planes, const int64_t *rows, int64_t count,
+                          const uint8_t *allowed, const float *query_scales, struct kept *kept,
+                          float *best, float *means, int block) {
+    const int64_t stride = (int64_t)num_queries * r_q;
+    const int is_single = path->single && stride == 1 && num_planes == 1 && !rows &&
+                          planes[0].per_document == 1;
+    for (int64_t first = 0; first < count; first += block) {
+        const int some = count - first < block ? (int)(count - first) : block;
+        if (is_single && path->single((const uint8_t *)(uintptr_t)planes[0].vectors + first * dim,
+                                      (const float *)(uintptr_t)planes[0].scales + first, some,
+                                      query, dim, query_scales[0], means)) {
+            if (take(kept, means, first, some, allowed)) return 1;
+            continue;
+        }
+        for (int64_t i = 0; i < some * stride; i++) best[i] = -INFINITY;
+        for (int p = 0; p < num_planes; p++) {
+            const int64_t n = planes[p].per_document, skipped = rows ? 0 : first * n;
+            carry_plane(path, groups, num_groups, dim,
+                        (const uint8_t *)(uintptr_t)planes[p].vectors + skipped * dim,
+                        (const float *)(uintptr_t)planes[p].scales + skipped, (int)n,
+                        rows ? rows + first : NULL, some, best, stride);
+        }
+        for (int q = 0; q < num_queries; q++) {
+            mean_of_rows(best + q * r_q, stride, some, query_scales + q * r_q, r_q, means);
+            if (take(kept + q, means, first, some, allowed)) return 1;
+        }
+    }
+    for (int q = 0; q < num_queries; q++)
+        if (cut(kept + q)) return 1;
+    return 0;
+}
+
+/* Scores documents against queries of `r_q` vectors each and keeps the best of each query.
+ *
+ * `rows` chooses documents, NULL takes all in order; `allowed` (or NULL) tells by position which
+ * may be kept. `positions` and `scores` have room for `count` per query, `found` says how many are
+ * there. Returns 0, 1 without memory, 2 for a path that is not there.
+ */
+int maxsim_int8_2_best(const char *name, const int8_t *query, int num_queries, int r_q, int dim,
+                       const struct plane *planes, int num_planes, const int64_t *rows,
+                       int64_t count, const uint8_t *allowed, const float *query_scales,
+                       int64_t limit, const double *slack, int64_t *positions, float *scores,
+                       int64_t *found) {
+    const struct path *path = find_path(name);
+    if (!path) return 2;
+    const int64_t stride = (int64_t)num_queries * r_q;
+    int num_groups, block = (int)(BLOCK_MAXIMA / stride);
+    if (block < LEAST_BLOCK) block = LEAST_BLOCK;
+    if (block > MOST_BLOCK) block = MOST_BLOCK;
+    struct group *groups = make_groups(path, query, (int)stride, dim, &num_groups);
+    struct kept *kept = malloc(num_queries * sizeof(struct kept));
+    float *best = malloc(block * (stride + 1) * sizeof(float));
+    int status = 1;
+    if (groups && kept && best) {
+        for (int q = 0; q < num_queries; q++) {
+            const int64_t full = 4 * limit > LEAST_KEPT ? 4 * limit : LEAST_KEPT;
+            kept[q] = (struct kept){limit,     0, full, slack[q], -INFINITY, positions + q * count,
+                                    scores + q * count};
+        }
+        status = score_and_take(path, groups, num_groups, query, num_queries, r_q, dim, planes, num_planes,
+                                rows, count, allowed, query_scales, kept, best,
+                                best + block * stride, block);
+        for (int q = 0; q < num_queries; q++) found[q] = kept[q].count;
+    }
+    free(best);
+    free(kept);
+    free(groups);
+    return status;
+}

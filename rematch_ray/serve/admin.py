@@ -1,0 +1,67 @@
+"""``/v1/admin/swap``: change to another pair of model and index, and see where the change stands.
+
+Knows the manager of the sets by a protocol, no Ray.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from fastapi import FastAPI
+from pydantic import Field
+
+from rematch_ray.serve.api.base import ApiModel
+from rematch_ray.serve.failures import RequestError, failures_named
+from rematch_ray.serve.routes.service import Service, errors
+from rematch_ray.serve.swap import SwapBusyError
+
+
+class SwapClient(Protocol):
+    """See `Sets`."""
+
+    async def swap(self, index: str, model: str | None) -> dict[str, Any]:
+        """Begins a change."""
+        ...
+
+    async def status(self) -> dict[str, Any]:
+        """Where a change stands."""
+        ...
+
+
+class SwapBody(ApiModel):
+    """What to serve from now on."""
+
+    index: str = Field(min_length=1, description="index directory, as the service sees it")
+    model: str | None = Field(
+        None, description="export or run directory; default: the one the index names"
+    )
+
+
+def add_admin(api: FastAPI, service: Service, sets: SwapClient) -> None:
+    """Add the routes."""
+    admin = service.admitted("admin")
+
+    @api.post(
+        "/v1/admin/swap",
+        tags=["admin"],
+        status_code=202,
+        dependencies=[admin],
+        responses=errors(400, 409, 422),
+    )
+    async def swap(body: SwapBody) -> dict[str, Any]:
+        """Bring up another pair of model and index beside this one, and change to it when it is
+        warm; requests that run end on the old one. GET tells when it is done.
+        """
+        with failures_named():
+            try:
+                return await sets.swap(body.index, body.model)
+            except SwapBusyError as busy:
+                raise RequestError(409, "swap_under_way", str(busy)) from busy
+
+    @api.get("/v1/admin/swap", tags=["admin"], dependencies=[admin], responses=errors())
+    async def status() -> dict[str, Any]:
+        """What is served, and where a change stands: `serving`, `warming`, `flipping`,
+        `draining`; `last` tells how the last one ended.
+        """
+        with failures_named():
+            return await sets.status()

@@ -1,0 +1,72 @@
+"""The HTTP application: routes, and what each answers.
+
+`make_api` takes any `Backend`, so everything a caller can see is testable without Ray. Knows no
+models, no index files and no cluster.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from rematch_ray import __version__
+from rematch_ray.serve.admin import SwapClient, add_admin
+from rematch_ray.serve.backend import Backend
+from rematch_ray.serve.failures import install_handlers
+from rematch_ray.serve.keys import KeyRing
+from rematch_ray.serve.limits import BodyLimit
+from rematch_ray.serve.media import MediaRoots
+from rematch_ray.serve.observation import Observed, Record
+from rematch_ray.serve.pages import add_pages
+from rematch_ray.serve.routes.documents import add_documents
+from rematch_ray.serve.routes.embeddings import add_embeddings
+from rematch_ray.serve.routes.health import add_health
+from rematch_ray.serve.routes.lean import LeanRoute
+from rematch_ray.serve.routes.rerank import add_rerank
+from rematch_ray.serve.routes.search import add_search
+from rematch_ray.serve.routes.service import Service
+from rematch_ray.serve.settings import Limits
+
+
+def make_api(
+    backend: Backend,
+    *,
+    keys: KeyRing,
+    limits: Limits,
+    media: MediaRoots,
+    record: Record | tuple[Record, ...] | None = None,
+    sets: SwapClient | None = None,
+) -> FastAPI:
+    """Build the application.
+
+    Args:
+        backend: encodes, searches, writes and knows the documents.
+        keys: who may call ``/v1`` and ``/metrics``.
+        limits: what one request may ask for.
+        media: directories that images may be returned from.
+        record: called once per answered request, for metrics and the access log; several, in turn.
+        sets: changes the pair of model and index; None offers no such route.
+
+    Returns:
+        The application, ready for any ASGI server.
+    """
+    api = FastAPI(
+        title="rematch_ray",
+        version=__version__,
+        description="Multimodal search at a budget that each request chooses.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    api.router.route_class = LeanRoute
+    install_handlers(api)
+    api.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
+    api.add_middleware(Observed, record=record)
+    service = Service(backend, keys, limits, media)
+    add_health(api, service)
+    add_search(api, service)
+    add_embeddings(api, service)
+    add_rerank(api, service)
+    add_documents(api, service)
+    if sets is not None:
+        add_admin(api, service, sets)
+    add_pages(api)
+    return api

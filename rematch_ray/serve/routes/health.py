@@ -1,0 +1,68 @@
+"""Whether the service lives, is ready, what it serves and how it fares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+
+from rematch_ray import __version__
+from rematch_ray.index.coarse.keys import choices_of
+from rematch_ray.serve.api.base import ErrorBody
+from rematch_ray.serve.api.info import InfoBody, calibration_body
+from rematch_ray.serve.failures import failures_named
+from rematch_ray.serve.routes.service import Service, errors
+
+
+def add_health(api: FastAPI, service: Service) -> None:
+    """Add the routes."""
+
+    @api.get("/healthz", tags=["health"])
+    @api.get("/livez", tags=["health"])
+    async def alive() -> dict[str, str]:
+        """Whether this process is alive."""
+        return {"status": "alive"}
+
+    @api.get("/readyz", tags=["health"], responses={503: {"model": ErrorBody}})
+    async def readyz() -> dict[str, str]:
+        """Whether the encoder and every shard answer; 503 until they do."""
+        with failures_named():
+            await service.backend.ready()
+        return {"status": "ready"}
+
+    @api.get(
+        "/metrics",
+        tags=["health"],
+        dependencies=[service.admitted("read")],
+        responses=errors(),
+        response_class=PlainTextResponse,
+    )
+    async def metrics() -> str:
+        """Metrics of the whole service in Prometheus text format."""
+        return await service.backend.metrics()
+
+    @api.get(
+        "/v1/info",
+        tags=["search"],
+        dependencies=[service.admitted("read")],
+        responses=errors(),
+    )
+    async def info() -> InfoBody:
+        """What is served: the index, the model, every budget and every limit."""
+        with failures_named():
+            served = await service.backend.served()
+        coarse: dict[str, Any] = dict(served.index.get("coarse") or {})
+        return InfoBody(
+            name="rematch_ray",
+            version=__version__,
+            index=dict(served.index),
+            model=dict(served.model),
+            budgets=dict(served.budgets),
+            default_budget="auto",
+            coarse_choices=list(choices_of(coarse)),
+            instruction=served.instruction,
+            calibration=calibration_body(served.index.get("calibration")),
+            load=dict(served.load),
+            limits=service.limits.model_dump(),
+        )

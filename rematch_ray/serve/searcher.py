@@ -1,0 +1,257 @@
+"""One search of a router, from an admitted request to an answer.
+
+Plans within ceiling and deadline, asks the shards, runs the matching head, counts and learns. Knows
+its parts by protocols, no Ray and no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rematch_ray.index.sharding.hashing import route
+from rematch_ray.serve.backend import (
+    Answer,
+    Caller,
+    DeadlineError,
+    EncodedQuery,
+    Float32,
+    OverloadedError,
+    SearchPlan,
+)
+from rematch_ray.serve.follower import Admitted, Follower, ShardClient
+from rematch_ray.serve.forecast import Forecast
+from rematch_ray.serve.leases import LeasedQuota
+from rematch_ray.serve.matching import Head, head_for, reordered
+from rematch_ray.serve.planning import Decision
+from rematch_ray.serve.searching import cut_hits
+from rematch_ray.serve.split import SplitIndex
+from rematch_ray.serve.wire import Asked, Found
+
+if TYPE_CHECKING:
+    from rematch_ray.index.hits import SearchResult
+
+_MATCH = "match"
+
+
+class Matcher(Protocol):
+    """What knows the matching head."""
+
+    async def match(self, fused_query: Float32, fused_documents: Float32) -> Float32:
+        """(1, F) and (N, F) -> (N,) log-odds of Yes."""
+        ...
+
+
+class Searcher:
+    """Searches of one router.
+
+    Args:
+        shards: of the index, in order.
+        matcher: runs the matching head.
+        follower: tells orders and states.
+        forecast: of milliseconds.
+        quota: of the keys.
+        head_weight: of the matching head where it is forced and was not measured.
+        clock: seconds, monotonic; that of deadlines.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[ShardClient],
+        matcher: Matcher,
+        *,
+        follower: Follower,
+        forecast: Forecast,
+        quota: LeasedQuota,
+        head_weight: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._shards = list(shards)
+        self._split = None if len(self._shards) == 1 else SplitIndex(self._shards)
+        self._matcher = matcher
+        self._follower = follower
+        self._forecast = forecast
+        self._quota = quota
+        self._head_weight = head_weight
+        self._clock = clock
+
+    async def search(
+        self, admitted: Admitted, query: EncodedQuery, plan: SearchPlan, caller: Caller
+    ) -> Answer:
+        """Run one search.
+
+        Args:
+            admitted: the state that is searched.
+            query: vectors.
+            plan: what is asked.
+            caller: whose quota pays.
+
+        Raises:
+            UserError: the request does not fit the index.
+            OverloadedError: refused under load, or the quota is used up.
+            DeadlineError: it waited until after its deadline.
+            GenerationGoneError: the state is not on disk any more.
+        """
+        facts, level = admitted.planner.facts, self._follower.orders.level
+        head = head_for(plan, query, facts, level=level, default_weight=self._head_weight)
+        limit = plan.offset + plan.top_k if head is None else head.top_n
+        top_k = limit + (plan.exclude is not None)
+        decision = admitted.planner.decide(
+            plan, top_k=top_k, forecast=self._forecast, level=level, left_ms=self._left_ms(plan)
+        )
+        self._refuse_under_load(admitted, plan, decision, top_k)
+        expected = decision.option.dot_products
+        self._quota.take(caller.name, expected)
+        found = await self._ask_shards(admitted, query, plan, decision, head, limit)
+        self._quota.settle(caller.name, expected, found.dot_products)
+        answer = Answer(
+            result=_explained_choice(found.result, decision),
+            degraded=decision.degraded,
+            dot_products=found.dot_products,
+            queue_ms=found.queue_ms,
+            search_ms=found.search_ms,
+        )
+        if head is not None:
+            answer = await self._rerank(answer, query, plan, head, found.fused)
+        if plan.with_explain:
+            answer = await self._explain(admitted, answer, query)
+        return answer
+
+    async def _ask_shards(
+        self,
+        admitted: Admitted,
+        query: EncodedQuery,
+        plan: SearchPlan,
+        decision: Decision,
+        head: Head | None,
+        limit: int,
+    ) -> Found:
+        """One search, timed and learnt from."""
+        option = decision.option
+        left_ms = self._left_ms(plan, queueing=False)
+        asked = Asked(
+            generation=admitted.state.generations[0],
+            query=query,
+            how={**option.how, **_shared(plan)},
+            work=decision.unloaded.dot_products,
+            as_asked=decision.option is decision.unloaded,
+            offset=0 if head else plan.offset,
+            limit=limit if head else plan.top_k,
+            min_score=None if head else plan.min_score,
+            exclude=plan.exclude,
+            with_fused=head is not None,
+            left_s=None if left_ms is None else left_ms / 1e3,
+        )
+        expected_ms = option.mean_ms(self._forecast)
+        began = self._clock()
+        number = self._follower.waits.begin((2 * expected_ms + self._forecast.hop_ms) / 1e3)
+        waited_s = None
+        try:
+            if self._split is None:
+                found = await self._shards[0].search(asked)
+            else:
+                found = await self._split.search(admitted, asked)
+            waited_s = found.queue_ms / 1e3
+        finally:
+            self._follower.waits.end(number, waited_s)
+        took_ms = (self._clock() - began) * 1e3
+        self._forecast.take(option.name, option.dot_products, found.search_ms)
+        self._forecast.take_delay(took_ms - found.search_ms, found.queue_ms)
+        return found
+
+    async def _rerank(
+        self,
+        answer: Answer,
+        query: EncodedQuery,
+        plan: SearchPlan,
+        head: Head,
+        fused: Float32 | None,
+    ) -> Answer:
+        """The last rung, and the cut that waited for it."""
+        result, note, degraded = answer.result, None, answer.degraded
+        left_ms = self._left_ms(plan, queueing=False)
+        count = len(result.hits)
+        is_late = left_ms is not None and self._forecast.p95_ms(_MATCH, 0) > left_ms
+        if is_late and not head.is_forced:
+            degraded = (*degraded, "deadline") if "deadline" not in degraded else degraded
+        elif count:
+            assert query.fused is not None and fused is not None
+            began = self._clock()
+            odds = await self._matcher.match(query.fused, fused)
+            ms = (self._clock() - began) * 1e3
+            self._forecast.take(_MATCH, 0, ms)
+            hits = reordered(result.hits, list(odds), head.weight)
+            result = replace(result, hits=hits)
+            note = {"top_n": count, "lambda": head.weight, "ms": round(ms, 3), "raw": False}
+        hits = cut_hits(result.hits, offset=plan.offset, limit=plan.top_k, min_score=plan.min_score)
+        return replace(answer, result=replace(result, hits=hits), rerank=note, degraded=degraded)
+
+    async def _explain(self, admitted: Admitted, answer: Answer, query: EncodedQuery) -> Answer:
+        ids = [hit.id for hit in answer.result.hits]
+        routed = route(ids, len(self._shards))
+        parts = await asyncio.gather(
+            *(
+                self._shards[number].ask(
+                    "explain",
+                    admitted.state.generations[number],
+                    query,
+                    some,
+                    answer.result.budget,
+                )
+                for number, some in routed.items()
+            )
+        )
+        return replace(answer, explained={k: v for part in parts for k, v in part.items()})
+
+    def _refuse_under_load(
+        self, admitted: Admitted, plan: SearchPlan, decision: Decision, top_k: int
+    ) -> None:
+        orders = self._follower.orders
+        if plan.is_auto:
+            if self._follower.refuses_auto():
+                self._follower.refused += 1
+                raise OverloadedError(
+                    "no budget is small enough for this many requests; try again in a moment"
+                )
+            return
+        if not orders.refuses_explicit:
+            return
+        ceiling = admitted.planner.ceiling_cost(orders.level, top_k, self._forecast)
+        if decision.option.dot_products > ceiling:
+            self._follower.refused += 1
+            raise OverloadedError(
+                f"no room for budget {decision.option.plan.budget} now: the service is down to "
+                f"{admitted.planner.ceiling(orders.level)}; ask for 'auto', or again in a moment",
+                code="budget_unavailable",
+            )
+
+    def check_deadline(self, plan: SearchPlan) -> None:
+        """DeadlineError where it has passed already."""
+        if plan.deadline is not None and self._clock() >= plan.deadline:
+            raise DeadlineError("the deadline passed before the search began")
+
+    def _left_ms(self, plan: SearchPlan, *, queueing: bool = True) -> float | None:
+        """Until the deadline; less what a request is expected to wait and travel."""
+        if plan.deadline is None:
+            return None
+        left = (plan.deadline - self._clock()) * 1e3
+        return left - self._forecast.delay_ms if queueing else left
+
+
+def _shared(plan: SearchPlan) -> dict[str, Any]:
+    """What a search takes of a request whatever its budget."""
+    shared: dict[str, Any] = {"filter": plan.filter, "group_by": plan.group_by}
+    if plan.text is not None:
+        shared |= {"text": plan.text, "fusion": plan.fusion, "lexical_weight": plan.lexical_weight}
+    return shared
+
+
+def _explained_choice(result: SearchResult, decision: Decision) -> SearchResult:
+    """A result that says why it got less, where it did."""
+    if not decision.degraded:
+        return result
+    why = " and ".join(decision.degraded)
+    return replace(result, plan={**result.plan, "chosen_by": f"{why}: less than auto"})

@@ -1,0 +1,195 @@
+"""Several shards and several replicas on a real Ray Serve."""
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rematch_ray.index.changes import add_documents, delete_documents
+from rematch_ray.index.search import SearchIndex
+from rematch_ray.index.sharding.build import build_sharded
+from rematch_ray.model.embedder import Embedder
+from rematch_ray.serve.settings import ServeArgs
+from tests.serve.test_serving import free_port
+
+SMALL = {"num_cpus": 0.1}
+# searches of a millisecond, on a machine that does other things too: waits say nothing
+CALM = {"enabled": False}
+
+
+def ask(url: str, body: Any) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        f"{url}/v1/search", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as refused:
+        return refused.code, json.load(refused)
+
+
+def run(args: ServeArgs) -> str:
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from rematch_ray.serve.app import build
+
+    port = free_port()
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+    serve.run(build(args), name="replicas", route_prefix="/")
+    return f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def copy(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of two shards over the documents of the pair."""
+    out = tmp_path_factory.mktemp("copy") / "index"
+    build_sharded(pair.index.parent / "embeddings", out, 2)
+    return out
+
+
+@pytest.fixture(scope="module")
+def split(ray_cluster: None, pair: Any, copy: Path) -> Iterator[str]:
+    from ray import serve
+
+    yield run(
+        ServeArgs(
+            index=copy, model=str(pair.export), allow_anonymous=True, encoder=SMALL, shard=SMALL
+        )
+    )
+    serve.shutdown()
+
+
+def test_an_index_of_two_shards_answers_as_one(split: str, pair: Any) -> None:
+    model = Embedder.from_pretrained(pair.export, device="cpu")
+    query = model.encode_query("a red square")
+    assert query.fused is not None
+    given = {"vectors": query.vectors[0].tolist(), "fused": query.fused[0].tolist()}
+    index = SearchIndex.open(pair.index)
+    for fields in (
+        {"budget": "4x6"},
+        {"budget": "2x3", "candidates": 3, "top_k": 2},
+        {"budget": "1x1", "filter": {"name": ["a red square", "a blue square"]}},
+        {"budget": "fused"},
+        {"budget": "full", "group_by": "name"},
+    ):
+        [expected] = index.search(query, **fields)
+        status, body = ask(split, {**given, **fields})
+        assert status == 200, body
+        assert [(hit["id"], hit["score"]) for hit in body["results"]] == [
+            (hit.id, hit.score) for hit in expected.hits
+        ]
+        assert body["generation"] == "set-000001"
+
+
+def test_a_change_of_a_split_index_is_seen_as_a_whole(split: str, copy: Path) -> None:
+    from rematch_ray.index.sharding import changes
+
+    changes.delete_documents(copy, ["red", "green", "blue"])
+    deadline = time.monotonic() + 30
+    lives = set()
+    while time.monotonic() < deadline:
+        status, body = ask(split, {"query": "a red square"})
+        assert status == 200, body
+        lives.add((body["generation"], body["live"]))
+        if body["generation"] == "set-000002":
+            break
+        time.sleep(0.05)
+    assert lives == {("set-000001", 6), ("set-000002", 3)}
+
+
+@pytest.mark.slow
+def test_a_replica_that_dies_under_load_loses_no_request_without_an_answer(
+    ray_cluster: None, pair: Any
+) -> None:
+    import ray
+    from ray import serve
+
+    url = run(
+        ServeArgs(
+            index=pair.index,
+            model=str(pair.export),
+            allow_anonymous=True,
+            encoder=SMALL,
+            shard={**SMALL, "num_replicas": 2},
+            load=CALM,
+        )
+    )
+    model = Embedder.from_pretrained(pair.export, device="cpu")
+    vectors = model.encode_query("a red square").vectors[0].tolist()
+    over = threading.Event()
+
+    def load(_: int) -> Counter[int]:
+        seen: Counter[int] = Counter()
+        while not over.is_set():
+            seen[ask(url, {"vectors": vectors, "budget": "4x6"})[0]] += 1
+        return seen
+
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(load, number) for number in range(8)]
+        time.sleep(2)
+        for _ in range(2):
+            names = [
+                each["name"]
+                for each in ray.util.list_named_actors(all_namespaces=True)
+                if "#shard-0#" in each["name"]
+            ]
+            ray.kill(ray.get_actor(names[0], namespace="serve"))
+            time.sleep(4)
+        over.set()
+        seen = sum((each.result() for each in running), Counter())
+    serve.shutdown()
+    assert set(seen) <= {200, 503}, seen
+    assert seen[200] > 50
+    assert seen[503] <= 0.02 * seen[200], seen
+
+
+@pytest.mark.slow
+def test_changes_under_load_fail_no_request(ray_cluster: None, pair: Any, tmp_path: Path) -> None:
+    import shutil
+
+    from ray import serve
+
+    copy = tmp_path / "index"
+    shutil.copytree(pair.index, copy)
+    url = run(
+        ServeArgs(
+            index=copy,
+            model=str(pair.export),
+            allow_anonymous=True,
+            encoder=SMALL,
+            shard={**SMALL, "num_replicas": 2},
+            load=CALM,
+        )
+    )
+    over = threading.Event()
+
+    def load(_: int) -> list[tuple[int, str]]:
+        seen = []
+        while not over.is_set():
+            status, body = ask(url, {"query": "a red square", "budget": "4x6"})
+            seen.append((status, body.get("generation", "")))
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(load, number) for number in range(4)]
+        for number in range(6):
+            time.sleep(2)
+            if number % 2:
+                add_documents(copy, pair.index.parent / "embeddings")
+            else:
+                delete_documents(copy, ["red"])
+        time.sleep(4)
+        over.set()
+        seen = [answer for each in running for answer in each.result()]
+    serve.shutdown()
+    assert {status for status, _ in seen} == {200}
+    assert len({generation for _, generation in seen}) > 2

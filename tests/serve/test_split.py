@@ -1,0 +1,179 @@
+"""An index that is served from several shards answers as one that is searched in process."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rematch_ray.errors import UserError
+from rematch_ray.index import planner
+from rematch_ray.index.search import SearchIndex
+from rematch_ray.serve import ahead
+from rematch_ray.serve.backend import Rerank, SearchPlan
+from rematch_ray.serve.router import Router
+from tests.serve.local import LocalShard, build, query, router_over, shards_of
+
+COUNTS = [1, 2, 5]
+RUNGS = ["fused", "1x1", "2x4", "4x8"]
+PLANS: list[dict[str, Any]] = [
+    {"candidates": "all"},
+    {"candidates": "all", "top_k": 250},
+    {"candidates": "all", "filter": {"group": ["animals", "food"], "number": 2}},
+    {"candidates": "all", "filter": {"group": "none"}},
+    {"candidates": "all", "group_by": "number"},
+    {"candidates": 40, "coarse": "first"},
+    {"candidates": 41, "coarse": "both"},
+    {"candidates": 60, "group_by": "group"},
+    {"candidates": 30, "filter": {"number": [1, 2]}},
+    {"candidates": "auto"},
+    {"candidates": "auto", "filter": {"number": 3}},
+    {"candidates": "auto", "coarse": "both", "top_k": 20},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("split")
+    for count in COUNTS:
+        build(folder, count)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _small_indexes_are_narrowed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "EXHAUSTIVE_COST", 1)
+    monkeypatch.setattr(planner, "AUTO_CANDIDATES", 120)
+    monkeypatch.setattr(planner, "_NARROW_FLOOR", 30)
+    monkeypatch.setattr(planner, "_FEW_DOCUMENTS", 70)
+
+
+def served(folder: Path, num_shards: int) -> tuple[Router, list[LocalShard]]:
+    shards = shards_of(folder / f"index-{num_shards}", num_shards)
+    return router_over(shards), shards
+
+
+@pytest.mark.parametrize("num_shards", COUNTS)
+async def test_hits_are_those_of_the_search_in_process_bit_for_bit(
+    folder: Path, num_shards: int
+) -> None:
+    whole = SearchIndex.open(folder / "index-1")
+    router, _ = served(folder, num_shards)
+    for rung in RUNGS:
+        for fields in PLANS:
+            [expected] = whole.search(query(), budget=rung, **{"top_k": 10, **fields})
+            answer = await router.search(query(), SearchPlan(budget=rung, **fields))
+            found = answer.result
+            assert [(hit.id, hit.score, hit.payload) for hit in found.hits] == [
+                (hit.id, hit.score, hit.payload) for hit in expected.hits
+            ], (rung, fields)
+            assert (found.scored, found.live, found.exact, found.budget, found.candidates) == (
+                expected.scored, expected.live, expected.exact, expected.budget,
+                expected.candidates,
+            ), (rung, fields)  # fmt: skip
+            assert found.plan == expected.plan
+            assert answer.degraded == ()
+
+
+@pytest.mark.parametrize("spare", [0, -1000])
+async def test_what_a_shard_did_not_foresee_is_asked_for_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    whole = SearchIndex.open(folder / "index-1")
+    router, shards = served(folder, 5)
+    honest = ahead.share
+    monkeypatch.setattr(ahead, "share", lambda kept, n: max(1, honest(kept, n) // 2))
+    monkeypatch.setattr(ahead, "_SPARE", max(spare, 0))
+    for number in range(5):
+        for fields in PLANS:
+            [expected] = whole.search(query(number), budget="4x8", **{"top_k": 10, **fields})
+            answer = await router.search(query(number), SearchPlan(budget="4x8", **fields))
+            assert [hit.id for hit in answer.result.hits] == [hit.id for hit in expected.hits]
+    assert any("phase" in shard.calls for shard in shards)
+
+
+async def test_a_search_takes_one_call_per_shard(folder: Path) -> None:
+    router, shards = served(folder, 2)
+    await router.search(query(), SearchPlan(budget="4x8"))
+    for shard in shards:
+        shard.calls.clear()
+    for number in range(20):
+        await router.search(query(number), SearchPlan(budget="4x8"))
+    calls = [call for shard in shards for call in shard.calls]
+    assert calls.count("ahead") == 40
+    # nearly: with random vectors a coarse list says little of the final order
+    assert len(calls) <= 52, calls
+
+
+async def test_offset_score_exclusion_and_explanation_hold_over_shards(folder: Path) -> None:
+    for num_shards in COUNTS:
+        router, _ = served(folder, num_shards)
+        all_hits = (
+            await router.search(query(), SearchPlan(budget="4x8", candidates="all", top_k=20))
+        ).result.hits
+        plan = SearchPlan(
+            budget="4x8",
+            candidates="all",
+            top_k=5,
+            offset=2,
+            exclude=all_hits[0].id,
+            min_score=all_hits[6].score,
+            with_explain=True,
+        )
+        answer = await router.search(query(), plan)
+        assert answer.result.hits == all_hits[3:7]
+        assert set(answer.explained) == {hit.id for hit in answer.result.hits}
+        for hit in answer.result.hits:
+            assert answer.explained[hit.id].max(axis=1).mean() == pytest.approx(hit.score, abs=1e-3)
+
+
+async def test_documents_are_asked_of_the_shard_that_holds_them(folder: Path) -> None:
+    for num_shards in COUNTS:
+        router, _ = served(folder, num_shards)
+        assert await router.payload("doc-0007") == {"group": "food", "number": 2}
+        assert await router.payload("nothing") is None
+        assert await router.like("nothing") is None
+        stored = await router.like("doc-0007")
+        assert stored is not None
+        [best] = (await router.search(stored, SearchPlan(budget="4x8", top_k=1))).result.hits
+        assert best.id == "doc-0007"
+
+
+async def test_the_head_scores_hits_of_all_shards(folder: Path) -> None:
+    for num_shards in COUNTS:
+        router, _ = served(folder, num_shards)
+        plan = SearchPlan(budget="4x8", top_k=3, rerank=Rerank(top_n=50))
+        found = (await router.search(query(), SearchPlan(budget="4x8", top_k=50))).result.hits
+        answer = await router.search(query(), plan)
+        assert answer.rerank is not None
+        assert answer.rerank["top_n"] == 50
+        expected = sorted(
+            ((hit.score + 0.01 * place, hit.id) for place, hit in enumerate(found)), reverse=True
+        )
+        assert [hit.id for hit in answer.result.hits] == [name for _, name in expected[:3]]
+
+
+async def test_facts_of_shards_add_up(folder: Path) -> None:
+    whole = SearchIndex.open(folder / "index-1").info()
+    for num_shards in COUNTS:
+        router, _ = served(folder, num_shards)
+        info = (await router.served()).index
+        assert (info["live"], info["documents"]) == (whole["live"], whole["documents"])
+        assert info["shards"] == num_shards
+        assert info["fields"] == whole["fields"]
+        split = SearchIndex.open(folder / f"index-{num_shards}").info()
+        assert info["coarse_dot_products"] == split["coarse_dot_products"]
+        assert info["generation"] == split["generation"]
+        assert info["calibration"] is None
+
+
+async def test_what_cannot_be_asked_of_a_split_index_is_refused(folder: Path) -> None:
+    router, _ = served(folder, 2)
+    for fields, says in (
+        ({"filter": {"nmae": 1}}, "nmae"),
+        ({"group_by": "nmae"}, "nmae"),
+        ({"budget": "3x3"}, "3x3"),
+        ({"text": "words"}, "split"),
+        ({"target_recall": 0.9}, "doctor"),
+    ):
+        with pytest.raises(UserError, match=says):
+            await router.search(query(), SearchPlan(**fields))
