@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.exact import Float32, Rows, order_best
+from rematch_ray.index.lexical.bm25 import LexicalIndex, LexicalStatistics
 from rematch_ray.index.maxima import CarriedMaxima
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.queries import Queries
@@ -45,6 +46,7 @@ class AheadAsked:
         work: dot products that this shard's part would have cost unloaded.
         as_asked: whether it runs as it would have unloaded.
         left_s: seconds until the deadline.
+        text: words of a hybrid search, or None.
     """
 
     generation: str
@@ -58,6 +60,7 @@ class AheadAsked:
     work: int = 0
     as_asked: bool = True
     left_s: float | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Ahead:
         pool: rows that `best` was chosen from.
         documents: ids and payloads of `best`.
         queue_ms: from the arrival of the request to its start.
+        statistics: what this shard counts of the words, where there are some.
     """
 
     passing: Found | None
@@ -81,6 +85,7 @@ class Ahead:
     pool: Rows | None
     documents: tuple[tuple[str, dict[str, Any]], ...]
     queue_ms: float = 0.0
+    statistics: LexicalStatistics | None = None
 
 
 def share(kept: int, num_shards: int) -> int:
@@ -106,6 +111,8 @@ def run_ahead(opened: Opened, asked: AheadAsked) -> Ahead:
         asked: the plan.
     """
     shard, plan = opened.shard, asked.plan
+    # first: without a lexical index nothing else needs to be done
+    counted = None if asked.text is None else LexicalIndex(opened.generation).statistics(asked.text)
     passing: Found | None = None
     coarse: tuple[Found, ...] = ()
     scored: tuple[Scored, ...] = ()
@@ -128,7 +135,7 @@ def run_ahead(opened: Opened, asked: AheadAsked) -> Ahead:
         group_by=asked.group_by,
     )
     documents = tuple(shard.documents(best.rows)) if len(best.rows) else ()
-    return Ahead(passing, coarse, scored, best, pool, documents)
+    return Ahead(passing, coarse, scored, best, pool, documents, statistics=counted)
 
 
 def _coarse(shard: LocalShard, asked: AheadAsked, limit: int) -> tuple[Found, ...]:

@@ -16,6 +16,7 @@ from rematch_ray.serve.wire import Asked, Found, Orders, RouterReport
 from tests.index.made import GROUPS, queries, unit, write_embeddings
 
 Payload = Mapping[str, Any]
+WORDS = ["otter", "boat", "a red boat", "an otter in a red boat", "tea", "red tea", "boat boat"]
 
 
 def embeddings(
@@ -34,7 +35,9 @@ def build(folder: Path, num_shards: int, count: int = 300) -> Path:
     """The same documents as an index of so many shards."""
     source = folder / "embeddings"
     if not source.exists():
-        payloads = [{"group": GROUPS[n % 3], "number": n % 5} for n in range(count)]
+        payloads = [
+            {"group": GROUPS[n % 3], "number": n % 5, "text": WORDS[n % 7]} for n in range(count)
+        ]
         embeddings(source, count, 1, payloads)
     out = folder / f"index-{num_shards}"
     if num_shards == 1:
