@@ -80,6 +80,7 @@ class StubEncoder:
     def __init__(self, odds: Callable[[int], float] = float) -> None:
         self.odds = odds
         self.matched = 0
+        self.read: list[tuple[str, str, int]] = []
 
     async def encode(self, item: Any, instruction: str | None, side: str) -> EncodedQuery:
         return query()
@@ -88,6 +89,12 @@ class StubEncoder:
         assert fused_query.shape == (1, fused_documents.shape[1])
         self.matched = len(fused_documents)
         return np.array([self.odds(place) for place in range(len(fused_documents))])
+
+    async def match_raw(
+        self, query: Any, instruction: Any, documents: Any, document_instruction: Any
+    ) -> list[float | None]:
+        self.read = [(item.id, item.text, len(item.images)) for item in documents]
+        return [self.odds(place) for place in range(len(documents))]
 
     async def identity(self) -> Mapping[str, Any]:
         return {"digest": "d1" * 32, "name": "stub"}
