@@ -25,6 +25,7 @@ from rematch_ray.index.queries import Queries
 from rematch_ray.index.sharding.phases import Filter, Found, LocalShard
 from rematch_ray.scoring.budget import Budget
 from rematch_ray.serve.held import Opened
+from rematch_ray.serve.pair import refuse_other_model
 
 Scored = tuple[str, Rows, Float32]
 _SPARE = 8
@@ -47,6 +48,7 @@ class AheadAsked:
         as_asked: whether it runs as it would have unloaded.
         left_s: seconds until the deadline.
         text: words of a hybrid search, or None.
+        model: digest of the model that encoded the query here, or "".
     """
 
     generation: str
@@ -61,6 +63,7 @@ class AheadAsked:
     as_asked: bool = True
     left_s: float | None = None
     text: str | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,12 @@ def run_ahead(opened: Opened, asked: AheadAsked) -> Ahead:
     Args:
         opened: the shard.
         asked: the plan.
+
+    Raises:
+        NotReadyError: the query was encoded by another model than the documents.
+        UserError: words are asked for, and there is no lexical index.
     """
+    refuse_other_model(asked.model, opened.index.identity)
     shard, plan = opened.shard, asked.plan
     # first: without a lexical index nothing else needs to be done
     counted = None if asked.text is None else LexicalIndex(opened.generation).statistics(asked.text)

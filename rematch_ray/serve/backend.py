@@ -71,12 +71,14 @@ class EncodedQuery:
         fused: (1, F) float32, unit norm; None when the model has none.
         instruction: the instruction that was used; "" for none.
         tokens: that the model read, for usage; 0 when vectors were given.
+        model: digest of the model that made them here; "" when vectors were given.
     """
 
     vectors: Float32
     fused: Float32 | None
     instruction: str = ""
     tokens: int = 0
+    model: str = ""
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,7 @@ class Encoder:
 def embed_queued(model: Embedder, queued: list[Queued]) -> list[EncodedQuery]:
     """Embeds a batch of either side; one EncodedQuery of a single row each, in their order."""
     answers: dict[int, EncodedQuery] = {}
+    digest = "" if model.identity is None else model.identity.digest
     for places in groups_of(queued):
         rows = [queued[place].row for place in places]
         side = queued[places[0]].side
@@ -137,6 +138,7 @@ def embed_queued(model: Embedder, queued: list[Queued]) -> list[EncodedQuery]:
                 vectors[at : at + 1],
                 None if fused is None else fused[at : at + 1],
                 tokens=len(rows[at].input_ids),
+                model=digest,
             )
     return [answers[place] for place in range(len(queued))]
 

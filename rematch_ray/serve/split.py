@@ -113,6 +113,7 @@ class SplitIndex:
             as_asked=asked.as_asked,
             left_s=asked.left_s,
             text=None if hybrid is None else hybrid.texts[0],
+            model=asked.query.model,
         )
         return await asyncio.gather(
             *(

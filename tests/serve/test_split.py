@@ -1,5 +1,6 @@
 """An index that is served from several shards answers as one that is searched in process."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.index import planner
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.serve import ahead
-from rematch_ray.serve.backend import Rerank, SearchPlan
+from rematch_ray.serve.backend import NotReadyError, Rerank, SearchPlan
 from rematch_ray.serve.router import Router
 from tests.serve.local import LocalShard, build, embeddings, query, router_over, shards_of
 
@@ -164,6 +165,23 @@ async def test_offset_score_exclusion_and_explanation_hold_over_shards(folder: P
         assert set(answer.explained) == {hit.id for hit in answer.result.hits}
         for hit in answer.result.hits:
             assert answer.explained[hit.id].max(axis=1).mean() == pytest.approx(hit.score, abs=1e-3)
+
+
+@pytest.mark.parametrize("num_shards", COUNTS)
+async def test_vectors_of_another_model_are_refused_not_mixed(
+    folder: Path, num_shards: int
+) -> None:
+    router, _ = served(folder, num_shards)
+    digest = str(SearchIndex.open(folder / "index-1").identity["digest"])
+    own, other = replace(query(), model=digest), replace(query(), model="e2" * 32)
+    plan = SearchPlan(budget="4x8", with_explain=True)
+    given = (await router.search(query(), plan)).result
+    assert (await router.search(own, plan)).result.hits == given.hits
+    for text in (None, "otter"):
+        with pytest.raises(NotReadyError, match=r"e2e2e2e2e2e2, but .* d1d1d1d1d1d1.* ask again"):
+            await router.search(other, replace(plan, text=text))
+    stored = await router.like("doc-0007")
+    assert stored is not None and stored.model == digest
 
 
 async def test_documents_are_asked_of_the_shard_that_holds_them(folder: Path) -> None:
