@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.exact import Float32, Rows, order_best
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.lexical.bm25 import LexicalIndex, LexicalStatistics
 from rematch_ray.index.maxima import CarriedMaxima
 from rematch_ray.index.plan import Plan
@@ -56,7 +57,7 @@ class AheadAsked:
     plan: Plan
     coarse: str
     filter: Filter
-    group_by: str | None
+    group_by: GroupBy | None
     top_k: int
     num_shards: int
     work: int = 0

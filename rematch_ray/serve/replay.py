@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rematch_ray.index.exact import Float32, Rows
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.sharding import phases
 from rematch_ray.index.sharding.phases import Filter
@@ -62,7 +63,7 @@ class Foreseen:
         *,
         rows: Rows | None,
         filter: Filter,
-        group_by: str | None,
+        group_by: GroupBy | None,
     ) -> list[phases.Found]:
         """See `phases.Shard.best`; UnforeseenError."""
         best, pool = self._ahead.best, self._ahead.pool

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from rematch_ray.index.grouping import Grouping
 from rematch_ray.index.sharding.hashing import route
 from rematch_ray.serve.backend import (
     Answer,
@@ -265,6 +266,9 @@ class Searcher:
 def _shared(plan: SearchPlan) -> dict[str, Any]:
     """What a search takes of a request whatever its budget."""
     shared: dict[str, Any] = {"filter": plan.filter, "group_by": plan.group_by}
+    if plan.group_by is not None and plan.exclude is not None:
+        # it is left out afterwards: were it its group's hit, the group would have none
+        shared["group_by"] = Grouping(plan.group_by, apart=plan.exclude)
     if plan.text is not None:
         shared |= {"text": plan.text, "fusion": plan.fusion, "lexical_weight": plan.lexical_weight}
     return shared

@@ -21,6 +21,7 @@ from rematch_ray.index.cascade import stage
 from rematch_ray.index.choice import Choice
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.generation import check_filter
+from rematch_ray.index.grouping import field_of
 from rematch_ray.index.hits import SearchResult
 from rematch_ray.index.lexical.bm25 import LexicalStatistics
 from rematch_ray.index.lexical.hybrid import Hybrid, list_depth
@@ -228,7 +229,7 @@ class SplitIndex:
 def _checked(asked: Asked, facts: IndexFacts) -> Queries:
     group_by = asked.how.get("group_by")
     if group_by is not None:
-        check_filter({group_by: ""}, facts.fields)
+        check_filter({field_of(group_by): ""}, facts.fields)
     return Queries.check(
         asked.query,
         num_vectors=facts.rungs.num_query_vectors,

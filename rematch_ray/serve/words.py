@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.index.cascade import Request, stage
 from rematch_ray.index.exact import Float32, Rows, order_best
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import Hit, SearchResult
 from rematch_ray.index.lexical.bm25 import LexicalIndex, LexicalStatistics
 from rematch_ray.index.lexical.hybrid import Candidates, Hybrid, add_lexical, fuse_found, list_depth
@@ -142,7 +143,7 @@ def fuse_shards(
     hybrid: Hybrid,
     *,
     top_k: int,
-    group_by: str | None,
+    group_by: GroupBy | None,
     num_allowed: int,
 ) -> SearchResult:
     """What a hybrid search of one index would have found.

@@ -168,6 +168,31 @@ async def test_offset_score_exclusion_and_explanation_hold_over_shards(folder: P
 
 
 @pytest.mark.parametrize("num_shards", COUNTS)
+async def test_a_document_that_is_left_out_stands_for_no_group(
+    folder: Path, num_shards: int
+) -> None:
+    router, _ = served(folder, num_shards)
+    asked: list[dict[str, Any]] = [{"candidates": "all"}, {"candidates": 299}]
+    for fields in [*asked, {"candidates": "all", "text": "tea"}]:
+        plan = SearchPlan(budget="4x8", **fields)
+        whole = replace(plan, top_k=300, candidates="all")
+        ranked = (await router.search(query(), whole)).result.hits
+        best = ranked[0].id
+        grouped = replace(plan, group_by="number", exclude=best, top_k=10)
+        found = (await router.search(query(), grouped)).result.hits
+        others = [hit for hit in ranked if hit.id != best]
+        expected: dict[int, str] = {}
+        for hit in others:
+            expected.setdefault(hit.payload["number"], hit.id)
+        if "text" not in fields:  # of what stands in neither list a hybrid search says nothing
+            assert [hit.id for hit in found] == list(expected.values())
+        assert {hit.payload["number"] for hit in found} == set(range(5))
+        assert len(found) == 5
+        one = await router.search(query(), replace(grouped, top_k=1))
+        assert one.result.hits == found[:1]
+
+
+@pytest.mark.parametrize("num_shards", COUNTS)
 async def test_vectors_of_another_model_are_refused_not_mixed(
     folder: Path, num_shards: int
 ) -> None:

@@ -20,6 +20,7 @@ from rematch_ray.index.certified import keeps_originals
 from rematch_ray.index.exact import Float32, Rows
 from rematch_ray.index.execution import search_vectors
 from rematch_ray.index.generation import Generation
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import Documents, Hit, SearchResult, best_positions, hits_of
 from rematch_ray.index.lexical.bm25 import LexicalIndex, LexicalStatistics
 from rematch_ray.index.lexical.fusion import FUSIONS, Fusion, fuse_candidates
@@ -205,7 +206,7 @@ def fuse_found(
     hybrid: Hybrid,
     *,
     top_k: int,
-    group_by: str | None,
+    group_by: GroupBy | None,
     num_allowed: int,
 ) -> SearchResult:
     """The one fusion of a query: what both searches found, ranked by the fused scores.
