@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.index.certified import Coded, best_documents, keeps_originals, score_coded
 from rematch_ray.index.generation import Generation, Rows
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import Hit, SearchResult, hits_of
 from rematch_ray.index.maxima import CarriedMaxima
 from rematch_ray.index.planner import Plan
@@ -41,7 +42,7 @@ class Request:
     coarse: str
     allowed: NDArray[np.bool_]
     top_k: int
-    group_by: str | None
+    group_by: GroupBy | None
     filter_stage: dict[str, Any]
     nprobe: int | None = None
     filter: Mapping[str, Any] | None = None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.index.exact import Float32, Float64, Rows, order_best
 from rematch_ray.index.generation import Generation
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import best_positions
 from rematch_ray.index.maxima import best_coded, coded_scores
 from rematch_ray.index.maxsim_best import cut_at
@@ -74,7 +75,7 @@ def score_coded(
     *,
     rows: Rows | None = None,
     allowed: NDArray[np.bool_] | None = None,
-    group_by: str | None = None,
+    group_by: GroupBy | None = None,
 ) -> Iterator[list[Coded]]:
     """The documents of each query that `best_documents` needs, by 8-bit scores, pass by pass.
 
@@ -110,7 +111,7 @@ def best_documents(
     coded: Coded,
     rung: Budget,
     top_k: int,
-    group_by: str | None = None,
+    group_by: GroupBy | None = None,
 ) -> Best:
     """The best documents by exact scores, or by 8-bit ones where the index keeps no originals.
 

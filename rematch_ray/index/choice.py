@@ -13,6 +13,7 @@ from typing import Any
 from rematch_ray.errors import UserError
 from rematch_ray.index.calibration import DOCTOR, Calibration, Row, judge_calibration
 from rematch_ray.index.generation import Generation
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import SearchResult
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.planner import (
@@ -50,7 +51,7 @@ class Table:
         """The calibration of an open generation, judged against it."""
         return cls(str(generation.path), *judge_calibration(generation))
 
-    def under(self, filter: Any, group_by: str | None) -> Table:
+    def under(self, filter: Any, group_by: GroupBy | None) -> Table:
         """This table as far as it covers a search with these."""
         return replace(self, full=filter is None and group_by is None)
 

@@ -5,7 +5,6 @@ Knows nothing of how the scores came about. Middle floor.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.exact import Float32, Rows, order_best
+from rematch_ray.index.grouping import GroupBy, group_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Documents(Protocol):
 
 
 def best_hits(
-    held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: str | None = None
+    held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: GroupBy | None = None
 ) -> list[Hit]:
     """The best documents, best first.
 
@@ -112,7 +112,7 @@ def _hit(name: str, score: float, payload: Mapping[str, Any]) -> Hit:
 
 
 def best_positions(
-    held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: str | None = None
+    held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: GroupBy | None = None
 ) -> NDArray[np.intp]:
     """Positions in `rows` of what `best_hits` gives; payloads are read for groups only."""
     if group_by is None:
@@ -122,7 +122,7 @@ def best_positions(
 
 
 def _best(
-    held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: str | None
+    held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: GroupBy | None
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
     keys = held.keys[rows]
     if group_by is None:
@@ -132,7 +132,7 @@ def _best(
     seen: set[str] = set()
     for start in range(0, len(order), 4 * top_k):
         for found in _read(held, rows, order[start : start + 4 * top_k]):
-            group = _group_of(found[1], found[2], group_by)
+            group = group_of(found[1], found[2], group_by)
             if group not in seen:
                 seen.add(group)
                 yield found
@@ -145,10 +145,3 @@ def _read(
 ) -> list[tuple[int, str, dict[str, Any]]]:
     documents = held.documents(rows[order])
     return [(int(place), name, payload) for place, (name, payload) in zip(order, documents)]
-
-
-def _group_of(document_id: str, payload: Mapping[str, Any], field: str) -> str:
-    value: Any = payload
-    for name in field.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return f"id {document_id}" if value is None else f"value {json.dumps(value, sort_keys=True)}"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.planner import Candidates
 from rematch_ray.index.wish import Wish
@@ -23,7 +24,7 @@ class SearchOptions:
     candidates: Candidates = "auto"
     top_k: int = 10
     filter: Mapping[str, Any] | None = None
-    group_by: str | None = None
+    group_by: GroupBy | None = None
     coarse: str | None = None
     nprobe: int | None = None
     text: str | Sequence[str] | None = None

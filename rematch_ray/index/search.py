@@ -20,6 +20,7 @@ from rematch_ray.index.choice import Choice, Table, choose_plan
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.execution import search_vectors
 from rematch_ray.index.generation import Generation
+from rematch_ray.index.grouping import GroupBy, field_of
 from rematch_ray.index.hits import Hit, SearchResult
 from rematch_ray.index.lexical.hybrid import Hybrid, search_hybrid
 from rematch_ray.index.options import SearchOptions
@@ -54,7 +55,7 @@ class SearchIndex(IndexReader):
         candidates: Candidates = "auto",
         top_k: int = 10,
         filter: Mapping[str, Any] | None = None,
-        group_by: str | None = None,
+        group_by: GroupBy | None = None,
         coarse: str | None = None,
         nprobe: int | None = None,
         text: str | Sequence[str] | None = None,
@@ -75,7 +76,8 @@ class SearchIndex(IndexReader):
                 `auto`: the planner's choice, narrowed through smaller budgets.
             top_k: hits per query; fewer when fewer documents pass.
             filter: payload field -> value, or list of allowed values; all fields must hold.
-            group_by: payload field of which each value gives at most one hit, its best.
+            group_by: payload field of which each value gives at most one hit, its best; a
+                `Grouping` sets one document apart.
             coarse: one of `coarse_choices`; None takes the calibration's or the index's default.
             nprobe: inverted lists that the coarse stage looks through; None: the stored number.
             text: of each query, for hybrid search: BM25 over the payload, fused with the vectors.
@@ -211,8 +213,9 @@ class SearchIndex(IndexReader):
     def _resolve(self, budget: str | Budget | None) -> Budget:
         return self.ladder.resolve(None if is_open(budget) else budget, has_fused=self.has_fused)
 
-    def _check_group(self, group_by: str | None) -> None:
+    def _check_group(self, group_by: GroupBy | None) -> None:
         if group_by is None:
             return
-        if group_by not in (fields := self._generation.fields()):
-            raise UserError(f"group_by '{group_by}' is not there; {did_you_mean(group_by, fields)}")
+        field = field_of(group_by)
+        if field not in (fields := self._generation.fields()):
+            raise UserError(f"group_by '{field}' is not there; {did_you_mean(field, fields)}")

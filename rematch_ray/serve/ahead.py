@@ -18,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.exact import Float32, Rows, order_best
+from rematch_ray.index.grouping import GroupBy
+from rematch_ray.index.lexical.bm25 import LexicalIndex, LexicalStatistics
 from rematch_ray.index.maxima import CarriedMaxima
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.sharding.phases import Filter, Found, LocalShard
 from rematch_ray.scoring.budget import Budget
 from rematch_ray.serve.held import Opened
+from rematch_ray.serve.pair import refuse_other_model
 
 Scored = tuple[str, Rows, Float32]
 _SPARE = 8
@@ -45,6 +48,8 @@ class AheadAsked:
         work: dot products that this shard's part would have cost unloaded.
         as_asked: whether it runs as it would have unloaded.
         left_s: seconds until the deadline.
+        text: words of a hybrid search, or None.
+        model: digest of the model that encoded the query here, or "".
     """
 
     generation: str
@@ -52,12 +57,14 @@ class AheadAsked:
     plan: Plan
     coarse: str
     filter: Filter
-    group_by: str | None
+    group_by: GroupBy | None
     top_k: int
     num_shards: int
     work: int = 0
     as_asked: bool = True
     left_s: float | None = None
+    text: str | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Ahead:
         pool: rows that `best` was chosen from.
         documents: ids and payloads of `best`.
         queue_ms: from the arrival of the request to its start.
+        statistics: what this shard counts of the words, where there are some.
     """
 
     passing: Found | None
@@ -81,6 +89,7 @@ class Ahead:
     pool: Rows | None
     documents: tuple[tuple[str, dict[str, Any]], ...]
     queue_ms: float = 0.0
+    statistics: LexicalStatistics | None = None
 
 
 def share(kept: int, num_shards: int) -> int:
@@ -104,8 +113,15 @@ def run_ahead(opened: Opened, asked: AheadAsked) -> Ahead:
     Args:
         opened: the shard.
         asked: the plan.
+
+    Raises:
+        NotReadyError: the query was encoded by another model than the documents.
+        UserError: words are asked for, and there is no lexical index.
     """
+    refuse_other_model(asked.model, opened.index.identity)
     shard, plan = opened.shard, asked.plan
+    # first: without a lexical index nothing else needs to be done
+    counted = None if asked.text is None else LexicalIndex(opened.generation).statistics(asked.text)
     passing: Found | None = None
     coarse: tuple[Found, ...] = ()
     scored: tuple[Scored, ...] = ()
@@ -128,7 +144,7 @@ def run_ahead(opened: Opened, asked: AheadAsked) -> Ahead:
         group_by=asked.group_by,
     )
     documents = tuple(shard.documents(best.rows)) if len(best.rows) else ()
-    return Ahead(passing, coarse, scored, best, pool, documents)
+    return Ahead(passing, coarse, scored, best, pool, documents, statistics=counted)
 
 
 def _coarse(shard: LocalShard, asked: AheadAsked, limit: int) -> tuple[Found, ...]:

@@ -71,12 +71,14 @@ class EncodedQuery:
         fused: (1, F) float32, unit norm; None when the model has none.
         instruction: the instruction that was used; "" for none.
         tokens: that the model read, for usage; 0 when vectors were given.
+        model: digest of the model that made them here; "" when vectors were given.
     """
 
     vectors: Float32
     fused: Float32 | None
     instruction: str = ""
     tokens: int = 0
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Rerank:
 
     Attributes:
         top_n: hits that are scored again.
-        raw: over raw documents by their stored reference, instead of stored embeddings.
+        raw: over raw documents by their stored reference and `SearchPlan.item`, not embeddings.
     """
 
     top_n: int = 100
@@ -114,6 +116,7 @@ class SearchPlan:
         with_rerank: False switches the head off.
         with_explain: whether each hit comes with its matrix of similarities.
         exclude: an id that is left out: the document a `like` search started from.
+        item: the query itself, where the matching head is to read it.
     """
 
     budget: str | None = None
@@ -133,6 +136,7 @@ class SearchPlan:
     with_rerank: bool = True
     with_explain: bool = False
     exclude: str | None = None
+    item: Item | None = None
 
     @property
     def is_auto(self) -> bool:
@@ -151,7 +155,8 @@ class Answer:
         dot_products: spent on this query.
         queue_ms: waited before the search began.
         search_ms: the search itself.
-        rerank: what the matching head did: `top_n`, `lambda`, `ms`, `raw`; None where it did not.
+        rerank: what the matching head did: `top_n`, `lambda`, `ms`, `raw`, and `not_found`, the ids
+            that have no raw document and kept their place; None where it did not run.
         explained: id of a hit -> (r_q, r_d) similarities, when asked for.
     """
 

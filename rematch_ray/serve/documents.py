@@ -22,6 +22,7 @@ from rematch_ray.index.shards import EmbeddingBatch
 from rematch_ray.index.sources import GivenRows
 from rematch_ray.scoring.budget import Ladder
 from rematch_ray.serve.backend import EncodedQuery, NewDocument
+from rematch_ray.serve.pair import refuse_other_model
 
 MOST_ID_CHARACTERS = 512
 
@@ -139,7 +140,9 @@ def make_ready(document: NewDocument, encoded: EncodedQuery, form: DocumentForm)
 
     Raises:
         UserError: vectors of another shape, or not of unit norm; names the document.
+        NotReadyError: they were encoded here by another model than that of the index.
     """
+    refuse_other_model(encoded.model, form.identity)
     _check_vectors(document.id, encoded, form)
     payload = plain_payload(document.payload, document.id)
     fused = None

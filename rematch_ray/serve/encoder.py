@@ -8,7 +8,8 @@ no index.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # pairs of the matching head per forward pass
 MATCH_CHUNK = 64
+logger = logging.getLogger(__name__)
 
 
 class Encoder:
@@ -83,6 +85,31 @@ class Encoder:
         """
         return await asyncio.to_thread(match_fused, self._model, query_fused, document_fused)
 
+    async def match_raw(
+        self,
+        query: Item,
+        instruction: str | None,
+        documents: Sequence[Item],
+        document_instruction: str | None = None,
+    ) -> list[float | None]:
+        """The matching head's answer over a raw query and raw documents.
+
+        Args:
+            query: as it was sent.
+            instruction: of the query; None takes the default.
+            documents: N items.
+            document_instruction: that the documents were embedded with; None takes the default.
+
+        Returns:
+            log p(Yes) - log p(No) of each document; None where it cannot be read.
+
+        Raises:
+            UserError: the model has no matching head, or the query cannot be read.
+        """
+        return await asyncio.to_thread(
+            match_raw, self._model, query, instruction, documents, document_instruction
+        )
+
     async def _embed_queued(self, queued: list[Queued]) -> list[EncodedQuery]:
         return await asyncio.to_thread(embed_queued, self._model, queued)
 
@@ -99,6 +126,7 @@ class Encoder:
 def embed_queued(model: Embedder, queued: list[Queued]) -> list[EncodedQuery]:
     """Embeds a batch of either side; one EncodedQuery of a single row each, in their order."""
     answers: dict[int, EncodedQuery] = {}
+    digest = "" if model.identity is None else model.identity.digest
     for places in groups_of(queued):
         rows = [queued[place].row for place in places]
         side = queued[places[0]].side
@@ -110,6 +138,7 @@ def embed_queued(model: Embedder, queued: list[Queued]) -> list[EncodedQuery]:
                 vectors[at : at + 1],
                 None if fused is None else fused[at : at + 1],
                 tokens=len(rows[at].input_ids),
+                model=digest,
             )
     return [answers[place] for place in range(len(queued))]
 
@@ -131,3 +160,32 @@ def match_fused(model: Embedder, query_fused: Float32, document_fused: Float32) 
     query = torch.from_numpy(np.array(query_fused, np.float32)).to(model.device)
     documents = torch.from_numpy(np.array(document_fused, np.float32)).to(model.device)
     return model.match(query, documents[None], chunk=MATCH_CHUNK)[0].float().cpu().numpy()
+
+
+def match_raw(
+    model: Embedder,
+    query: Item,
+    instruction: str | None,
+    documents: Sequence[Item],
+    document_instruction: str | None = None,
+) -> list[float | None]:
+    """As `Encoder.match_raw`, on a model in this process."""
+    from rematch_ray.model.raw_matching import raw_log_odds
+
+    encoder = model.row_encoder
+    used = model.instruction_for("query") if instruction is None else instruction
+    asked = encoder.encode(query, "query", used)
+    used = model.instruction_for("document")
+    used = used if document_instruction is None else document_instruction
+    rows, places = [], []
+    for place, document in enumerate(documents):
+        try:
+            rows.append(encoder.encode(document, "document", used))
+        except UserError as broken:
+            logger.warning("left out of the matching: %s", broken)
+        else:
+            places.append(place)
+    odds: list[float | None] = [None] * len(documents)
+    for place, odd in zip(places, raw_log_odds(model, asked, rows).tolist(), strict=True):
+        odds[place] = odd
+    return odds

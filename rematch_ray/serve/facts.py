@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rematch_ray.index.calibration import Calibration, Standing
 from rematch_ray.index.choice import Choice, Table, choose_plan
 from rematch_ray.index.coarse.keys import CHOICE_KEYS
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.wish import Wish
 from rematch_ray.scoring.budget import Budget, Ladder
@@ -85,7 +86,7 @@ class IndexFacts:
         *,
         top_k: int,
         filter: Any = None,
-        group_by: str | None = None,
+        group_by: GroupBy | None = None,
         num_allowed: int | None = None,
         **asked: Any,
     ) -> Choice:

@@ -112,6 +112,12 @@ class RemoteEncoder(Deployed):
         """Log-odds of a query with each document, from fused vectors."""
         return await self.call("match", fused_query, fused_documents)
 
+    async def match_raw(
+        self, query: Any, instruction: str | None, documents: Any, document_instruction: Any
+    ) -> Any:
+        """Log-odds of a query with each document, from the items themselves."""
+        return await self.call("match_raw", query, instruction, documents, document_instruction)
+
     async def identity(self) -> Any:
         """The loaded model's identity."""
         return await self.call("identity")

@@ -90,4 +90,5 @@ class Ingress:
             reached,
             quota=LeasedQuota(self._keys.quotas, time.monotonic, self._args.quotas),
             head_weight=self._args.head_weight,
+            media=MediaRoots(self._args.media_roots),
         )

@@ -7,16 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rematch_ray.errors import UserError
-from rematch_ray.serve.backend import EncodedQuery, SearchPlan
+from rematch_ray.serve.backend import EncodedQuery, Float32, SearchPlan
 from rematch_ray.serve.facts import IndexFacts
 
 if TYPE_CHECKING:
+    from rematch_ray.data.item import Item
     from rematch_ray.index.hits import Hit
 
 TOP_N = 100
+
+
+class Matcher(Protocol):
+    """What knows the matching head."""
+
+    async def match(self, fused_query: Float32, fused_documents: Float32) -> Float32:
+        """(1, F) and (N, F) -> (N,) log-odds of Yes."""
+        ...
+
+    async def match_raw(
+        self,
+        query: Item,
+        instruction: str | None,
+        documents: Sequence[Item],
+        document_instruction: str | None,
+    ) -> Sequence[float | None]:
+        """Log-odds of Yes of a query with each document; None where one cannot be read."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,14 +43,18 @@ class Head:
     """How the matching head is used on one request.
 
     Attributes:
-        top_n: hits that it scores again.
+        limit: hits that are asked for.
+        top_n: of them, that it scores again.
         weight: final score = mean MaxSim + weight * (log p(Yes) - log p(No)).
         is_forced: asked for by the caller; else it is left out where time is short.
+        item: the query, where it and the documents are read raw; None goes by fused vectors.
     """
 
+    limit: int
     top_n: int
     weight: float
     is_forced: bool
+    item: Item | None = None
 
 
 def head_for(
@@ -59,29 +82,39 @@ def head_for(
         has_gain = matching.get("lambda", 0) > 0 and (matching.get("gain") or {}).get("low", 0) > 0
         if not (wanted and has_gain and query.fused is not None and facts.fused_dim is not None):
             return None
-        return Head(_within(plan, TOP_N), matching["lambda"], is_forced=False)
-    if asked.raw:
-        raise UserError("rerank over raw documents is not possible here: leave 'raw' out")
-    if query.fused is None or facts.fused_dim is None:
-        raise UserError("rerank needs fused vectors, and there are none here: leave it out")
+        limit = _within(plan, TOP_N)
+        return Head(limit, limit, matching["lambda"], is_forced=False)
     if plan.text is not None:
         raise UserError("rerank and hybrid search cannot be combined: leave one of them out")
-    return Head(_within(plan, asked.top_n), matching.get("lambda") or default_weight, True)
+    limit, weight = _within(plan, asked.top_n), matching.get("lambda") or default_weight
+    if asked.raw:
+        if plan.item is None:
+            raise UserError(
+                "rerank over raw documents needs a raw query: send 'query' instead of vectors or "
+                "'like', or leave 'raw' out"
+            )
+        # reading documents is dear: what is shown beyond them stays as it is
+        return Head(limit, min(asked.top_n, limit), weight, True, plan.item)
+    if query.fused is None or facts.fused_dim is None:
+        raise UserError("rerank needs fused vectors, and there are none here: leave it out")
+    return Head(limit, limit, weight, True)
 
 
-def reordered(hits: Sequence[Hit], odds: Sequence[float], weight: float) -> list[Hit]:
+def reordered(hits: Sequence[Hit], odds: Sequence[float | None], weight: float) -> list[Hit]:
     """The hits by their final scores, equal ones in the order they had.
 
     Args:
         hits: best first.
-        odds: log p(Yes) - log p(No) of each.
+        odds: log p(Yes) - log p(No) of each; a hit without keeps its place and its score.
         weight: of the odds.
     """
     scored = [
         replace(hit, score=hit.score + weight * float(odd))
         for hit, odd in zip(hits, odds, strict=True)
+        if odd is not None
     ]
-    return sorted(scored, key=lambda hit: -hit.score)
+    moved = iter(sorted(scored, key=lambda hit: -hit.score))
+    return [hit if odd is None else next(moved) for hit, odd in zip(hits, odds, strict=True)]
 
 
 def _measured(facts: IndexFacts) -> dict[str, Any]:

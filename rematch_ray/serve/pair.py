@@ -1,14 +1,17 @@
 """The model that goes with an index: the one given, or the one that the index names; and it fits.
+While a service changes, vectors of one pair may reach the other: they are refused.
 
 Reads an identity, loads no weights; knows no HTTP and no Ray.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rematch_ray.errors import UserError
+from rematch_ray.serve.backend import NotReadyError
 
 if TYPE_CHECKING:
     from rematch_ray.index.search import SearchIndex
@@ -46,3 +49,21 @@ def recorded_model(index: SearchIndex) -> Path:
         return Path(recorded)
     named = f"names {recorded}, which is not there" if recorded else "names no model"
     raise UserError(f"the index {named}; say which model embedded its documents with --model")
+
+
+def refuse_other_model(encoded_by: str, identity: Mapping[str, Any]) -> None:
+    """Refuse vectors that another model of this service made than the index holds.
+
+    Args:
+        encoded_by: digest of the model; "" for vectors that a caller gave.
+        identity: of the model that embedded the documents.
+
+    Raises:
+        NotReadyError: they do not belong together; scores of both would mean nothing.
+    """
+    digest = str(identity.get("digest"))
+    if encoded_by and encoded_by != digest:
+        raise NotReadyError(
+            f"encoded by model {encoded_by[:12]}, but the index that answers is of {digest[:12]}: "
+            "the service is changing to another pair; ask again"
+        )

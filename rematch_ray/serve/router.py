@@ -21,7 +21,6 @@ from rematch_ray.serve.backend import (
     Answer,
     Caller,
     EncodedQuery,
-    Float32,
     NewDocument,
     NotReadyError,
     SearchPlan,
@@ -32,7 +31,9 @@ from rematch_ray.serve.backend import (
 from rematch_ray.serve.follower import Admitted, CoordinatorClient, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
 from rematch_ray.serve.leases import LeasedQuota
-from rematch_ray.serve.searcher import Searcher
+from rematch_ray.serve.matching import Matcher
+from rematch_ray.serve.media import MediaRoots
+from rematch_ray.serve.searcher import NO_MEDIA, Searcher
 from rematch_ray.serve.settings import QuotaSettings
 from rematch_ray.serve.wire import GenerationGoneError
 
@@ -41,15 +42,11 @@ HEAD_WEIGHT = 0.01
 _EVERYONE = Caller()
 
 
-class EncoderClient(Protocol):
+class EncoderClient(Matcher, Protocol):
     """See `Encoder`."""
 
     async def encode(self, item: Item, instruction: str | None, side: Side) -> EncodedQuery:
         """Vectors of one item."""
-        ...
-
-    async def match(self, fused_query: Float32, fused_documents: Float32) -> Float32:
-        """(1, F) and (N, F) -> (N,) log-odds of Yes."""
         ...
 
     async def identity(self) -> Mapping[str, Any]:
@@ -99,6 +96,7 @@ class Router:
         parts: what it works with.
         quota: of the keys; None limits nobody.
         head_weight: of the matching head where it is forced and was not measured.
+        media: where raw documents may be read from.
         clock: seconds, monotonic; that of deadlines.
     """
 
@@ -108,6 +106,7 @@ class Router:
         *,
         quota: LeasedQuota | None = None,
         head_weight: float = HEAD_WEIGHT,
+        media: MediaRoots = NO_MEDIA,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._encoder = parts.encoder
@@ -130,6 +129,7 @@ class Router:
             forecast=self.forecast,
             quota=self.quota,
             head_weight=head_weight,
+            media=media,
             clock=clock,
         )
         self._model: tuple[Mapping[str, Any], str] | None = None

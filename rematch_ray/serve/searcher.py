@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from rematch_ray.index.grouping import Grouping
 from rematch_ray.index.sharding.hashing import route
 from rematch_ray.serve.backend import (
     Answer,
     Caller,
     DeadlineError,
     EncodedQuery,
-    Float32,
     OverloadedError,
     SearchPlan,
 )
 from rematch_ray.serve.follower import Admitted, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
 from rematch_ray.serve.leases import LeasedQuota
-from rematch_ray.serve.matching import Head, head_for, reordered
+from rematch_ray.serve.matching import Head, Matcher, head_for, reordered
+from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.planning import Decision
+from rematch_ray.serve.raw_documents import raw_documents
 from rematch_ray.serve.searching import cut_hits
 from rematch_ray.serve.split import SplitIndex
 from rematch_ray.serve.wire import Asked, Found
@@ -34,15 +36,9 @@ from rematch_ray.serve.wire import Asked, Found
 if TYPE_CHECKING:
     from rematch_ray.index.hits import SearchResult
 
-_MATCH = "match"
-
-
-class Matcher(Protocol):
-    """What knows the matching head."""
-
-    async def match(self, fused_query: Float32, fused_documents: Float32) -> Float32:
-        """(1, F) and (N, F) -> (N,) log-odds of Yes."""
-        ...
+_MATCH, _MATCH_RAW = "match", "match raw"
+NO_MEDIA = MediaRoots(())
+Odds = list[float | None]
 
 
 class Searcher:
@@ -55,6 +51,7 @@ class Searcher:
         forecast: of milliseconds.
         quota: of the keys.
         head_weight: of the matching head where it is forced and was not measured.
+        media: where raw documents may be read from.
         clock: seconds, monotonic; that of deadlines.
     """
 
@@ -67,6 +64,7 @@ class Searcher:
         forecast: Forecast,
         quota: LeasedQuota,
         head_weight: float,
+        media: MediaRoots = NO_MEDIA,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shards = list(shards)
@@ -76,6 +74,7 @@ class Searcher:
         self._forecast = forecast
         self._quota = quota
         self._head_weight = head_weight
+        self._media = media
         self._clock = clock
 
     async def search(
@@ -97,7 +96,7 @@ class Searcher:
         """
         facts, level = admitted.planner.facts, self._follower.orders.level
         head = head_for(plan, query, facts, level=level, default_weight=self._head_weight)
-        limit = plan.offset + plan.top_k if head is None else head.top_n
+        limit = plan.offset + plan.top_k if head is None else head.limit
         top_k = limit + (plan.exclude is not None)
         decision = admitted.planner.decide(
             plan, top_k=top_k, forecast=self._forecast, level=level, left_ms=self._left_ms(plan)
@@ -115,7 +114,9 @@ class Searcher:
             search_ms=found.search_ms,
         )
         if head is not None:
-            answer = await self._rerank(answer, query, plan, head, found.fused)
+            instruction = facts.info.get("instruction")
+            run = self._matching(head, query, found, instruction)
+            answer = await self._rerank(answer, plan, head, run)
         if plan.with_explain:
             answer = await self._explain(admitted, answer, query)
         return answer
@@ -142,7 +143,7 @@ class Searcher:
             limit=limit if head else plan.top_k,
             min_score=None if head else plan.min_score,
             exclude=plan.exclude,
-            with_fused=head is not None,
+            with_fused=head is not None and head.item is None,
             left_s=None if left_ms is None else left_ms / 1e3,
         )
         expected_ms = option.mean_ms(self._forecast)
@@ -163,31 +164,52 @@ class Searcher:
         return found
 
     async def _rerank(
-        self,
-        answer: Answer,
-        query: EncodedQuery,
-        plan: SearchPlan,
-        head: Head,
-        fused: Float32 | None,
+        self, answer: Answer, plan: SearchPlan, head: Head, run: Callable[[], Awaitable[Odds]]
     ) -> Answer:
         """The last rung, and the cut that waited for it."""
-        result, note, degraded = answer.result, None, answer.degraded
+        note: dict[str, Any] | None = None
+        result, degraded = answer.result, answer.degraded
         left_ms = self._left_ms(plan, queueing=False)
-        count = len(result.hits)
-        is_late = left_ms is not None and self._forecast.p95_ms(_MATCH, 0) > left_ms
+        is_raw = head.item is not None
+        name = _MATCH_RAW if is_raw else _MATCH
+        is_late = left_ms is not None and self._forecast.p95_ms(name, 0) > left_ms
         if is_late and not head.is_forced:
             degraded = (*degraded, "deadline") if "deadline" not in degraded else degraded
-        elif count:
-            assert query.fused is not None and fused is not None
+        elif result.hits:
             began = self._clock()
-            odds = await self._matcher.match(query.fused, fused)
+            odds = await run()
             ms = (self._clock() - began) * 1e3
-            self._forecast.take(_MATCH, 0, ms)
-            hits = reordered(result.hits, list(odds), head.weight)
-            result = replace(result, hits=hits)
-            note = {"top_n": count, "lambda": head.weight, "ms": round(ms, 3), "raw": False}
+            self._forecast.take(name, 0, ms)
+            note = {"top_n": len(odds), "lambda": head.weight, "ms": round(ms, 3), "raw": is_raw}
+            matched, rest = result.hits[: len(odds)], result.hits[len(odds) :]
+            if is_raw:
+                note["not_found"] = [
+                    hit.id for hit, odd in zip(matched, odds, strict=True) if odd is None
+                ]
+            result = replace(result, hits=[*reordered(matched, odds, head.weight), *rest])
         hits = cut_hits(result.hits, offset=plan.offset, limit=plan.top_k, min_score=plan.min_score)
         return replace(answer, result=replace(result, hits=hits), rerank=note, degraded=degraded)
+
+    def _matching(
+        self, head: Head, query: EncodedQuery, found: Found, instruction: str | None
+    ) -> Callable[[], Awaitable[Odds]]:
+        """Asks the head about what was found."""
+
+        async def by_vectors() -> Odds:
+            assert query.fused is not None and found.fused is not None
+            return [float(odd) for odd in await self._matcher.match(query.fused, found.fused)]
+
+        async def by_reading() -> Odds:
+            assert head.item is not None
+            hits = found.result.hits[: head.top_n]
+            items = await asyncio.to_thread(raw_documents, hits, self._media)
+            known = [item for item in items if item is not None]
+            answers = iter(
+                await self._matcher.match_raw(head.item, query.instruction, known, instruction)
+            )
+            return [None if item is None else next(answers) for item in items]
+
+        return by_vectors if head.item is None else by_reading
 
     async def _explain(self, admitted: Admitted, answer: Answer, query: EncodedQuery) -> Answer:
         ids = [hit.id for hit in answer.result.hits]
@@ -244,6 +266,9 @@ class Searcher:
 def _shared(plan: SearchPlan) -> dict[str, Any]:
     """What a search takes of a request whatever its budget."""
     shared: dict[str, Any] = {"filter": plan.filter, "group_by": plan.group_by}
+    if plan.group_by is not None and plan.exclude is not None:
+        # it is left out afterwards: were it its group's hit, the group would have none
+        shared["group_by"] = Grouping(plan.group_by, apart=plan.exclude)
     if plan.text is not None:
         shared |= {"text": plan.text, "fusion": plan.fusion, "lexical_weight": plan.lexical_weight}
     return shared

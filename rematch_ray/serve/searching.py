@@ -16,6 +16,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.coarse.keys import CHOICE_KEYS
 from rematch_ray.scoring.budget import Budget
 from rematch_ray.serve.backend import EncodedQuery, Float32
+from rematch_ray.serve.pair import refuse_other_model
 from rematch_ray.serve.wire import Asked, Found
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def search_opened(opened: Opened, asked: Asked, queue_ms: float) -> Found:
 
     Raises:
         UserError: the request does not fit the index.
+        NotReadyError: the query was encoded by another model than the documents.
     """
+    refuse_other_model(asked.query.model, opened.index.identity)
     started = time.perf_counter()
     wanted = asked.offset + asked.limit + (asked.exclude is not None)
     [result] = opened.index.search(asked.query, top_k=wanted, **asked.how)
@@ -93,7 +96,8 @@ def spent_on(result: SearchResult, coarse_dot_products: Mapping[str, int]) -> in
 def explain_hits(
     opened: Opened, query: EncodedQuery, ids: Sequence[str], budget: str
 ) -> dict[str, Float32]:
-    """Similarities (r_q, r_d) of a query with some documents, by id."""
+    """Similarities (r_q, r_d) of a query with some documents, by id; NotReadyError as above."""
+    refuse_other_model(query.model, opened.index.identity)
     return {name: opened.index.explain(query, name, budget=budget) for name in ids}
 
 
@@ -115,7 +119,8 @@ def stored_query(opened: Opened, document_id: str) -> EncodedQuery | None:
     fused = opened.index.fused_vectors([document_id]) if opened.index.has_fused else None
     if fused is not None:
         fused = _unit(fused)
-    return EncodedQuery(_unit(vectors.astype(np.float32))[None], fused)
+    digest = str(opened.index.identity.get("digest") or "")
+    return EncodedQuery(_unit(vectors.astype(np.float32))[None], fused, model=digest)
 
 
 def _unit(vectors: Any) -> Float32:

@@ -29,6 +29,7 @@ from rematch_ray.serve.drifting import DriftWatch
 from rematch_ray.serve.held import HeldGenerations
 from rematch_ray.serve.searching import explain_hits, search_opened, stored_query
 from rematch_ray.serve.wire import Asked, Found, ShardReport
+from rematch_ray.serve.words import WordsAsked, WordsFound, find_words
 
 if TYPE_CHECKING:
     from rematch_ray.index.sharding.phases import Filter
@@ -121,6 +122,10 @@ class Shard:
         found = run_ahead(self._held.opened(asked.generation), asked)
         self._meter.done(asked.work, time.perf_counter() - started, as_asked=asked.as_asked)
         return replace(found, queue_ms=1e3 * waited)
+
+    async def words(self, asked: WordsAsked) -> WordsFound:
+        """This shard's part of both lists of a hybrid search, where the index is split."""
+        return await self._in_thread(lambda: find_words(self._held.opened(asked.generation), asked))
 
     async def count(self, generation: str | None, filter: Filter) -> int:
         """Live documents of this shard that pass a filter."""

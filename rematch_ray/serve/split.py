@@ -1,8 +1,8 @@
 """Searching an index that is split over several deployments, from the router.
 
-Every shard runs ahead (`ahead`), the cuts over all of them are replayed here by
-`index/sharding/scatter.py`; what a shard did not foresee is asked for in one more call. Knows
-shards by a protocol, and no Ray.
+Every shard runs ahead (`ahead`), the cuts over all of them are replayed (`replay`); what a shard
+did not foresee is asked for in one more call, and so are the words of a hybrid search (`words`),
+once all shards have counted them. Knows shards by a protocol, and no Ray.
 """
 
 from __future__ import annotations
@@ -11,32 +11,33 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import numpy as np
 
-from rematch_ray.errors import UserError
 from rematch_ray.index.cascade import stage
 from rematch_ray.index.choice import Choice
-from rematch_ray.index.exact import Float32, Rows
+from rematch_ray.index.exact import Float32
 from rematch_ray.index.generation import check_filter
+from rematch_ray.index.grouping import field_of
+from rematch_ray.index.hits import SearchResult
+from rematch_ray.index.lexical.bm25 import LexicalStatistics
+from rematch_ray.index.lexical.hybrid import Hybrid, list_depth
 from rematch_ray.index.queries import Queries
-from rematch_ray.index.sharding import phases
 from rematch_ray.index.sharding.hashing import route
 from rematch_ray.index.sharding.phases import Filter
-from rematch_ray.index.sharding.scatter import ShardedRequest, ShardGroup, search_shards
+from rematch_ray.index.sharding.scatter import ShardedRequest, search_shards
 from rematch_ray.index.stages import require_fused
-from rematch_ray.scoring.budget import Budget
-from rematch_ray.serve.ahead import Ahead, AheadAsked, first_of, scores_of
+from rematch_ray.serve.ahead import Ahead, AheadAsked
 from rematch_ray.serve.facts import IndexFacts
 from rematch_ray.serve.follower import Admitted, ShardClient
+from rematch_ray.serve.replay import Foreseen, RemotePhases, Replay
 from rematch_ray.serve.searching import cut_hits, spent_on
 from rematch_ray.serve.wire import Asked, Found
+from rematch_ray.serve.words import WordsAsked, fuse_shards
 
-Answer = TypeVar("Answer")
 _KEPT_COUNTS = 256
 _THREADS = 16
 
@@ -60,42 +61,23 @@ class SplitIndex:
         began = time.perf_counter()
         facts = admitted.planner.facts
         queries = _checked(asked, facts)
+        hybrid = _hybrid(asked)
         counts = await self._count(admitted, asked.how.get("filter"))
         top_k = asked.offset + asked.limit + (asked.exclude is not None)
         choice, request = _request(asked, facts, sum(counts), top_k, admitted.state.name)
+        deep = request
+        if hybrid is not None:
+            deep = replace(request, top_k=list_depth(top_k), group_by=None)
         if choice.plan.budget.is_fused:
             require_fused(queries, "budget 'fused'")
-        aheads = await asyncio.gather(
-            *(
-                shard.ask(
-                    "ahead",
-                    AheadAsked(
-                        generation=generation,
-                        query=queries,
-                        plan=request.plan,
-                        coarse=request.coarse,
-                        filter=request.filter,
-                        group_by=request.group_by,
-                        top_k=top_k,
-                        num_shards=len(self._shards),
-                        work=asked.work // len(self._shards),
-                        as_asked=asked.as_asked,
-                        left_s=asked.left_s,
-                    ),
-                )
-                for shard, generation in zip(self._shards, admitted.state.generations, strict=True)
+        aheads = await self._run_ahead(admitted, asked, queries, deep, hybrid)
+        result = await self._replay(admitted, aheads, queries, deep)
+        if hybrid is not None:
+            statistics = [ahead.statistics for ahead in aheads if ahead.statistics is not None]
+            result = await self._add_words(
+                admitted, queries, hybrid, LexicalStatistics.total(statistics), request, result
             )
-        )
-        loop = asyncio.get_running_loop()
-        remotes = [
-            _Remote(shard, generation, loop)
-            for shard, generation in zip(self._shards, admitted.state.generations, strict=True)
-        ]
-        group = _Replay([_Foreseen(ahead) for ahead in aheads], remotes, self._missing)
-        [result] = await loop.run_in_executor(
-            self._replaying, search_shards, group, queries, request
-        )
-        result = choice.mark(result, facts.rungs.top)
+        result = choice.mark(result, facts.rungs.top, is_hybrid=hybrid is not None)
         queue_ms = max(ahead.queue_ms for ahead in aheads)
         hits = cut_hits(
             result.hits,
@@ -109,6 +91,104 @@ class SplitIndex:
         total_ms = (time.perf_counter() - began) * 1e3
         spent = spent_on(result, facts.coarse_dot_products)
         return Found(result, spent, queue_ms, max(0.0, total_ms - queue_ms), fused)
+
+    async def _run_ahead(
+        self,
+        admitted: Admitted,
+        asked: Asked,
+        queries: Queries,
+        request: ShardedRequest,
+        hybrid: Hybrid | None,
+    ) -> list[Ahead]:
+        """Every shard's part of the vector search."""
+        one = AheadAsked(
+            generation="",
+            query=queries,
+            plan=request.plan,
+            coarse=request.coarse,
+            filter=request.filter,
+            group_by=request.group_by,
+            top_k=request.top_k,
+            num_shards=len(self._shards),
+            work=asked.work // len(self._shards),
+            as_asked=asked.as_asked,
+            left_s=asked.left_s,
+            text=None if hybrid is None else hybrid.texts[0],
+            model=asked.query.model,
+        )
+        return await asyncio.gather(
+            *(
+                shard.ask("ahead", replace(one, generation=generation))
+                for shard, generation in zip(self._shards, admitted.state.generations, strict=True)
+            )
+        )
+
+    async def _replay(
+        self,
+        admitted: Admitted,
+        aheads: Sequence[Ahead],
+        queries: Queries,
+        request: ShardedRequest,
+    ) -> SearchResult:
+        """The cuts over all shards."""
+        loop = asyncio.get_running_loop()
+        remotes = [
+            RemotePhases(shard, generation, loop)
+            for shard, generation in zip(self._shards, admitted.state.generations, strict=True)
+        ]
+        group = Replay([Foreseen(ahead) for ahead in aheads], remotes, self._missing)
+        [result] = await loop.run_in_executor(
+            self._replaying, search_shards, group, queries, request
+        )
+        return result
+
+    async def _add_words(
+        self,
+        admitted: Admitted,
+        queries: Queries,
+        hybrid: Hybrid,
+        statistics: LexicalStatistics,
+        request: ShardedRequest,
+        found: SearchResult,
+    ) -> SearchResult:
+        """What the vectors found, and what the words find, as one ranking."""
+        hits = {hit.id: hit for hit in found.hits}
+        routed = route(list(hits), len(self._shards))
+        mine = [[hits[name] for name in routed.get(n, ())] for n in range(len(self._shards))]
+        one = WordsAsked(
+            generation="",
+            query=queries,
+            text=hybrid.texts[0],
+            statistics=statistics,
+            plan=request.plan,
+            filter=request.filter,
+            depth=list_depth(request.top_k),
+            hits=(),
+        )
+        parts = await asyncio.gather(
+            *(
+                shard.ask(
+                    "words",
+                    replace(
+                        one,
+                        generation=generation,
+                        hits=tuple((hit.id, hit.score) for hit in some),
+                    ),
+                )
+                for shard, generation, some in zip(
+                    self._shards, admitted.state.generations, mine, strict=True
+                )
+            )
+        )
+        return fuse_shards(
+            found,
+            parts,
+            [[(hit.id, dict(hit.payload)) for hit in some] for some in mine],
+            hybrid,
+            top_k=request.top_k,
+            group_by=request.group_by,
+            num_allowed=request.filter_stage["out"],
+        )
 
     async def _count(self, admitted: Admitted, filter: Filter) -> list[int]:
         """Documents of each shard that pass a filter; the last few filters are remembered."""
@@ -146,113 +226,10 @@ class SplitIndex:
         return vectors
 
 
-class _UnforeseenError(Exception):
-    """A shard did not run ahead so far."""
-
-
-class _Foreseen:
-    """A shard as far as it ran ahead."""
-
-    def __init__(self, ahead: Ahead) -> None:
-        self._ahead = ahead
-
-    def passing(self, filter: Filter) -> phases.Found:
-        if self._ahead.passing is None:
-            raise _UnforeseenError
-        return self._ahead.passing
-
-    def coarse(
-        self, query: Queries, choice: str, limit: int, filter: Filter, *, nprobe: int | None
-    ) -> list[phases.Found]:
-        return list(self._ahead.coarse)
-
-    def score(self, query: Queries, rows: Rows, budget: Budget) -> Float32:
-        found = scores_of(self._ahead.scored, budget, rows)
-        if found is None:
-            raise _UnforeseenError
-        return found
-
-    def best(
-        self,
-        queries: Queries,
-        budget: Budget,
-        limit: int,
-        *,
-        rows: Rows | None,
-        filter: Filter,
-        group_by: str | None,
-    ) -> list[phases.Found]:
-        best, pool = self._ahead.best, self._ahead.pool
-        if rows is None or pool is None:
-            if rows is pool:
-                return [first_of(best, np.arange(min(limit, len(best.rows))))]
-            raise _UnforeseenError
-        if not np.isin(rows, pool).all():
-            raise _UnforeseenError
-        # the best of a larger pool, as far as they lie in the smaller one, are the best of that
-        inside = np.flatnonzero(np.isin(best.rows, rows))
-        is_complete = len(best.rows) == len(pool)
-        if group_by is not None and len(inside) < len(best.rows):
-            raise _UnforeseenError  # another document may stand for its group
-        if group_by is None and len(inside) < limit and not is_complete:
-            raise _UnforeseenError
-        return [first_of(best, inside[:limit])]
-
-    def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
-        places = {int(row): place for place, row in enumerate(self._ahead.best.rows)}
-        if not all(int(row) in places for row in rows):
-            raise _UnforeseenError
-        return [self._ahead.documents[places[int(row)]] for row in rows]
-
-
-class _Remote:
-    """A shard that is asked for a single phase, from a thread."""
-
-    def __init__(
-        self, shard: ShardClient, generation: str, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._shard = shard
-        self._generation = generation
-        self._loop = loop
-
-    def __getattr__(self, phase: str) -> Callable[..., Any]:
-        def ask(*values: Any, **named: Any) -> Any:
-            answer = self._shard.ask("phase", self._generation, phase, values, named)
-            return asyncio.run_coroutine_threadsafe(answer, self._loop).result()
-
-        return ask
-
-
-class _Replay(ShardGroup):
-    """Shards that were asked ahead; those that did not foresee a phase are asked for it."""
-
-    def __init__(
-        self, foreseen: Sequence[Any], remotes: Sequence[Any], threads: ThreadPoolExecutor
-    ) -> None:
-        super().__init__(foreseen)
-        self._remotes = list(remotes)
-        self._asking = threads
-
-    def each(self, ask: Callable[[int, Any], Answer]) -> list[Answer]:
-        """See `ShardGroup.each`; what is asked of a shard may be asked twice."""
-        answers: dict[int, Any] = {}
-        missing = []
-        for number, shard in enumerate(self.shards):
-            try:
-                answers[number] = ask(number, shard)
-            except _UnforeseenError:
-                missing.append(number)
-        some = [self._remotes[number] for number in missing]
-        answers.update(zip(missing, self._asking.map(ask, missing, some), strict=True))
-        return [answers[number] for number in range(len(self))]
-
-
 def _checked(asked: Asked, facts: IndexFacts) -> Queries:
-    if asked.how.get("text") is not None:
-        raise UserError("hybrid search over an index that is split is not possible: leave it out")
     group_by = asked.how.get("group_by")
     if group_by is not None:
-        check_filter({group_by: ""}, facts.fields)
+        check_filter({field_of(group_by): ""}, facts.fields)
     return Queries.check(
         asked.query,
         num_vectors=facts.rungs.num_query_vectors,
@@ -261,11 +238,18 @@ def _checked(asked: Asked, facts: IndexFacts) -> Queries:
     )
 
 
+def _hybrid(asked: Asked) -> Hybrid | None:
+    how = {"text": None, "fusion": None, "lexical_weight": 0.5, **asked.how}
+    return Hybrid.check(how["text"], how["fusion"], how["lexical_weight"], 1)
+
+
 def _request(
     asked: Asked, facts: IndexFacts, num_allowed: int, top_k: int, state: str
 ) -> tuple[Choice, ShardedRequest]:
     how = dict(asked.how)
     filter, group_by = how.pop("filter", None), how.pop("group_by", None)
+    for name in ("text", "fusion", "lexical_weight"):  # of the fusion, which no plan knows
+        how.pop(name, None)
     choice = facts.choose(
         top_k=top_k, filter=filter, group_by=group_by, num_allowed=num_allowed, **how
     )

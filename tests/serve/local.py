@@ -16,6 +16,7 @@ from rematch_ray.serve.wire import Asked, Found, Orders, RouterReport
 from tests.index.made import GROUPS, queries, unit, write_embeddings
 
 Payload = Mapping[str, Any]
+WORDS = ["otter", "boat", "a red boat", "an otter in a red boat", "tea", "red tea", "boat boat"]
 
 
 def embeddings(
@@ -34,7 +35,9 @@ def build(folder: Path, num_shards: int, count: int = 300) -> Path:
     """The same documents as an index of so many shards."""
     source = folder / "embeddings"
     if not source.exists():
-        payloads = [{"group": GROUPS[n % 3], "number": n % 5} for n in range(count)]
+        payloads = [
+            {"group": GROUPS[n % 3], "number": n % 5, "text": WORDS[n % 7]} for n in range(count)
+        ]
         embeddings(source, count, 1, payloads)
     out = folder / f"index-{num_shards}"
     if num_shards == 1:
@@ -77,6 +80,7 @@ class StubEncoder:
     def __init__(self, odds: Callable[[int], float] = float) -> None:
         self.odds = odds
         self.matched = 0
+        self.read: list[tuple[str, str, int]] = []
 
     async def encode(self, item: Any, instruction: str | None, side: str) -> EncodedQuery:
         return query()
@@ -85,6 +89,12 @@ class StubEncoder:
         assert fused_query.shape == (1, fused_documents.shape[1])
         self.matched = len(fused_documents)
         return np.array([self.odds(place) for place in range(len(fused_documents))])
+
+    async def match_raw(
+        self, query: Any, instruction: Any, documents: Any, document_instruction: Any
+    ) -> list[float | None]:
+        self.read = [(item.id, item.text, len(item.images)) for item in documents]
+        return [self.odds(place) for place in range(len(documents))]
 
     async def identity(self) -> Mapping[str, Any]:
         return {"digest": "d1" * 32, "name": "stub"}

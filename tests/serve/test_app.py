@@ -67,6 +67,7 @@ def test_queries_of_one_batch_get_the_vectors_they_get_alone(pair: Any) -> None:
     for row, mine in zip(rows, together, strict=True):
         [alone] = embed_queued(model, [row])
         assert mine.vectors.shape == (1, 4, 16)
+        assert mine.model == model.identity.digest
         assert np.abs(mine.vectors - alone.vectors).max() < 1e-5
 
 

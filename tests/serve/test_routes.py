@@ -9,7 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rematch_ray.errors import UserError
+from rematch_ray.serve.api_key import ApiKey
 from rematch_ray.serve.backend import OverloadedError
+from rematch_ray.serve.key_check import KeyCheck, is_open
+from rematch_ray.serve.keys import KeyRing
 
 Backend = Any
 
@@ -197,9 +200,48 @@ def test_a_key_is_asked_for_everywhere_below_v1(connect: Callable[..., TestClien
     assert error_of(client.post("/v1/search", json={"query": "x"}), 401)
 
 
+def test_without_a_key_no_body_is_looked_at(
+    connect: Callable[..., TestClient], records: list[Any]
+) -> None:
+    client = connect("secret", max_body_bytes=2000)
+    good = {"x-api-key": "secret", "content-type": "application/json"}
+    for path in ("/v1/search", "/v1/rerank", "/v1/documents", "/v1/embeddings"):
+        assert error_of(client.post(path, content=b"{"), 401)["code"] == "missing_api_key"
+        known = client.post(path, content=b"{", headers=good)
+        assert error_of(known, 400)["code"] == "invalid_json"
+    assert error_of(client.post("/v1/search", content=b"x" * 2001), 401)
+    assert error_of(client.post("/v1/search", content=b"x" * 2001, headers=good), 413)
+    # what does not exist is nobody's business either
+    assert error_of(client.get("/v1/nothing"), 401)
+    assert error_of(client.get("/v1/nothing", headers=good), 404)
+    assert {record.facts.code for record in records if record.status == 401} == {"missing_api_key"}
+
+
+async def test_a_caller_without_a_key_is_answered_before_anything_is_read() -> None:
+    async def never(*_: Any) -> Any:
+        raise AssertionError("read, or passed on")
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    keys = KeyRing([ApiKey(name="me", sha256="0" * 64)])
+    scope = {"type": "http", "method": "POST", "path": "/v1/search", "headers": []}
+    await KeyCheck(never, keys)(scope, never, send)
+    assert sent[0]["status"] == 401
+    below = scope | {"root_path": "/api", "path": "/api/v1/search"}
+    await KeyCheck(never, keys)(below, never, send)
+    assert sent[2]["status"] == 401
+    assert is_open(below | {"path": "/api/healthz"})
+    for path in ("/apis/healthz", "/api//", "//healthz", "/assets"):
+        assert not is_open(below | {"path": path})
+
+
 def test_health_and_the_pages_need_no_key(connect: Callable[..., TestClient]) -> None:
     client = connect("secret")
-    for path in ("/healthz", "/readyz", "/", "/docs", "/openapi.json", "/assets/search.js"):
+    pages = ("/", "/docs", "/openapi.json", "/assets/search.js", "/favicon.ico")
+    for path in ("/healthz", "/livez", "/readyz", *pages):
         assert client.get(path).status_code == 200
 
 

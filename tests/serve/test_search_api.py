@@ -138,6 +138,8 @@ def test_the_matching_head_is_left_open_forced_or_switched_off(
     search(client, **asked)
     [plan] = backend.plans
     assert (plan.rerank, plan.with_rerank) == (rerank, allowed)
+    # the query travels only where the head reads it
+    assert (plan.item is not None) == (rerank is not None and rerank.raw)
 
 
 def test_a_search_like_a_document_leaves_that_document_out(
@@ -214,6 +216,8 @@ def test_what_a_backend_refuses_has_its_status_and_says_when_to_come_back(
         ({"query": "x", "hybrid": "yes"}, 422, "hybrid"),
         ({"query": "x", "rerank": {"top_n": 0}}, 422, "rerank.top_n"),
         ({"query": "x", "rerank": {"top_n": 101}}, 400, "rerank.top_n"),
+        ({"vectors": UNIT, "rerank": {"raw": True}}, 400, "rerank.raw"),
+        ({"like": "doc/1", "rerank": {"raw": True}}, 400, "rerank.raw"),
         ({"query": 7}, 422, "query"),
         ({"query": {"txt": "a"}}, 422, "query.txt"),
         ({"query": [{"type": "video", "url": "x"}]}, 422, "query.0"),

@@ -1,5 +1,6 @@
 """An index that is served from several shards answers as one that is searched in process."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from rematch_ray.errors import UserError
 from rematch_ray.index import planner
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.serve import ahead
-from rematch_ray.serve.backend import Rerank, SearchPlan
+from rematch_ray.serve.backend import NotReadyError, Rerank, SearchPlan
 from rematch_ray.serve.router import Router
-from tests.serve.local import LocalShard, build, query, router_over, shards_of
+from tests.serve.local import LocalShard, build, embeddings, query, router_over, shards_of
 
 COUNTS = [1, 2, 5]
 RUNGS = ["fused", "1x1", "2x4", "4x8"]
@@ -91,6 +92,46 @@ async def test_what_a_shard_did_not_foresee_is_asked_for_again(
     assert any("phase" in shard.calls for shard in shards)
 
 
+@pytest.mark.parametrize("fusion", ["rrf", "weighted"])
+@pytest.mark.parametrize("num_shards", COUNTS)
+async def test_words_and_vectors_are_fused_once_over_all_shards_bit_for_bit(
+    folder: Path, num_shards: int, fusion: str
+) -> None:
+    whole = SearchIndex.open(folder / "index-1")
+    router, _ = served(folder, num_shards)
+    for text in ("red otter", "boat", "nobody writes this"):
+        words = {"text": text, "fusion": fusion, "lexical_weight": 0.3}
+        for fields in [*PLANS, {"candidates": 60, "group_by": "group", "filter": {"number": 1}}]:
+            for rung in ("fused", "2x4"):
+                asked = {"top_k": 10, **fields, **words, "budget": rung}
+                [expected] = whole.search(query(), **asked)
+                found = (await router.search(query(), SearchPlan(**asked))).result
+                assert found.hits == expected.hits, asked
+                assert _without_times(found.stages) == _without_times(expected.stages), asked
+                assert (found.scored, found.candidates, found.exact, found.plan) == (
+                    expected.scored, expected.candidates, expected.exact, expected.plan,
+                ), asked  # fmt: skip
+                assert found.expected_recall is expected.expected_recall is None
+
+
+def _without_times(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # how many originals were read for exact scores depends on the split
+    return [
+        {name: value for name, value in stage.items() if name != "ms"}
+        for stage in stages
+        if "lexical" in stage["name"] or "fusion" in stage["name"]
+    ]
+
+
+async def test_words_need_an_index_of_them(tmp_path: Path) -> None:
+    embeddings(tmp_path / "embeddings", 20, 1, [{"number": n} for n in range(20)])
+    for num_shards in (1, 2):
+        build(tmp_path, num_shards)
+        router, _ = served(tmp_path, num_shards)
+        with pytest.raises(UserError, match="no lexical index"):
+            await router.search(query(), SearchPlan(text="otter"))
+
+
 async def test_a_search_takes_one_call_per_shard(folder: Path) -> None:
     router, shards = served(folder, 2)
     await router.search(query(), SearchPlan(budget="4x8"))
@@ -126,10 +167,52 @@ async def test_offset_score_exclusion_and_explanation_hold_over_shards(folder: P
             assert answer.explained[hit.id].max(axis=1).mean() == pytest.approx(hit.score, abs=1e-3)
 
 
+@pytest.mark.parametrize("num_shards", COUNTS)
+async def test_a_document_that_is_left_out_stands_for_no_group(
+    folder: Path, num_shards: int
+) -> None:
+    router, _ = served(folder, num_shards)
+    asked: list[dict[str, Any]] = [{"candidates": "all"}, {"candidates": 299}]
+    for fields in [*asked, {"candidates": "all", "text": "tea"}]:
+        plan = SearchPlan(budget="4x8", **fields)
+        whole = replace(plan, top_k=300, candidates="all")
+        ranked = (await router.search(query(), whole)).result.hits
+        best = ranked[0].id
+        grouped = replace(plan, group_by="number", exclude=best, top_k=10)
+        found = (await router.search(query(), grouped)).result.hits
+        others = [hit for hit in ranked if hit.id != best]
+        expected: dict[int, str] = {}
+        for hit in others:
+            expected.setdefault(hit.payload["number"], hit.id)
+        if "text" not in fields:  # of what stands in neither list a hybrid search says nothing
+            assert [hit.id for hit in found] == list(expected.values())
+        assert {hit.payload["number"] for hit in found} == set(range(5))
+        assert len(found) == 5
+        one = await router.search(query(), replace(grouped, top_k=1))
+        assert one.result.hits == found[:1]
+
+
+@pytest.mark.parametrize("num_shards", COUNTS)
+async def test_vectors_of_another_model_are_refused_not_mixed(
+    folder: Path, num_shards: int
+) -> None:
+    router, _ = served(folder, num_shards)
+    digest = str(SearchIndex.open(folder / "index-1").identity["digest"])
+    own, other = replace(query(), model=digest), replace(query(), model="e2" * 32)
+    plan = SearchPlan(budget="4x8", with_explain=True)
+    given = (await router.search(query(), plan)).result
+    assert (await router.search(own, plan)).result.hits == given.hits
+    for text in (None, "otter"):
+        with pytest.raises(NotReadyError, match=r"e2e2e2e2e2e2, but .* d1d1d1d1d1d1.* ask again"):
+            await router.search(other, replace(plan, text=text))
+    stored = await router.like("doc-0007")
+    assert stored is not None and stored.model == digest
+
+
 async def test_documents_are_asked_of_the_shard_that_holds_them(folder: Path) -> None:
     for num_shards in COUNTS:
         router, _ = served(folder, num_shards)
-        assert await router.payload("doc-0007") == {"group": "food", "number": 2}
+        assert await router.payload("doc-0007") == {"group": "food", "number": 2, "text": "otter"}
         assert await router.payload("nothing") is None
         assert await router.like("nothing") is None
         stored = await router.like("doc-0007")
@@ -172,7 +255,7 @@ async def test_what_cannot_be_asked_of_a_split_index_is_refused(folder: Path) ->
         ({"filter": {"nmae": 1}}, "nmae"),
         ({"group_by": "nmae"}, "nmae"),
         ({"budget": "3x3"}, "3x3"),
-        ({"text": "words"}, "split"),
+        ({"text": "words", "fusion": "sum"}, "fusion 'sum'"),
         ({"target_recall": 0.9}, "doctor"),
     ):
         with pytest.raises(UserError, match=says):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding.build import build_sharded
-from rematch_ray.serve.backend import EncodedQuery, NewDocument, OverloadedError, WriteResult
+from rematch_ray.serve.backend import (
+    EncodedQuery,
+    NewDocument,
+    NotReadyError,
+    OverloadedError,
+    WriteResult,
+)
 from rematch_ray.serve.commit_queue import CommitQueue
 from rematch_ray.serve.commits import IndexWriter, Outcome, Write
 from rematch_ray.serve.document_writer import DocumentWriter
@@ -45,6 +52,8 @@ class Encoder:
         self.encoded = self.now = self.most = 0
 
     async def __call__(self, item: Item, instruction: str) -> EncodedQuery:
+        if item.text == "other model":
+            return replace(vectors_of(1), model="e2" * 32)
         self.now += 1
         self.most = max(self.most, self.now)
         try:
@@ -228,6 +237,16 @@ def test_the_same_upsert_again_replaces(index: Path) -> None:
 
     asyncio.run(write())
     assert len(SearchIndex.open(index)) == 12
+
+
+def test_vectors_of_another_model_are_not_written(index: Path) -> None:
+    async def write() -> None:
+        stray = NewDocument("stray", item=Item.of("other model"))
+        with pytest.raises(NotReadyError, match="e2e2e2e2e2e2"):
+            await Written(index).writer.upsert([document("new", 1), stray])
+
+    asyncio.run(write())
+    assert len(SearchIndex.open(index)) == 10
 
 
 @pytest.mark.parametrize(

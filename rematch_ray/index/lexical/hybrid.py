@@ -20,7 +20,8 @@ from rematch_ray.index.certified import keeps_originals
 from rematch_ray.index.exact import Float32, Rows
 from rematch_ray.index.execution import search_vectors
 from rematch_ray.index.generation import Generation
-from rematch_ray.index.hits import Hit, SearchResult, best_hits
+from rematch_ray.index.grouping import GroupBy
+from rematch_ray.index.hits import Documents, Hit, SearchResult, best_positions, hits_of
 from rematch_ray.index.lexical.bm25 import LexicalIndex, LexicalStatistics
 from rematch_ray.index.lexical.fusion import FUSIONS, Fusion, fuse_candidates
 from rematch_ray.index.maxima import coded_scores
@@ -111,21 +112,21 @@ def search_hybrid(
     """
     lexical = LexicalIndex(generation)
     deep = replace(request, top_k=list_depth(request.top_k), group_by=None)
+    num_allowed = int(request.filter_stage["out"])
     results = []
     for row, found in enumerate(search_vectors(generation, queries, deep)):
         query, text = queries[row : row + 1], hybrid.texts[row]
-        candidates, stages = add_lexical(generation, query, text, deep, found, lexical)
-        hits, last = _rank(generation, candidates, request, hybrid)
-        # all that the words add has been scored already where every allowed document was
-        knows_all = found.scored == request.filter_stage["out"]
-        added = 0 if knows_all else len(candidates.rows) - len(found.hits)
+        candidates, stages = add_lexical(generation, query, text, deep, found.hits, lexical)
+        found = replace(found, stages=[*found.stages, *stages])
         results.append(
-            replace(
+            fuse_found(
                 found,
-                hits=hits,
-                stages=[*found.stages, *stages, last],
-                candidates=found.candidates + added,
-                scored=found.scored + added,
+                generation,
+                candidates,
+                hybrid,
+                top_k=request.top_k,
+                group_by=request.group_by,
+                num_allowed=num_allowed,
             )
         )
     return results
@@ -151,7 +152,7 @@ def add_lexical(
     query: Queries,
     text: str,
     request: Request,
-    found: SearchResult,
+    found: Sequence[Hit],
     lexical: LexicalIndex,
     statistics: LexicalStatistics | None = None,
 ) -> tuple[Candidates, list[dict[str, Any]]]:
@@ -162,12 +163,13 @@ def add_lexical(
         query: one query.
         text: its text.
         request: of the vector search; `top_k` is the length of the lists.
-        found: what the vector search found.
+        found: what the vector search found in this generation.
         lexical: the lexical index of the generation.
         statistics: of all shards; None takes this generation's.
 
     Returns:
-        The documents of both lists, each with both scores, and the stages it took.
+        The documents of both lists, each with both scores, those of `found` first and in their
+        order; and the stages it took.
     """
     started = time.perf_counter()
     texts = lexical.scores(text, statistics=statistics)
@@ -175,9 +177,9 @@ def add_lexical(
     num_allowed = int(request.filter_stage["out"])
     stages = [stage("lexical", num_allowed, len(best), ms_since(started))]
     started = time.perf_counter()
-    places = generation.rows_of([hit.id for hit in found.hits])
-    rows = np.array([places[hit.id] for hit in found.hits], np.int64)
-    vector = np.array([hit.score for hit in found.hits], np.float32)
+    places = generation.rows_of([hit.id for hit in found])
+    rows = np.array([places[hit.id] for hit in found], np.int64)
+    vector = np.array([hit.score for hit in found], np.float32)
     only_lexical = np.setdiff1d(best, rows)
     if len(only_lexical):
         scores = _score(generation, query, only_lexical, request.plan.budget)
@@ -197,31 +199,56 @@ def _score(generation: Generation, query: Queries, rows: Rows, rung: Budget) -> 
     return coded_scores(generation, query, rows, rung)[0]
 
 
-def _rank(
-    generation: Generation, candidates: Candidates, request: Request, hybrid: Hybrid
-) -> tuple[list[Hit], dict[str, Any]]:
-    """The hits of a query's candidates, and the stage that made them."""
+def fuse_found(
+    found: SearchResult,
+    held: Documents,
+    candidates: Candidates,
+    hybrid: Hybrid,
+    *,
+    top_k: int,
+    group_by: GroupBy | None,
+    num_allowed: int,
+) -> SearchResult:
+    """The one fusion of a query: what both searches found, ranked by the fused scores.
+
+    Args:
+        found: what the vector search found; its hits are among the candidates.
+        held: where the documents lie.
+        candidates: the documents of both lists.
+        hybrid: how to fuse.
+        top_k: most hits.
+        group_by: payload field of which each value gives one hit, or None.
+        num_allowed: documents that pass the filter.
+    """
     started = time.perf_counter()
     positions, fused = fuse_candidates(
         candidates.vector,
         candidates.lexical,
-        generation.keys[candidates.rows],
-        depth=list_depth(request.top_k),
+        held.keys[candidates.rows],
+        depth=list_depth(top_k),
         fusion=hybrid.fusion,
         lexical_weight=hybrid.lexical_weight,
     )
-    rows = candidates.rows[positions]
-    scores = fused.astype(np.float32)
-    plain = best_hits(generation, rows, scores, request.top_k, request.group_by)
-    places = generation.rows_of([hit.id for hit in plain])
-    position_of = {int(row): position for row, position in zip(rows, positions)}
-    hits = []
-    for hit in plain:
-        position = position_of[places[hit.id]]
-        parts = {
-            "vector": float(candidates.vector[position]),
-            "lexical": float(candidates.lexical[position]),
-        }
-        hits.append(replace(hit, parts=parts))
-    name = f"fusion:{hybrid.fusion}"
-    return hits, stage(name, len(candidates.rows), len(hits), ms_since(started))
+    rows, scores = candidates.rows[positions], fused.astype(np.float32)
+    best = best_positions(held, rows, scores, top_k, group_by)
+    hits = [
+        replace(
+            hit,
+            parts={
+                "vector": float(candidates.vector[position]),
+                "lexical": float(candidates.lexical[position]),
+            },
+        )
+        for hit, position in zip(hits_of(held, rows[best], scores[best]), positions[best])
+    ]
+    last = stage(f"fusion:{hybrid.fusion}", len(candidates.rows), len(hits), ms_since(started))
+    # all that the words add has been scored already where every allowed document was
+    knows_all = found.scored == num_allowed
+    added = 0 if knows_all else len(candidates.rows) - len(found.hits)
+    return replace(
+        found,
+        hits=hits,
+        stages=[*found.stages, last],
+        candidates=found.candidates + added,
+        scored=found.scored + added,
+    )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rematch_ray.index.certified import best_documents, score_coded
 from rematch_ray.index.exact import Float32, Rows
 from rematch_ray.index.generation import Generation, check_filter
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.maxima import coded_scores
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.stages import coarse_lists
@@ -81,7 +82,7 @@ class Shard(Protocol):
         *,
         rows: Rows | None,
         filter: Filter,
-        group_by: str | None,
+        group_by: GroupBy | None,
     ) -> list[Found]:
         """The best documents of each query by exact scores (8-bit ones without originals).
 
@@ -141,7 +142,7 @@ class LocalShard:
         *,
         rows: Rows | None,
         filter: Filter,
-        group_by: str | None,
+        group_by: GroupBy | None,
     ) -> list[Found]:
         """See `Shard.best`."""
         generation = self._generation

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.index.cascade import ms_since, stage
 from rematch_ray.index.exact import Float32, Rows, order_best
+from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import Hit, SearchResult, best_hits
 from rematch_ray.index.planner import Plan
 from rematch_ray.index.queries import Queries
@@ -53,7 +54,7 @@ class ShardedRequest:
     filter: Filter
     nprobe: int | None
     top_k: int
-    group_by: str | None
+    group_by: GroupBy | None
     filter_stage: dict[str, Any]
     live: int
     is_float: bool

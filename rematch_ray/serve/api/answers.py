@@ -78,7 +78,10 @@ class SearchResponse(ApiModel):
     expected_recall: float | None = Field(description="least recall that calibration promises")
     plan: dict[str, Any] = Field(description="the stages, and why these: chosen_by")
     degraded: DegradedBody
-    rerank: dict[str, Any] | None = Field(description="what the matching head did, if it ran")
+    rerank: dict[str, Any] | None = Field(
+        description="what the matching head did, if it ran; not_found: ids without a raw document, "
+        "which kept place and score"
+    )
     usage: UsageBody
     generation: str
     timing: TimingBody

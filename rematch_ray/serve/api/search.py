@@ -36,7 +36,11 @@ class RerankFields(ApiModel):
     """The matching head as the last rung."""
 
     top_n: int | None = Field(None, ge=1, description="hits scored again; default 100, raw: 10")
-    raw: bool = Field(False, description="over raw documents by their stored reference")
+    raw: bool = Field(
+        False,
+        description="over the query and the documents themselves: the image that the payload names "
+        "in 'media' or 'uri', inside the media roots, else its 'text'; needs 'query'",
+    )
 
 
 _Flag = Annotated[bool, Tag("<flag>")]
@@ -215,7 +219,12 @@ def plan_of(
             param="budget",
         )
     hybrid = HybridFields() if request.hybrid is True else request.hybrid or None
-    deadline_ms = request.deadline_ms
+    rerank, deadline_ms = _rerank(request.rerank, limits), request.deadline_ms
+    if rerank is not None and rerank.raw and item is None:
+        sent = "like" if request.like is not None else "vectors"
+        raise refuse(
+            "rerank.raw", f"it reads the query itself, and {sent!r} has none: send 'query'"
+        )
     return SearchPlan(
         # auto stays auto, whatever rung it may stand for: the service may then lower it
         budget="auto" if budget == "auto" else budgets[budget],
@@ -231,10 +240,11 @@ def plan_of(
         text=_words(hybrid, item, limits) if hybrid else None,
         fusion=hybrid.fusion if hybrid else None,
         lexical_weight=hybrid.lexical_weight if hybrid else 0.5,
-        rerank=_rerank(request.rerank, limits),
+        rerank=rerank,
         with_rerank=request.rerank is not False,
         with_explain=request.with_explain,
         exclude=request.like,
+        item=item if rerank is not None and rerank.raw else None,
     )
 
 

@@ -12,6 +12,7 @@ from rematch_ray import __version__
 from rematch_ray.serve.admin import SwapClient, add_admin
 from rematch_ray.serve.backend import Backend
 from rematch_ray.serve.failures import install_handlers
+from rematch_ray.serve.key_check import KeyCheck
 from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.limits import BodyLimit
 from rematch_ray.serve.media import MediaRoots
@@ -40,7 +41,7 @@ def make_api(
 
     Args:
         backend: encodes, searches, writes and knows the documents.
-        keys: who may call ``/v1`` and ``/metrics``.
+        keys: who may call what is not open to all: see `key_check`.
         limits: what one request may ask for.
         media: directories that images may be returned from.
         record: called once per answered request, for metrics and the access log; several, in turn.
@@ -59,8 +60,10 @@ def make_api(
     api.router.route_class = LeanRoute
     install_handlers(api)
     api.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
+    # the last that is added is the first that is asked: refusals are recorded, bodies not read
+    api.add_middleware(KeyCheck, keys=keys)
     api.add_middleware(Observed, record=record)
-    service = Service(backend, keys, limits, media)
+    service = Service(backend, limits, media)
     add_health(api, service)
     add_search(api, service)
     add_embeddings(api, service)

@@ -14,7 +14,8 @@ from starlette.requests import HTTPConnection
 from rematch_ray.serve.api.base import ErrorBody
 from rematch_ray.serve.backend import Backend, Caller
 from rematch_ray.serve.failures import failures_named
-from rematch_ray.serve.keys import KeyRing, require
+from rematch_ray.serve.key_check import caller_of
+from rematch_ray.serve.keys import require
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.observation import add_headers, facts_of
 from rematch_ray.serve.settings import Limits
@@ -40,13 +41,11 @@ class Service:
 
     Attributes:
         backend: encodes, searches, writes.
-        keys: who may call.
         limits: what one request may ask for.
         media: directories that images may be returned from.
     """
 
     backend: Backend
-    keys: KeyRing
     limits: Limits
     media: MediaRoots
 
@@ -62,7 +61,7 @@ class Service:
 
     def _admission(self, scope: str, is_charged: bool) -> Callable[[Request], Awaitable[Caller]]:
         async def admit(request: Request) -> Caller:
-            caller = self.keys.admit(request.headers)
+            caller = caller_of(request.scope)
             facts_of(request.scope).caller = caller.name
             # read when the answer begins, so that it counts what the request took
             add_headers(request.scope, partial(self.backend.allowance, caller))

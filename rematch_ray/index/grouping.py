@@ -1,0 +1,47 @@
+"""Which documents share a hit: one per value of a payload field. Middle floor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """One hit per value of a payload field, and a document that stands for no group.
+
+    Attributes:
+        field: of the payload, nested ones by dots.
+        apart: id that is a group of its own: whoever leaves it out afterwards loses nothing else.
+    """
+
+    field: str
+    apart: str
+
+
+# a field's name alone sets no document apart
+GroupBy = str | Grouping
+
+
+def field_of(group_by: GroupBy) -> str:
+    """The payload field."""
+    return group_by.field if isinstance(group_by, Grouping) else group_by
+
+
+def group_of(document_id: str, payload: Mapping[str, Any], group_by: GroupBy) -> str:
+    """The group of a document; one without the field is a group of its own.
+
+    >>> group_of("a", {"kind": "cat"}, "kind") == group_of("b", {"kind": "cat"}, "kind")
+    True
+    >>> group_of("a", {"kind": "cat"}, Grouping("kind", "a")), group_of("a", {}, "kind")
+    ('id a', 'id a')
+    """
+    value: Any = payload
+    for name in field_of(group_by).split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    is_apart = isinstance(group_by, Grouping) and document_id == group_by.apart
+    if value is None or is_apart:
+        return f"id {document_id}"
+    return f"value {json.dumps(value, sort_keys=True)}"
