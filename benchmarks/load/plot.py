@@ -35,7 +35,7 @@ def plot_overload(found: Overload, file: Path) -> None:
         axis.axvline(found.floor_capacity, color="#888", linewidth=1, linestyle="--")
         axis.grid(alpha=0.25)
     for axis in axes[1]:
-        axis.set_xlabel("requests per second (line: capacity; dashed: that of the floor 1x1)")
+        axis.set_xlabel("requests/s (line: capacity, dashed: that of the floor)")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
@@ -72,7 +72,7 @@ def _budgets(axis: Any, found: Overload) -> None:
     colours = [colormaps["viridis"](1 - n / max(1, len(names))) for n in range(len(names))]
     axis.stackplot(rates, layers, labels=[*names, "no result"], colors=[*colours, "#c0392b"])
     axis.set_ylabel("budget used, controller on")
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="upper right")
 
 
 def _dot_products(name: str) -> int:
