@@ -9,7 +9,6 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from rematch_ray import __version__
-from rematch_ray.serve.admin import SwapClient, add_admin
 from rematch_ray.serve.backend import Backend
 from rematch_ray.serve.failures import install_handlers
 from rematch_ray.serve.key_check import KeyCheck
@@ -18,6 +17,7 @@ from rematch_ray.serve.limits import BodyLimit
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.observation import Observed, Record
 from rematch_ray.serve.pages import add_pages
+from rematch_ray.serve.routes.admin import SwapClient, add_admin
 from rematch_ray.serve.routes.documents import add_documents
 from rematch_ray.serve.routes.embeddings import add_embeddings
 from rematch_ray.serve.routes.health import add_health
