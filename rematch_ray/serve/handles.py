@@ -148,7 +148,7 @@ class RemoteWriter(Deployed):
 
 
 class RemoteSets(Deployed):
-    """See `set_backend.SetsClient` and `admin.SwapClient`.
+    """See `set_backend.SetsClient` and `routes.admin.SwapClient`.
 
     Args:
         name: for messages.
