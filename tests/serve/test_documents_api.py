@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 
 from rematch_ray.errors import UserError
 from rematch_ray.serve.backend import Caller
+from rematch_ray.serve.keys import KeyRing
 from tests.serve.test_routes import error_of
 
 Backend = Any
@@ -111,10 +112,9 @@ def test_what_the_writer_refuses_is_400(client: TestClient, backend: Backend) ->
 def test_writing_needs_the_scope_write(
     connect: Callable[..., TestClient], backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rematch_ray.serve import limits
 
     reader = Caller("reader", frozenset({"read"}))
-    monkeypatch.setattr(limits.KeyRing, "admit", lambda self, headers: reader)
+    monkeypatch.setattr(KeyRing, "admit", lambda self, headers: reader)
     client = connect("secret")
     body = {"documents": [{"id": "a", "text": "x"}]}
     error = error_of(client.post("/v1/documents", json=body), 403)
@@ -128,10 +128,9 @@ def test_writing_needs_the_scope_write(
 def test_a_key_without_the_scope_read_may_not_look(
     connect: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rematch_ray.serve import limits
 
     writer = Caller("writer", frozenset({"write"}))
-    monkeypatch.setattr(limits.KeyRing, "admit", lambda self, headers: writer)
+    monkeypatch.setattr(KeyRing, "admit", lambda self, headers: writer)
     client = connect("secret")
     for path in ("/v1/info", "/v1/documents/doc/1", "/metrics"):
         error_of(client.get(path), 403)
