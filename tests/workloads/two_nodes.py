@@ -23,6 +23,7 @@ from tests.workloads.runs import records, run_config, when
 # so many that the run outlasts the news of the other node
 STEPS = {"lost": 32, "drained": 400, "joined": 400}
 NOTICE_S = 20
+RAY = str(Path(sys.executable).with_name("ray"))
 
 
 def two_node_run(what: str, base: Path, samples: dict[str, Path], storage: Path) -> RunConfig:
@@ -40,7 +41,12 @@ def two_node_run(what: str, base: Path, samples: dict[str, Path], storage: Path)
 
 
 def join(cluster: Cluster) -> Callable[[], None]:
-    return lambda: cluster.add_node(num_cpus=2)
+    def start() -> None:
+        # by its command: a node that is started here installs signal handlers, which threads cannot
+        command = [RAY, "start", "--address", cluster.address, "--num-cpus", "2"]
+        subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+
+    return start
 
 
 def lose(cluster: Cluster, node: Any) -> Callable[[], None]:
@@ -49,8 +55,7 @@ def lose(cluster: Cluster, node: Any) -> Callable[[], None]:
 
 def drain(cluster: Cluster, node: Any, run: RunConfig) -> Callable[[], None]:
     def leave() -> None:
-        ray_command = str(Path(sys.executable).with_name("ray"))
-        command = [ray_command, "drain-node", "--address", cluster.address]
+        command = [RAY, "drain-node", "--address", cluster.address]
         command += ["--node-id", node.node_id]
         command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         command += ["--deadline-remaining-seconds", str(NOTICE_S)]
