@@ -4,6 +4,7 @@
 later. `joined`: there is one node, and the second one comes while the run is under way.
 """
 
+import atexit
 import os
 import subprocess
 import sys
@@ -43,8 +44,9 @@ def two_node_run(what: str, base: Path, samples: dict[str, Path], storage: Path)
 def join(cluster: Cluster) -> Callable[[], None]:
     def start() -> None:
         # by its command: a node that is started here installs signal handlers, which threads cannot
-        command = [RAY, "start", "--address", cluster.address, "--num-cpus", "2"]
-        subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+        command = [RAY, "start", "--address", cluster.address, "--num-cpus", "2", "--block"]
+        node = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        atexit.register(node.terminate)
 
     return start
 
