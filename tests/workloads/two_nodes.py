@@ -22,7 +22,7 @@ from tests.conftest import ENVIRONMENT, REPOSITORY
 from tests.workloads.runs import records, run_config, when
 
 # so many that the run outlasts the news of the other node
-STEPS = {"lost": 32, "drained": 400, "joined": 400}
+STEPS = {"lost": 32, "drained": 400, "joined": 240}
 NOTICE_S = 20
 RAY = str(Path(sys.executable).with_name("ray"))
 
