@@ -33,6 +33,7 @@ import faiss
 import numpy as np
 import torch
 from arms.searching import OwnCascade, OwnExact, PlainFaiss, Point, SearchArm, fresh, measure
+from meters.resident import OwnMemory, own_memory
 from shapes.fitted_vectors import CUTS, Fitted, Shape, fit
 from shapes.pages_and_scenes import write_pages_and_scenes
 from shapes.search_task import SearchTask, key_recalls, nested, pages_and_scenes
@@ -92,8 +93,15 @@ def _run(task: SearchTask, options: argparse.Namespace, result: dict[str, Any]) 
         plain_table(table + [[k, *(f"{v:.3f}" for v in values)] for k, values in recalls.items()])
     )
     result["key_recalls"] = recalls
-    built, refused = _build(task, options)
-    points = measure([one.arm for one in built], task.queries, exact, CLOCKS[options.clock])
+    clock = CLOCKS[options.clock]
+    with own_memory() as before:
+        built = _build_own(task)
+    points = measure([one.arm for one in built], task.queries, exact, clock)
+    # ours are measured before the others' documents lie in this process's memory
+    print("\n" + plain_table(_memory_lines(built, points, before)))
+    others, refused = _build_others(task, options)
+    points += measure([one.arm for one in others], task.queries, exact, clock)
+    built += others
     print("\nat recall@10 against exact MaxSim of all vectors")
     print(plain_table(_recall_lines(built, points)))
     print("\nagainst the right answers")
@@ -104,12 +112,16 @@ def _run(task: SearchTask, options: argparse.Namespace, result: dict[str, Any]) 
     return points
 
 
-def _build(task: SearchTask, options: argparse.Namespace) -> tuple[list[Built], dict[str, str]]:
-    own = task.folder / f"index-{task.name}"
-    built, refused = [], {}
+def _build_own(task: SearchTask) -> list[Built]:
+    folder = task.folder / f"index-{task.name}"
     choices = (None, "first", "prefix", "fused+prefix")
-    for arm in (EXACT, *map(OwnCascade, choices), FIRST):
-        built.append(_built(arm, task, own))
+    return [_built(arm, task, folder) for arm in (EXACT, *map(OwnCascade, choices), FIRST)]
+
+
+def _build_others(
+    task: SearchTask, options: argparse.Namespace
+) -> tuple[list[Built], dict[str, str]]:
+    built, refused = [], {}
     for key in ("fused", "first"):
         built.append(_built(PlainFaiss(key), task, fresh(options.folder / "plain-faiss")))
     for name in options.peers:
@@ -130,7 +142,7 @@ def _built(arm: SearchArm, task: SearchTask, folder: Path) -> Built:
     print(f"{arm.name}: ready after {seconds:.1f} s", file=sys.stderr)
     size = arm.held_bytes
     size += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    taken = seconds if arm.build_s is None else arm.build_s
+    taken = seconds if arm.making is None else arm.making.seconds
     return Built(arm, taken, size / task.documents.num_rows)
 
 
@@ -146,6 +158,25 @@ def _recall_lines(built: Sequence[Built], points: Sequence[Point]) -> list[list[
         size = f"{one.bytes_per_document:,.0f}"
         lines.append([one.arm.name, *cells, f"{best:.3f}", f"{one.seconds:.1f}", size])
     return lines
+
+
+def _memory_lines(
+    built: Sequence[Built], points: Sequence[Point], before: OwnMemory
+) -> list[list[str]]:
+    """Memory that is no page of a file, libraries included: ours is what is mapped beside it."""
+    lines = [["the process's own memory at most, MiB", ""]]
+    making = built[0].arm.making
+    if making is not None:
+        lines.append([f"building the index, {making.seconds:.0f} s", _mib(making.peak_bytes)])
+    lines.append(["opening it", _mib(before.peak_bytes)])
+    for one in built:
+        peak = max(point.peak_bytes for point in points if point.arm == one.arm.name)
+        lines.append([f"searching: {one.arm.name}", _mib(peak)])
+    return lines
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
 
 
 def _quality_lines(task: SearchTask, points: Sequence[Point]) -> list[list[str]]:

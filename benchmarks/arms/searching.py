@@ -7,16 +7,18 @@ systems stand in `peers/`.
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import faiss
 import numpy as np
+from meters.resident import own_memory
 from shapes.search_task import Exact, Query
 
 from rematch_ray.index.build import build_index
@@ -27,6 +29,14 @@ TOP_K = 10
 WIDTHS = (50, 100, 200, 500, 1000, 2000, 4000, 8000)
 
 
+@dataclass(frozen=True)
+class Making:
+    """What building an index took: seconds, and the most memory of the process's own."""
+
+    seconds: float
+    peak_bytes: int
+
+
 class SearchArm(ABC):
     """One way to search.
 
@@ -34,13 +44,13 @@ class SearchArm(ABC):
         name: for tables.
         widths: from the narrowest.
         held_bytes: of documents in memory, beside what lies in the arm's folder.
-        build_s: what building took in an earlier run, or None.
+        making: what building our index took, in this run or an earlier one.
     """
 
     name: str
     widths: Sequence[int] = WIDTHS
     held_bytes: int = 0
-    build_s: float | None = None
+    making: Making | None = None
 
     @abstractmethod
     def build(self, documents: EmbeddingShards, folder: Path) -> None:
@@ -55,13 +65,15 @@ class OwnIndex:
     """One index on disk for all of our arms, built once; what that took is kept beside it."""
 
     def __init__(self, documents: EmbeddingShards, folder: Path) -> None:
-        kept = folder.with_name(f"{folder.name}-build-s.txt")
+        kept = folder.with_name(f"{folder.name}-making.json")
         if not (folder / "CURRENT").exists():
             started = time.perf_counter()
-            build_index(documents, folder)
-            kept.write_text(str(time.perf_counter() - started))
+            with own_memory() as memory:
+                build_index(documents, folder)
+            making = Making(time.perf_counter() - started, memory.peak_bytes)
+            kept.write_text(json.dumps(asdict(making)))
         self.index = SearchIndex.open(folder)
-        self.build_s = float(kept.read_text())
+        self.making = Making(**json.loads(kept.read_text())) if kept.exists() else None
 
 
 class OwnExact(SearchArm):
@@ -76,7 +88,7 @@ class OwnExact(SearchArm):
     def build(self, documents: EmbeddingShards, folder: Path) -> None:
         """Opens our index, or builds it first."""
         own = OwnIndex(documents, folder)
-        self._index, self.build_s = own.index, own.build_s
+        self._index, self.making = own.index, own.making
 
     def search(self, query: Query, width: int) -> list[str]:
         """All candidates, whatever the width."""
@@ -96,7 +108,7 @@ class OwnCascade(SearchArm):
     def build(self, documents: EmbeddingShards, folder: Path) -> None:
         """Opens our index, or builds it first."""
         own = OwnIndex(documents, folder)
-        self._index, self.build_s = own.index, own.build_s
+        self._index, self.making = own.index, own.making
 
     def search(self, query: Query, width: int) -> list[str]:
         """Candidates by width."""
@@ -140,12 +152,22 @@ class PlainFaiss(SearchArm):
 
 @dataclass(frozen=True)
 class Point:
-    """One arm at one width: milliseconds per query (median), recall@10, and what it answered."""
+    """One arm at one width.
+
+    Attributes:
+        arm: its name.
+        width: of the search.
+        ms: milliseconds per query, median.
+        recall: recall@10.
+        peak_bytes: the most memory of the process's own while it searched, all arms' included.
+        found: ids of each query.
+    """
 
     arm: str
     width: int
     ms: float
     recall: float
+    peak_bytes: int
     found: list[list[str]]
 
 
@@ -175,14 +197,16 @@ def measure(
         for number in range(min(3, len(queries))):
             arm.search(queries[number : number + 1], width)
         times, found = [], []
-        for number in range(len(queries)):
-            query = queries[number : number + 1]
-            started = clock()
-            found.append(arm.search(query, width))
-            times.append((clock() - started) * 1000)
+        with own_memory() as memory:
+            for number in range(len(queries)):
+                query = queries[number : number + 1]
+                started = clock()
+                found.append(arm.search(query, width))
+                times.append((clock() - started) * 1000)
         recall = exact.recall(found)
         enough[arm.name] = recall >= 0.999 and width > 0
-        points.append(Point(arm.name, width, statistics.median(times), recall, found))
+        ms = statistics.median(times)
+        points.append(Point(arm.name, width, ms, recall, memory.peak_bytes, found))
     return points
 
 

@@ -1,10 +1,16 @@
-"""Peak resident memory of a process on Linux, without the allocator's holes."""
+"""Peak memory of a process on Linux, resident or its own alone, without the allocator's holes."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+SAMPLE_S = 0.02
 
 # glibc keeps freed blocks in holes that the next tensors do not fit, which would measure the
 # allocator: with this every tensor is its own mapping, given back when it is freed
@@ -23,6 +29,36 @@ def start_peak() -> int:
 def peak() -> int:
     """Most bytes that were resident since `start_peak`."""
     return _status("VmHWM")
+
+
+@dataclass
+class OwnMemory:
+    """Most bytes of a process that are no page of a file, while it was watched."""
+
+    peak_bytes: int = 0
+
+    def look(self) -> None:
+        """Take one sample."""
+        self.peak_bytes = max(self.peak_bytes, _status("RssAnon"))
+
+
+@contextmanager
+def own_memory() -> Iterator[OwnMemory]:
+    """Samples until the block ends: what is mapped from files does not count, as it can go."""
+    memory, done = OwnMemory(), threading.Event()
+    memory.look()
+
+    def watch() -> None:
+        while not done.wait(SAMPLE_S):
+            memory.look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        done.set()
+        thread.join()
 
 
 def _status(name: str) -> int:
