@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arms.grpc_ingress import measure_grpc
 from arms.overhead import (
     LONG_MS,
     Overhead,
@@ -47,7 +48,7 @@ from shapes.served_corpus import HEAVY, HEAVY_QUICK_DOCUMENTS, Served, heavy, pa
 
 from rematch_ray.evaluation.report import plain_table
 
-PARTS = ("overhead", "variants", "texts", "overload", "text-overload", "peers")
+PARTS = ("overhead", "variants", "grpc", "texts", "overload", "text-overload", "peers")
 QUICK_PARTS = ("overhead", "texts", "overload")
 QUICK_FACTORS = (0.5, 1.5, 3.0)
 
@@ -64,6 +65,19 @@ def main(argv: list[str] | None = None) -> int:
         result |= _in_one_service(served, parts, options)
     if "variants" in parts:
         _variants(served, options)
+    if "grpc" in parts:
+        args = service_args(served, options.threads)
+        environment = VARIANTS["throughput"].with_ports(free_port(), free_port())
+        table = measure_grpc(
+            served,
+            usual_cases(),
+            options.scratch,
+            args,
+            free_port(),
+            options.seconds,
+            environment,
+        )
+        _print("gRPC in the place of HTTP", table)
     if "overload" in parts:
         result |= overload_keys(_overload(hard, options))
     if "text-overload" in parts:
@@ -80,7 +94,7 @@ def _in_one_service(
     result: dict[str, Any] = {}
     measure = _measure(options)
     beside = []
-    args = service_args(served, options.threads)
+    args = service_args(served, options.threads, in_ingress=options.in_ingress)
     with (
         Service.ours(args, free_port(), environment=_environment(options)) as service,
         LoadGenerator(service.port) as generator,
@@ -125,7 +139,7 @@ def _variants(served: Served, options: argparse.Namespace) -> None:
 def _one_variant(
     variant: Variant, served: Served, cases: Sequence[Any], options: argparse.Namespace
 ) -> list[Overhead]:
-    args = service_args(served, options.threads)
+    args = service_args(served, options.threads, in_ingress=options.in_ingress)
     environment = variant.with_ports(free_port(), free_port())
     with (
         Service.ours(args, free_port(), environment=environment) as service,
@@ -146,6 +160,7 @@ def _overload(served: Served, options: argparse.Namespace, *, as_text: bool = Fa
             environment=_environment(options),
             factors=QUICK_FACTORS if options.quick or as_text else FACTORS,
             as_text=as_text,
+            in_ingress=options.in_ingress,
         )
     )
     print(
@@ -219,6 +234,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each arm in each round")
     parser.add_argument("--overload-seconds", type=float, default=15.0, help="of each rate")
     parser.add_argument("--variant", default="default", choices=list(VARIANTS))
+    parser.add_argument(
+        "--in-ingress", action="store_true", help="the index in the process that answers HTTP"
+    )
     parser.add_argument("--peers", nargs="*", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--plot", type=Path, nargs="*", default=[], help="PNG and SVG to write")
     parser.add_argument("--scratch", type=Path, default=Path("search-vectors") / "serving")

@@ -13,15 +13,21 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import grpc
+import numpy as np
 from google.protobuf.wrappers_pb2 import BytesValue
+from load.bodies import vector_bodies
 from ray import serve
+from shapes.served_corpus import Served
+
+from arms.overhead import WARM_S, Case
+from arms.service import ROOT, Service
 
 METHOD = "/rematch.Search/Search"
 
@@ -52,14 +58,42 @@ class GrpcIngress:
 
     async def Search(self, request: BytesValue) -> BytesValue:
         """One query by its vectors."""
-        from rematch_ray.serve.api import SearchRequest
-        from rematch_ray.serve.backend import SearchPlan
-        from rematch_ray.serve.routes import given_vectors
+        from rematch_ray.serve.api.search import SearchRequest
+        from rematch_ray.serve.backend import EncodedQuery
+        from rematch_ray.serve.wire import Asked
 
-        asked = SearchRequest.model_validate_json(request.value)
-        query = given_vectors(asked.vectors or [], asked.fused)
-        found = await self._shard.search.remote(query, SearchPlan(asked.budget, asked.candidates))
-        return BytesValue(value=json.dumps([hit.id for hit in found.hits]).encode())
+        told = SearchRequest.model_validate_json(request.value)
+        query = EncodedQuery(
+            np.array([told.vectors], np.float32), np.array([told.fused], np.float32)
+        )
+        how = {"budget": told.budget, "candidates": told.candidates}
+        found = await self._shard.search.remote(Asked(None, query, how))
+        return BytesValue(value=json.dumps([hit.id for hit in found.result.hits]).encode())
+
+
+def measure_grpc(
+    served: Served,
+    cases: Sequence[Case],
+    folder: Path,
+    args: Mapping[str, Any],
+    port: int,
+    seconds: float,
+    environment: Mapping[str, str],
+) -> list[list[str]]:
+    """Rows for people: the median of one request at a time over gRPC."""
+    told = json.dumps({"allow_anonymous": True, **args})
+    command = [str(Path(__file__).resolve()), str(port), told]
+    rows = [["request", "p50 ms over gRPC"]]
+    # Serve's proxy imports this module by name
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    environment = {**environment, "PYTHONPATH": path}
+    with Service(command, port, ready="/-/healthz", environment=environment):
+        for case in cases:
+            file = vector_bodies(folder / "grpc.jsonl", served.queries, **case.asked)
+            bodies = [line.encode() for line in file.read_text().splitlines()]
+            ask(port + 1, bodies, WARM_S)
+            rows.append([case.name, f"{ask(port + 1, bodies, seconds):.2f}"])
+    return rows
 
 
 def ask(port: int, bodies: Sequence[bytes], seconds: float) -> float:

@@ -89,12 +89,14 @@ def long_cases(served: Served) -> list[Case]:
     return [*cases, Case("16x64, all documents", {"budget": "16x64", "candidates": "all"})]
 
 
-def service_args(served: Served, threads: int, **more: Any) -> dict[str, Any]:
+def service_args(
+    served: Served, threads: int, *, in_ingress: bool = False, **more: Any
+) -> dict[str, Any]:
     """`ServeArgs` of a laptop's form: everything once, so many threads that search."""
     return {
         "index": str(served.index),
         "model": str(served.model),
-        "shard": {"num_threads": threads},
+        "shard": {"num_threads": threads, "in_ingress": in_ingress},
         "limits": {"max_candidates": 1_000_000},
         # full throughput at explicit budgets is what the controller refuses, by design
         "load": {"enabled": False},

@@ -92,6 +92,7 @@ class Setting:
     environment: Mapping[str, str]
     factors: Sequence[float] = FACTORS
     as_text: bool = False
+    in_ingress: bool = False
 
     def bodies(self, budget: str) -> Path:
         """Requests at one budget."""
@@ -151,11 +152,10 @@ def _is_borne(load: Load, bearable_ms: float) -> bool:
 
 
 def _service(setting: Setting, *, enabled: bool) -> Service:
-    from rematch_ray.serve.settings import ServeArgs
 
-    # an application without a controller is what `off` means
-    load = {"load": {"enabled": enabled}} if "load" in ServeArgs.model_fields else {}
-    args = service_args(setting.served, setting.threads, **load)
+    args = service_args(
+        setting.served, setting.threads, in_ingress=setting.in_ingress, load={"enabled": enabled}
+    )
     return Service.ours(args, setting.port, environment=setting.environment)
 
 

@@ -165,7 +165,12 @@ def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:
     """What to serve, and the shards that it is split into."""
     from rematch_ray.index.search import SearchIndex
     from rematch_ray.serve.pair import fitting_export
-    from rematch_ray.serve.settings import AccessLogSettings, EncoderSettings, ServeArgs
+    from rematch_ray.serve.settings import (
+        AccessLogSettings,
+        EncoderSettings,
+        ServeArgs,
+        ShardSettings,
+    )
 
     index = SearchIndex.open(options.index)
     export = fitting_export(index, options.model)
@@ -179,6 +184,8 @@ def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:
         allow_anonymous=local and options.api_keys_file is None,
         media_roots=tuple(roots),
         encoder=EncoderSettings(num_replicas=options.replicas),
+        # one machine: what it would win in separate processes it would lose between them
+        shard=ShardSettings(in_ingress=True),
         # the terminal of a laptop is not where a log belongs
         access_log=AccessLogSettings(enabled=not local),
     )

@@ -13,7 +13,7 @@ from ray.serve import Application
 
 from rematch_ray.serve.ingress import Ingress
 from rematch_ray.serve.set_manager import Sets
-from rematch_ray.serve.sets import bind_set, check_pair
+from rematch_ray.serve.sets import bind_set, check_pair, scaling_by_work
 from rematch_ray.serve.settings import ServeArgs
 
 
@@ -41,12 +41,14 @@ def build(args: ServeArgs) -> Application:
 
 
 def _ingress(args: ServeArgs) -> Any:
+    holds_index = args.shard.in_ingress
+    scaling = scaling_by_work(args) if holds_index else {"num_replicas": args.ingress_replicas}
     return serve.deployment(
         name="ingress",
-        num_replicas=args.ingress_replicas,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": args.shard.num_cpus if holds_index else 0},
         # the queues of the others refuse first, with an answer of ours
         max_ongoing_requests=args.encoder.max_queued_requests
         + 2 * args.shard.max_queued_requests
         + args.shard.num_threads,
+        **scaling,
     )(Ingress)

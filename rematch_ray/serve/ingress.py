@@ -3,6 +3,7 @@
 Composition only. Annotations are evaluated in this module: Serve reads those of a replica.
 """
 
+import asyncio
 import time
 
 from fastapi import FastAPI
@@ -10,6 +11,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from rematch_ray.serve.access_log import AccessLog
+from rematch_ray.serve.follower import ShardClient
 from rematch_ray.serve.handles import (
     RemoteCoordinator,
     RemoteEncoder,
@@ -19,13 +21,15 @@ from rematch_ray.serve.handles import (
 )
 from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.leases import LeasedQuota
+from rematch_ray.serve.local_shard import LocalShard
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.metrics import Recorder, collect
 from rematch_ray.serve.router import Parts, Router
 from rematch_ray.serve.routes import make_api
 from rematch_ray.serve.set_backend import PinToSet, SetBackend
-from rematch_ray.serve.sets import SetParts, handles_of
+from rematch_ray.serve.sets import SetParts, handles_of, is_in_ingress
 from rematch_ray.serve.settings import ServeArgs
+from rematch_ray.serve.shard import Shard
 from rematch_ray.serve.swap import SetSpec
 
 EXCHANGE_TIMEOUT_S = 1.0
@@ -57,6 +61,8 @@ class Ingress:
         self._keys = KeyRing.of(args)
         self._sets = RemoteSets("manager of the sets", sets, deployed, timeout_s=EXCHANGE_TIMEOUT_S)
         self._backend = SetBackend(first, self._reach, self._sets)
+        self._recorder = Recorder()
+        self._held: dict[str, LocalShard] = {}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Builds the application in the replica: an app object does not travel."""
@@ -65,26 +71,34 @@ class Ingress:
             keys=self._keys,
             limits=self._args.limits,
             media=MediaRoots(self._args.media_roots),
-            record=(Recorder(), AccessLog(self._args.access_log)),
+            record=(self._recorder, AccessLog(self._args.access_log)),
             sets=self._sets,
         )
         api.add_middleware(PinToSet, backend=self._backend)
         return api
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Work asked for and possible, where this replica holds the index."""
+        every = [shard.record_autoscaling_stats() for shard in self._held.values()]
+        return {name: sum(each[name] for each in every) for name in every[0]} if every else {}
+
     async def _reach(self, spec: SetSpec) -> Router:
         """A router over a set."""
-        parts = self._parts if spec == self._first else await handles_of(spec)
+        parts = self._parts if spec == self._first else await handles_of(spec, self._args)
+        shards: list[ShardClient] = [
+            RemoteShard(f"index shard {number}", shard) for number, shard in enumerate(parts.shards)
+        ]
+        if is_in_ingress(self._args, spec):
+            shards = [await self._hold(spec, parts.coordinator)]
         reached = Parts(
             encoder=RemoteEncoder("encoder", parts.encoder),
-            shards=[
-                RemoteShard(f"index shard {number}", shard)
-                for number, shard in enumerate(parts.shards)
-            ],
+            shards=shards,
             coordinator=RemoteCoordinator(
                 "coordinator", parts.coordinator, timeout_s=EXCHANGE_TIMEOUT_S, tries=1
             ),
             writer=RemoteWriter("writer", parts.writer, tries=1),
             collect=collect,
+            close=lambda: self._let_go(spec),
         )
         return Router(
             reached,
@@ -92,3 +106,22 @@ class Ingress:
             head_weight=self._args.head_weight,
             media=MediaRoots(self._args.media_roots),
         )
+
+    async def _hold(self, spec: SetSpec, coordinator: DeploymentHandle) -> LocalShard:
+        """The index of a set, opened in this process."""
+        settings = self._args.shard
+        shard = await asyncio.to_thread(
+            Shard,
+            spec.index,
+            settings.num_threads,
+            coordinator=coordinator,
+            record=lambda: self._recorder,
+            drift_share=self._args.drift_share,
+        )
+        held = LocalShard(shard, settings.max_queued_requests + settings.num_threads)
+        self._held[spec.name] = held
+        return held
+
+    def _let_go(self, spec: SetSpec) -> None:
+        if (held := self._held.pop(spec.name, None)) is not None:
+            held.close()

@@ -80,6 +80,7 @@ class Parts:
         coordinator: None serves without ceiling, quotas and agreed generations.
         writer: None where writes are off.
         collect: metrics of the whole service.
+        close: ends what the parts do in this process.
     """
 
     encoder: EncoderClient
@@ -87,6 +88,7 @@ class Parts:
     coordinator: CoordinatorClient | None = None
     writer: WriterClient | None = None
     collect: Callable[[], Awaitable[str]] | None = None
+    close: Callable[[], None] | None = None
 
 
 class Router:
@@ -113,6 +115,7 @@ class Router:
         self._shards = list(parts.shards)
         self._writer = parts.writer
         self._collect = parts.collect
+        self._close = parts.close
         self.quota = quota or LeasedQuota({}, clock, QuotaSettings())
         self.forecast = Forecast()
         self.follower = Follower(
@@ -230,6 +233,8 @@ class Router:
     def close(self) -> None:
         """End what runs in the background: no request will come."""
         self.follower.stop()
+        if self._close is not None:
+            self._close()
 
     async def _with_state(self, run: Callable[[Admitted], Awaitable[Any]]) -> Any:
         """Run on the current state, once more on the next one where that is gone."""

@@ -35,7 +35,7 @@ class SetParts:
 
     Attributes:
         encoder: turns items into vectors.
-        shards: of the index, in order.
+        shards: of the index, in order; none where the ingress holds it.
         coordinator: of this set: state of the index, ceiling, quotas.
         writer: of the index.
     """
@@ -84,7 +84,7 @@ def bind_set(args: ServeArgs, spec: SetSpec) -> SetParts:
     encoder = _encoder(args, spec.model)
     return SetParts(
         encoder=encoder,
-        shards=[_shard(args, spec.index, n, coordinator) for n in range(spec.num_shards)],
+        shards=[_shard(args, spec.index, n, coordinator) for n in range(_deployed(args, spec))],
         coordinator=coordinator,
         writer=_writer(args, spec.index, dict(index.identity), encoder),
     )
@@ -97,7 +97,7 @@ def build_set(args: ServeArgs, spec: SetSpec) -> Application:
     return gate.bind(parts.encoder, parts.shards, parts.coordinator, parts.writer)
 
 
-async def handles_of(spec: SetSpec) -> SetParts:
+async def handles_of(spec: SetSpec, args: ServeArgs) -> SetParts:
     """Handles of a set that is an application of its own."""
 
     def handle(deployment: str) -> DeploymentHandle:
@@ -106,7 +106,7 @@ async def handles_of(spec: SetSpec) -> SetParts:
     def all_of_them() -> SetParts:
         return SetParts(
             encoder=handle("encoder"),
-            shards=[handle(f"shard-{number}") for number in range(spec.num_shards)],
+            shards=[handle(f"shard-{number}") for number in range(_deployed(args, spec))],
             coordinator=handle("coordinator"),
             writer=handle("writer"),
         )
@@ -124,6 +124,16 @@ class Gate:
 
     def __init__(self, *parts: Any) -> None:
         self._parts = parts
+
+
+def is_in_ingress(args: ServeArgs, spec: SetSpec) -> bool:
+    """Whether the ingress holds the index of a set: one shard, and so set."""
+    return args.shard.in_ingress and spec.num_shards == 1
+
+
+def _deployed(args: ServeArgs, spec: SetSpec) -> int:
+    """Shards that are deployments."""
+    return 0 if is_in_ingress(args, spec) else spec.num_shards
 
 
 def _encoder(args: ServeArgs, model: str) -> Application:
@@ -146,7 +156,7 @@ def _shard(args: ServeArgs, index: str, number: int, coordinator: Application) -
         # searches wait in the shard, where their waiting is measured
         max_ongoing_requests=settings.max_queued_requests + settings.num_threads,
         max_queued_requests=settings.max_queued_requests,
-        **_scaling(settings, **_by_work(args)),
+        **scaling_by_work(args),
     )(Shard).bind(
         index,
         settings.num_threads,
@@ -155,6 +165,11 @@ def _shard(args: ServeArgs, index: str, number: int, coordinator: Application) -
         record=Recorder,
         drift_share=args.drift_share,
     )
+
+
+def scaling_by_work(args: ServeArgs) -> dict[str, Any]:
+    """How many replicas hold the index, by the work that is asked of them."""
+    return _scaling(args.shard, **_by_work(args))
 
 
 def _scaling(settings: EncoderSettings | ShardSettings, **policy: Any) -> dict[str, Any]:

@@ -64,6 +64,11 @@ class ShardSettings(Settings):
     num_cpus: float = Field(1.0, ge=0, description="CPUs that one replica reserves")
     num_threads: int = Field(1, ge=1, description="searches that one replica runs at a time")
     max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
+    in_ingress: bool = Field(
+        False,
+        description="hold an index that is not split in each HTTP ingress instead: less time a "
+        "request, one process fewer; num_replicas then counts ingresses, not ingress_replicas",
+    )
 
 
 class WriterSettings(Settings):

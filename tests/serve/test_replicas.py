@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import threading
 import time
 import urllib.error
@@ -107,6 +108,39 @@ def test_a_change_of_a_split_index_is_seen_as_a_whole(split: str, copy: Path) ->
     assert lives == {("set-000001", 6), ("set-000002", 3)}
 
 
+def test_an_index_in_the_ingress_answers_as_one_in_a_deployment(
+    ray_cluster: None, pair: Any, tmp_path: Path
+) -> None:
+    import ray
+    from ray import serve
+
+    path = tmp_path / "index"
+    shutil.copytree(pair.index, path)
+    held = {**SMALL, "in_ingress": True, "num_replicas": 2}
+    url = run(
+        ServeArgs(
+            index=path, model=str(pair.export), allow_anonymous=True, encoder=SMALL, shard=held
+        )
+    )
+    actors = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+    assert sum("#ingress#" in name for name in actors) == 2
+    assert not [name for name in actors if "#shard-0#" in name]
+    query = Embedder.from_pretrained(pair.export, device="cpu").encode_query("a red square")
+    [expected] = SearchIndex.open(path).search(query, budget="4x6")
+    given = {"vectors": query.vectors[0].tolist(), "budget": "4x6"}
+    status, body = ask(url, given)
+    assert status == 200, body
+    assert [(hit["id"], hit["score"]) for hit in body["results"]] == [
+        (hit.id, hit.score) for hit in expected.hits
+    ]
+    delete_documents(path, ["red"])
+    deadline = time.monotonic() + 30
+    while (live := {ask(url, given)[1]["live"] for _ in range(8)}) != {5}:
+        assert time.monotonic() < deadline, live
+        time.sleep(0.2)
+    serve.shutdown()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["shard-0", "encoder", "coordinator", "ingress"])
 def test_a_part_that_dies_under_load_loses_no_request_without_an_answer(
@@ -164,8 +198,6 @@ def test_a_part_that_dies_under_load_loses_no_request_without_an_answer(
 
 @pytest.mark.slow
 def test_changes_under_load_fail_no_request(ray_cluster: None, pair: Any, tmp_path: Path) -> None:
-    import shutil
-
     from ray import serve
 
     copy = tmp_path / "index"

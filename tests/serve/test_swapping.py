@@ -47,8 +47,16 @@ def scores_of(pair: Pair, index: Path | None = None) -> dict[str, float]:
     return {hit.id: round(hit.score, 4) for hit in found.hits}
 
 
+@pytest.fixture(scope="module", params=["in a deployment", "in the ingress"])
+def form(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Where an index that is not split is held, by two processes each."""
+    if request.param == "in the ingress":
+        return {"shard": {"num_cpus": 0.2, "in_ingress": True, "num_replicas": 2}}
+    return {"shard": {"num_cpus": 0.2}, "ingress_replicas": 2}
+
+
 @pytest.fixture(scope="module")
-def index(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(pair: Any, form: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy that may be written to."""
     path = tmp_path_factory.mktemp("written") / "index"
     shutil.copytree(pair.index, path)
@@ -56,7 +64,7 @@ def index(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: None, pair: Any, index: Path) -> Iterator[str]:
+def url(ray_cluster: None, pair: Any, index: Path, form: dict[str, Any]) -> Iterator[str]:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
@@ -71,9 +79,8 @@ def url(ray_cluster: None, pair: Any, index: Path) -> Iterator[str]:
         model=str(pair.export),
         allow_anonymous=True,
         encoder=small,
-        shard=small,
         writer=small,
-        ingress_replicas=2,
+        **form,
     )
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
     serve.run(build(args), name="test", route_prefix="/")

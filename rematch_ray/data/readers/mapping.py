@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ PARTS = ("text", "image")
 NAMES = ("id", "parent_id", "source")
 # fields that the beginning of the files did not show, or with another type, as one JSON object
 REST = "other_fields"
+ALL = "*"  # among the columns of a payload: all that are nothing else
 _PLAIN: dict[type, pa.DataType] = {
     bool: pa.bool_(),
     int: pa.int64(),
@@ -40,18 +41,24 @@ class Mapped:
         parts: (role, column) of texts and images, in reading order.
         names: the columns of `id`, `parent_id` and `source`, where there are such.
         payload: type of the payload; None = no payload.
-        kept: columns that go into the payload; None = all that are nothing else.
+        kept: columns that go into the payload, whatever else they are.
+        keeps_rest: whether all columns that are nothing else do.
     """
 
     parts: tuple[tuple[str, str], ...]
     names: tuple[tuple[str, str], ...]
     payload: pa.StructType | None
-    kept: frozenset[str] | None
+    kept: frozenset[str] = frozenset()
+    keeps_rest: bool = True
 
     @property
     def used(self) -> frozenset[str]:
         """Columns that are part of the item itself."""
         return frozenset(column for _, column in (*self.parts, *self.names))
+
+    def is_kept(self, column: str) -> bool:
+        """Whether a column goes into the payload, if it can."""
+        return column in self.kept or (self.keeps_rest and column not in self.used)
 
     @property
     def has_images(self) -> bool:
@@ -79,7 +86,7 @@ def map_columns(
     Raises:
         SchemaError: a named column is not there, or none is text or image.
     """
-    told = tuple((role, column) for role, column in settings.columns if column)
+    told = tuple((role, column) for role, column in settings.columns if column not in ("", ALL))
     for role, column in told:
         if role in SAMPLE_ROLES:
             raise SchemaError(
@@ -96,15 +103,13 @@ def map_columns(
             f"{where}: no column is text or image (columns: {', '.join(schema.names) or 'none'}); "
             "say which, as in --columns text=caption,image=img,id=key"
         )
-    taken = {column for _, column in told}
+    taken = {column for role, column in told if role != "payload"}
     names = tuple(pair for pair in told if pair[0] in NAMES)
     missing = [role for role in NAMES if role not in dict(names) and role not in taken]
     names += _same(schema, missing)
-    kept = None
-    if any(role == "payload" for role, _ in settings.columns):
-        kept = frozenset(settings.columns_for("payload")) - {""}
-    mapped = Mapped(parts, names, None, kept)
-    return Mapped(parts, names, _payload_type(schema, mapped, is_open), kept)
+    wanted = frozenset(settings.columns_for("payload"))
+    mapped = Mapped(parts, names, None, wanted - {"", ALL}, not wanted or ALL in wanted)
+    return replace(mapped, payload=_payload_type(schema, mapped, is_open))
 
 
 def item_row(
@@ -143,12 +148,12 @@ def payload_row(values: Mapping[str, Any], mapped: Mapped) -> Row | None:
     made, rest = {}, {}
     types = {field.name: field.type for field in mapped.payload if field.name != REST}
     for name, value in values.items():
-        if value is None or isinstance(value, bytes) or name in mapped.used:
+        if value is None or isinstance(value, bytes) or not mapped.is_kept(name):
             continue
         if name in types and _fits(value, types[name]):
             text = pa.types.is_string(types[name]) and not isinstance(value, str)
             made[name] = _json(value) if text else value
-        elif mapped.kept is None or name in mapped.kept:
+        else:
             rest[name] = value
     if rest and mapped.payload.get_field_index(REST) >= 0:
         made[REST] = _json(rest)
@@ -181,12 +186,9 @@ def _payload_type(schema: pa.Schema, mapped: Mapped, is_open: bool) -> pa.Struct
     fields = [
         pa.field(field.name, _plain(field.type))
         for field in schema
-        if field.name not in mapped.used
-        and field.name != REST
-        and (mapped.kept is None or field.name in mapped.kept)
-        and not _has_bytes(field.type)
+        if field.name != REST and mapped.is_kept(field.name) and not _has_bytes(field.type)
     ]
-    if is_open and mapped.kept != frozenset():
+    if is_open and (mapped.kept or mapped.keeps_rest):
         fields.append(pa.field(REST, pa.string()))
     return pa.struct(fields) if fields else None
 

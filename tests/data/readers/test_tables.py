@@ -77,6 +77,25 @@ def test_the_payload_can_be_chosen_or_left_out(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.csv"])
+def test_the_text_itself_is_payload_where_it_is_named(folder: Path, name: str) -> None:
+    path = write(folder / name, [row(0, extra="x")])
+    for chosen, expected in (
+        ("caption", {"caption": "caption 0"}),
+        ("caption+*", {"caption": "caption 0", "year": 2000, "extra": "x"}),
+        ("*", {"year": 2000, "extra": "x"}),
+    ):
+        [found] = read_items(path, columns=f"{COLUMNS},payload={chosen}")
+        kept = {k: v for k, v in found["payload"].items() if v is not None}
+        assert (kept, texts(found)[1:]) == (expected, ["title 0", "caption 0"])
+
+
+def test_an_id_that_is_payload_too_is_still_the_id(folder: Path) -> None:
+    path = write(folder / "rows.jsonl", [{"id": "a", "text": "one"}])
+    [found] = read_items(path, columns="payload=id")
+    assert (found["id"], found["payload"]["id"]) == ("a", "a")
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.csv"])
 def test_a_wrong_column_is_named_with_the_one_it_resembles(folder: Path, name: str) -> None:
     path = write(folder / name, [row(0)])
     with pytest.raises(SchemaError, match=r"no column 'captoin' for text; did you mean caption\?"):

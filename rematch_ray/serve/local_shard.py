@@ -1,0 +1,50 @@
+"""A shard in the process of its router: no hop, no pickle.
+
+Knows shards and no Ray.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rematch_ray.serve.backend import OverloadedError
+from rematch_ray.serve.wire import Asked, Found
+
+if TYPE_CHECKING:
+    from rematch_ray.serve.shard import Shard
+
+
+class LocalShard:
+    """See `follower.ShardClient`.
+
+    Args:
+        shard: that is called.
+        most: searches that run or wait at a time; one more is refused.
+    """
+
+    def __init__(self, shard: Shard, most: int) -> None:
+        self._shard = shard
+        self._most = most
+        self._under_way = 0
+
+    async def search(self, asked: Asked) -> Found:
+        """The hits of one query; OverloadedError where the queue is full."""
+        if self._under_way >= self._most:
+            raise OverloadedError("the queue of the index is full; try again in a moment")
+        self._under_way += 1
+        try:
+            return await self._shard.search(asked)
+        finally:
+            self._under_way -= 1
+
+    async def ask(self, method: str, *values: Any) -> Any:
+        """Any other method of the shard."""
+        return await getattr(self._shard, method)(*values)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """See `Shard.record_autoscaling_stats`."""
+        return self._shard.record_autoscaling_stats()
+
+    def close(self) -> None:
+        """No search will come."""
+        self._shard.close()
