@@ -40,6 +40,7 @@ from arms.overhead import (
 from arms.overload import FACTORS, Overload, Setting, measure_overload, overload_table
 from arms.peer_services import NAMES, measure_ours, measure_peer, peer_table
 from arms.service import Service
+from arms.soak import answer_table, run_soak, soak_table, soaked_index
 from arms.text_queries import measure_texts, text_table
 from arms.variants import VARIANTS, Variant
 from load.driver import LoadGenerator
@@ -48,7 +49,7 @@ from shapes.served_corpus import HEAVY, HEAVY_QUICK_DOCUMENTS, Served, heavy, pa
 
 from rematch_ray.evaluation.report import plain_table
 
-PARTS = ("overhead", "variants", "grpc", "texts", "overload", "text-overload", "peers")
+PARTS = ("overhead", "variants", "grpc", "texts", "overload", "text-overload", "peers", "soak")
 QUICK_PARTS = ("overhead", "texts", "overload")
 QUICK_FACTORS = (0.5, 1.5, 3.0)
 
@@ -56,7 +57,9 @@ QUICK_FACTORS = (0.5, 1.5, 3.0)
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; see the module's text."""
     options = _parser().parse_args(argv)
-    parts = options.parts or (QUICK_PARTS if options.quick else PARTS)
+    # half an hour, and nothing is compared: only by name
+    usual = tuple(part for part in PARTS if part != "soak")
+    parts = options.parts or (QUICK_PARTS if options.quick else usual)
     hard = heavy(options.folder, HEAVY_QUICK_DOCUMENTS if options.quick else HEAVY.num_documents)
     # pages take an hour to embed at first: quick runs ask the synthetic vectors all
     served = hard if options.quick else pages(options.folder, options.rows)
@@ -82,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
         result |= overload_keys(_overload(hard, options))
     if "text-overload" in parts:
         _overload(served, options, as_text=True)
+    if "soak" in parts:
+        _soak(served, options)
     result["machine"] = f"{os.cpu_count()} cores, load generator among them"
     print(json.dumps(result))
     return 0
@@ -147,6 +152,17 @@ def _one_variant(
     ):
         measure = {**_measure(options), "rounds": min(2, options.rounds)}
         return measure_overhead(service, generator, served, cases, options.scratch, **measure)
+
+
+def _soak(served: Served, options: argparse.Namespace) -> None:
+    args = service_args(served, options.threads, in_ingress=options.in_ingress, load={})
+    args["index"] = str(soaked_index(served, options.scratch))
+    with Service.ours(args, free_port(), environment=_environment(options)) as service:
+        rounds = run_soak(
+            service, served, options.scratch, rate=options.soak_rate, minutes=options.soak_minutes
+        )
+    _print("private memory", soak_table(rounds))
+    _print("answers", answer_table(rounds))
 
 
 def _overload(served: Served, options: argparse.Namespace, *, as_text: bool = False) -> Overload:
@@ -233,6 +249,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each arm in each round")
     parser.add_argument("--overload-seconds", type=float, default=15.0, help="of each rate")
+    parser.add_argument("--soak-minutes", type=float, default=30.0)
+    parser.add_argument("--soak-rate", type=float, default=20.0, help="searches a second")
     parser.add_argument("--variant", default="default", choices=list(VARIANTS))
     parser.add_argument(
         "--in-ingress", action="store_true", help="the index in the process that answers HTTP"

@@ -74,8 +74,8 @@ class CpuMeter:
         """Returns sums by what processes call themselves in full, largest first."""
         sums: dict[str, float] = {}
         for (pid, start), value in seconds.items():
-            title = _title(pid) or self._names[(pid, start)]
-            sums[title] = sums.get(title, 0.0) + value
+            name = title(pid) or self._names[(pid, start)]
+            sums[name] = sums.get(name, 0.0) + value
         return dict(sorted(sums.items(), key=lambda entry: -entry[1]))
 
     @contextmanager
@@ -105,7 +105,7 @@ def _below(root: int, parents: dict[int, int]) -> set[int]:
     return below & parents.keys()
 
 
-def _title(pid: int) -> str:
+def title(pid: int) -> str:
     """The first word of a command line: a process of Ray's says there what it does."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from meters.cpu import title
+
 SAMPLE_S = 0.5
 MIB = 2**20
 
@@ -61,6 +63,17 @@ def watched() -> Iterator[JobMemory]:
         thread.join()
 
 
+def private_by_title(root: int) -> dict[str, float]:
+    """MiB of private memory of a process and all below it, by what they call themselves."""
+    parents = _parents()
+    sums: dict[str, float] = {}
+    for pid in sorted(parents):
+        if pid == root or _is_below(pid, parents, root):
+            name = title(pid) or _name(pid)
+            sums[name] = sums.get(name, 0.0) + _private(pid)
+    return sums
+
+
 def _private(pid: int) -> float:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -72,27 +85,45 @@ def _private(pid: int) -> float:
 
 def _workers() -> Iterator[tuple[int, str]]:
     """Ray's workers below this process, by what their title says they do, idle ones too."""
-    parents: dict[int, int] = {}
-    titles: dict[int, str] = {}
+    parents = _parents()
+    for pid in parents:
+        name = title(pid)
+        is_ours = _is_below(pid, parents, os.getpid()) and "Agent" not in name
+        if is_ours and _is_of_ray(pid):
+            yield pid, name.partition("(")[0].strip(": ")
+
+
+def _parents() -> dict[int, int]:
+    """The parent of every process."""
+    found: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            parents[int(entry.name)] = int(
-                (entry / "stat").read_text().rpartition(")")[2].split()[1]
-            )
-            titles[int(entry.name)] = (entry / "cmdline").read_text().strip("\0").split("\0")[0]
+            found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    for pid, title in titles.items():
-        if title.startswith("ray::") and "Agent" not in title and _is_below(pid, parents):
-            yield pid, title.removeprefix("ray::").partition("(")[0].strip(": ")
+    return found
 
 
-def _is_below(pid: int, parents: dict[int, int]) -> bool:
+def _is_below(pid: int, parents: dict[int, int], root: int) -> bool:
     while pid > 1:
         pid = parents.get(pid, 0)
-        if pid == os.getpid():
+        if pid == root:
             return True
     return False
+
+
+def _is_of_ray(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::")
+    except OSError:
+        return False
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "ended"
 
 
 def _object_store() -> float:

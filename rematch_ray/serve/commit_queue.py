@@ -168,4 +168,5 @@ class CommitQueue:
             # documents are safe without it, and the next change tries again
             logger.warning("segments were not merged: %s", error)
         except Exception:
+            # raised here it would end the queue, and with it all writing
             logger.exception("segments were not merged")
