@@ -11,12 +11,12 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.hits import SearchResult
 from rematch_ray.index.queries import QueryVectors
-from rematch_ray.index.search import SearchIndex
+from rematch_ray.scoring.budget import Ladder
 
 WINDOW = 500
 _Z_95 = 1.959964
@@ -46,6 +46,26 @@ class DriftEstimate:
         return self.promised is not None and self.high < self.promised
 
 
+class Searched(Protocol):
+    """What answered a search, and can be asked for all of it."""
+
+    @property
+    def generation(self) -> str:
+        """Name of the state that is searched."""
+        ...
+
+    @property
+    def ladder(self) -> Ladder:
+        """Budgets."""
+        ...
+
+    def search(
+        self, query: Any, *, budget: str, candidates: Literal["all"], top_k: int
+    ) -> list[SearchResult]:
+        """See `SearchIndex.search`; the query is of the kind that was searched with."""
+        ...
+
+
 class DriftCheck:
     """Runs a share of searches again and keeps what they found; one thread at a time.
 
@@ -60,7 +80,7 @@ class DriftCheck:
     """
 
     def __init__(
-        self, index: SearchIndex, share: float, seed: int = 0, *, window: int = WINDOW
+        self, index: Searched, share: float, seed: int = 0, *, window: int = WINDOW
     ) -> None:
         if not 0.0 <= share <= 1.0:
             raise UserError(f"share {share} is not possible: give a number from 0 to 1")

@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from rematch_ray.serve.access_log import AccessLog
+from rematch_ray.serve.drifting import DriftWatch
 from rematch_ray.serve.follower import ShardClient
 from rematch_ray.serve.handles import (
     RemoteCoordinator,
@@ -105,6 +106,7 @@ class Ingress:
             quota=LeasedQuota(self._keys.quotas, time.monotonic, self._args.quotas),
             head_weight=self._args.head_weight,
             media=MediaRoots(self._args.media_roots),
+            drift=DriftWatch(self._args.drift_share, self._recorder.checked),
         )
 
     async def _hold(self, spec: SetSpec, coordinator: DeploymentHandle) -> LocalShard:

@@ -28,6 +28,7 @@ from rematch_ray.serve.backend import (
     Side,
     WriteResult,
 )
+from rematch_ray.serve.drifting import DriftWatch
 from rematch_ray.serve.follower import Admitted, CoordinatorClient, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
 from rematch_ray.serve.leases import LeasedQuota
@@ -99,6 +100,7 @@ class Router:
         quota: of the keys; None limits nobody.
         head_weight: of the matching head where it is forced and was not measured.
         media: where raw documents may be read from.
+        drift: checks searches of an index that is split.
         clock: seconds, monotonic; that of deadlines.
     """
 
@@ -109,6 +111,7 @@ class Router:
         quota: LeasedQuota | None = None,
         head_weight: float = HEAD_WEIGHT,
         media: MediaRoots = NO_MEDIA,
+        drift: DriftWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._encoder = parts.encoder
@@ -133,6 +136,7 @@ class Router:
             quota=self.quota,
             head_weight=head_weight,
             media=media,
+            drift=drift,
             clock=clock,
         )
         self._model: tuple[Mapping[str, Any], str] | None = None

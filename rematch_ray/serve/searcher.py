@@ -22,6 +22,7 @@ from rematch_ray.serve.backend import (
     OverloadedError,
     SearchPlan,
 )
+from rematch_ray.serve.drifting import DriftWatch
 from rematch_ray.serve.follower import Admitted, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
 from rematch_ray.serve.leases import LeasedQuota
@@ -30,7 +31,7 @@ from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.planning import Decision
 from rematch_ray.serve.raw_documents import raw_documents
 from rematch_ray.serve.searching import cut_hits
-from rematch_ray.serve.split import SplitIndex
+from rematch_ray.serve.split import AdmittedSearch, SplitIndex
 from rematch_ray.serve.wire import Asked, Found
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Searcher:
         quota: of the keys.
         head_weight: of the matching head where it is forced and was not measured.
         media: where raw documents may be read from.
+        drift: checks searches of an index that is split; one shard does so itself.
         clock: seconds, monotonic; that of deadlines.
     """
 
@@ -65,6 +67,7 @@ class Searcher:
         quota: LeasedQuota,
         head_weight: float,
         media: MediaRoots = NO_MEDIA,
+        drift: DriftWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shards = list(shards)
@@ -75,6 +78,7 @@ class Searcher:
         self._quota = quota
         self._head_weight = head_weight
         self._media = media
+        self._drift = drift
         self._clock = clock
 
     async def search(
@@ -155,6 +159,7 @@ class Searcher:
                 found = await self._shards[0].search(asked)
             else:
                 found = await self._split.search(admitted, asked)
+                self._check_drift(admitted, asked, found)
             waited_s = found.queue_ms / 1e3
         finally:
             self._follower.waits.end(number, waited_s)
@@ -162,6 +167,12 @@ class Searcher:
         self._forecast.take(option.name, option.dot_products, found.search_ms)
         self._forecast.take_delay(took_ms - found.search_ms, found.queue_ms)
         return found
+
+    def _check_drift(self, admitted: Admitted, asked: Asked, found: Found) -> None:
+        if self._drift is None or self._split is None or not asked.is_whole:
+            return
+        searched = AdmittedSearch(self._split, admitted, asyncio.get_running_loop())
+        self._drift.offer(searched, asked.query, found.result)
 
     async def _rerank(
         self, answer: Answer, plan: SearchPlan, head: Head, run: Callable[[], Awaitable[Odds]]

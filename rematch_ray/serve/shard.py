@@ -105,7 +105,7 @@ class Shard:
         waited = _waited(arrived, asked.left_s)
         opened = self._held.opened(asked.generation)
         found = search_opened(opened, asked, 1e3 * waited)
-        if asked.offset == 0 and asked.exclude is None and asked.min_score is None:
+        if asked.is_whole:
             self._drift.offer(opened.index, asked.query, found.result)
         self._meter.done(found.dot_products, found.search_ms / 1e3, as_asked=asked.as_asked)
         return found

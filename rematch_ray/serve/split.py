@@ -13,7 +13,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -30,7 +31,9 @@ from rematch_ray.index.sharding.hashing import route
 from rematch_ray.index.sharding.phases import Filter
 from rematch_ray.index.sharding.scatter import ShardedRequest, search_shards
 from rematch_ray.index.stages import require_fused
+from rematch_ray.scoring.budget import Ladder
 from rematch_ray.serve.ahead import Ahead, AheadAsked
+from rematch_ray.serve.backend import EncodedQuery
 from rematch_ray.serve.facts import IndexFacts
 from rematch_ray.serve.follower import Admitted, ShardClient
 from rematch_ray.serve.replay import Foreseen, RemotePhases, Replay
@@ -224,6 +227,39 @@ class SplitIndex:
         for some, part in zip(routed.values(), parts, strict=True):
             vectors[[places[name] for name in some]] = part
         return vectors
+
+
+@dataclass(frozen=True)
+class AdmittedSearch:
+    """One state of a split index, asked from a thread beside the event loop: see `index.drift`.
+
+    Attributes:
+        split: the index.
+        admitted: its state.
+        loop: that the shards are asked from.
+    """
+
+    split: SplitIndex
+    admitted: Admitted
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def generation(self) -> str:
+        """Name of the state."""
+        return self.admitted.state.name
+
+    @property
+    def ladder(self) -> Ladder:
+        """Budgets."""
+        return self.admitted.planner.facts.rungs
+
+    def search(
+        self, query: EncodedQuery, *, budget: str, candidates: Literal["all"], top_k: int
+    ) -> list[SearchResult]:
+        """One query; errors as of `Shard.search`."""
+        asked = Asked(None, query, {"budget": budget, "candidates": candidates}, limit=top_k)
+        search = self.split.search(self.admitted, asked)
+        return [asyncio.run_coroutine_threadsafe(search, self.loop).result().result]
 
 
 def _checked(asked: Asked, facts: IndexFacts) -> Queries:

@@ -62,6 +62,11 @@ class Asked:
     with_fused: bool = False
     left_s: float | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the hits are the best ones, with none left out."""
+        return self.offset == 0 and self.exclude is None and self.min_score is None
+
 
 @dataclass(frozen=True)
 class Found:
