@@ -117,6 +117,7 @@ class SearchPlan:
         with_explain: whether each hit comes with its matrix of similarities.
         exclude: an id that is left out: the document a `like` search started from.
         item: the query itself, where the matching head is to read it.
+        allow_partial: whether shards that do not answer are left out.
     """
 
     budget: str | None = None
@@ -137,6 +138,7 @@ class SearchPlan:
     with_explain: bool = False
     exclude: str | None = None
     item: Item | None = None
+    allow_partial: bool = False
 
     @property
     def is_auto(self) -> bool:

@@ -6,12 +6,14 @@ to a small part of one core, and tells what it found. Knows no Ray and no reques
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from rematch_ray.index.drift import DriftCheck, Searched
 from rematch_ray.serve.backend import (
@@ -20,10 +22,13 @@ from rematch_ray.serve.backend import (
     NotReadyError,
     OverloadedError,
 )
-from rematch_ray.serve.wire import GenerationGoneError
+from rematch_ray.serve.wire import Asked, GenerationGoneError
 
 if TYPE_CHECKING:
     from rematch_ray.index.hits import SearchResult
+    from rematch_ray.scoring.budget import Ladder
+    from rematch_ray.serve.follower import Admitted
+    from rematch_ray.serve.split import SplitIndex
 
 # after a check, rest so many times as long as it took: 2 % of a core at most
 _REST = 50
@@ -102,3 +107,36 @@ class DriftWatch:
             now = self._clock()
             self._rest_until = now + _REST * (now - started)
             self._is_busy = False
+
+
+@dataclass(frozen=True)
+class AdmittedSearch:
+    """One state of a split index, asked from a thread beside the event loop: see `index.drift`.
+
+    Attributes:
+        split: the index.
+        admitted: its state.
+        loop: that the shards are asked from.
+    """
+
+    split: SplitIndex
+    admitted: Admitted
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def generation(self) -> str:
+        """Name of the state."""
+        return self.admitted.state.name
+
+    @property
+    def ladder(self) -> Ladder:
+        """Budgets."""
+        return self.admitted.planner.facts.rungs
+
+    def search(
+        self, query: EncodedQuery, *, budget: str, candidates: Literal["all"], top_k: int
+    ) -> list[SearchResult]:
+        """One query; errors as of `Shard.search`."""
+        asked = Asked(None, query, {"budget": budget, "candidates": candidates}, limit=top_k)
+        search = self.split.search(self.admitted, asked)
+        return [asyncio.run_coroutine_threadsafe(search, self.loop).result().result]

@@ -57,10 +57,12 @@ class Admitted:
     Attributes:
         state: generations of the shards.
         planner: over the facts of that state.
+        live: documents of each shard.
     """
 
     state: State
     planner: Planner
+    live: tuple[int, ...]
 
 
 class Follower:
@@ -190,7 +192,8 @@ class Follower:
                 for shard, generation in zip(self._shards, state.generations, strict=True)
             )
         )
-        self._admitted = Admitted(state, Planner(summed(parts, state.name)))
+        live = tuple(part.live for part in parts)
+        self._admitted = Admitted(state, Planner(summed(parts, state.name)), live)
         return self._admitted
 
     def _report(self) -> RouterReport:

@@ -22,7 +22,7 @@ from rematch_ray.serve.backend import (
     OverloadedError,
     SearchPlan,
 )
-from rematch_ray.serve.drifting import DriftWatch
+from rematch_ray.serve.drifting import AdmittedSearch, DriftWatch
 from rematch_ray.serve.follower import Admitted, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
 from rematch_ray.serve.leases import LeasedQuota
@@ -31,7 +31,7 @@ from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.planning import Decision
 from rematch_ray.serve.raw_documents import raw_documents
 from rematch_ray.serve.searching import cut_hits
-from rematch_ray.serve.split import AdmittedSearch, SplitIndex
+from rematch_ray.serve.split import SplitIndex
 from rematch_ray.serve.wire import Asked, Found
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Searcher:
         self._quota.settle(caller.name, expected, found.dot_products)
         answer = Answer(
             result=_explained_choice(found.result, decision),
-            degraded=decision.degraded,
+            degraded=(*decision.degraded, *(("shard_missing",) if found.missing else ())),
             dot_products=found.dot_products,
             queue_ms=found.queue_ms,
             search_ms=found.search_ms,
@@ -149,6 +149,7 @@ class Searcher:
             exclude=plan.exclude,
             with_fused=head is not None and head.item is None,
             left_s=None if left_ms is None else left_ms / 1e3,
+            allow_partial=plan.allow_partial,
         )
         expected_ms = option.mean_ms(self._forecast)
         began = self._clock()

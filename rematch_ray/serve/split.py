@@ -2,19 +2,20 @@
 
 Every shard runs ahead (`ahead`), the cuts over all of them are replayed (`replay`); what a shard
 did not foresee is asked for in one more call, and so are the words of a hybrid search (`words`),
-once all shards have counted them. Knows shards by a protocol, and no Ray.
+once all shards have counted them. A shard that is lost is left out where the request allows it.
+Knows shards by a protocol, and no Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,11 +32,11 @@ from rematch_ray.index.sharding.hashing import route
 from rematch_ray.index.sharding.phases import Filter
 from rematch_ray.index.sharding.scatter import ShardedRequest, search_shards
 from rematch_ray.index.stages import require_fused
-from rematch_ray.scoring.budget import Ladder
 from rematch_ray.serve.ahead import Ahead, AheadAsked
-from rematch_ray.serve.backend import EncodedQuery
+from rematch_ray.serve.backend import NotReadyError
 from rematch_ray.serve.facts import IndexFacts
 from rematch_ray.serve.follower import Admitted, ShardClient
+from rematch_ray.serve.partial import ShardsLostError, answers_of
 from rematch_ray.serve.replay import Foreseen, RemotePhases, Replay
 from rematch_ray.serve.searching import cut_hits, spent_on
 from rematch_ray.serve.wire import Asked, Found
@@ -43,6 +44,7 @@ from rematch_ray.serve.words import WordsAsked, fuse_shards
 
 _KEPT_COUNTS = 256
 _THREADS = 16
+logger = logging.getLogger(__name__)
 
 
 class SplitIndex:
@@ -60,12 +62,34 @@ class SplitIndex:
         self._counts: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
 
     async def search(self, admitted: Admitted, asked: Asked) -> Found:
-        """The hits of one query over all shards; arguments and errors as of `Shard.search`."""
+        """The hits of one query over all shards; arguments and errors as of `Shard.search`.
+
+        Raises:
+            NotReadyError: a shard does not answer, or none where the request does without some.
+        """
+        everyone = range(len(self._shards))
+        try:
+            return await self._search(admitted, asked, everyone)
+        except ShardsLostError as error:
+            lost = error
+        living = [number for number in everyone if number not in lost.numbers]
+        if not living:
+            raise NotReadyError("no shard of the index answers; ask again")
+        logger.warning("searched without some: %s", lost)
+        try:
+            found = await self._search(admitted, asked, living)
+        except ShardsLostError as more:
+            raise NotReadyError(f"{lost}, then {more}; ask again") from more
+        result = replace(found.result, exact=False, expected_recall=None)
+        return replace(found, result=result, missing=lost.numbers)
+
+    async def _search(self, admitted: Admitted, asked: Asked, living: Sequence[int]) -> Found:
+        """Over some shards; ShardsLostError where one of them is lost and the request allows it."""
         began = time.perf_counter()
         facts = admitted.planner.facts
         queries = _checked(asked, facts)
         hybrid = _hybrid(asked)
-        counts = await self._count(admitted, asked.how.get("filter"))
+        counts = await self._count(admitted, asked, living)
         top_k = asked.offset + asked.limit + (asked.exclude is not None)
         choice, request = _request(asked, facts, sum(counts), top_k, admitted.state.name)
         deep = request
@@ -73,12 +97,18 @@ class SplitIndex:
             deep = replace(request, top_k=list_depth(top_k), group_by=None)
         if choice.plan.budget.is_fused:
             require_fused(queries, "budget 'fused'")
-        aheads = await self._run_ahead(admitted, asked, queries, deep, hybrid)
-        result = await self._replay(admitted, aheads, queries, deep)
+        aheads = await self._run_ahead(admitted, asked, living, queries, deep, hybrid)
+        result = await self._replay(admitted, living, aheads, queries, deep)
         if hybrid is not None:
             statistics = [ahead.statistics for ahead in aheads if ahead.statistics is not None]
             result = await self._add_words(
-                admitted, queries, hybrid, LexicalStatistics.total(statistics), request, result
+                admitted,
+                living,
+                queries,
+                hybrid,
+                LexicalStatistics.total(statistics),
+                request,
+                result,
             )
         result = choice.mark(result, facts.rungs.top, is_hybrid=hybrid is not None)
         queue_ms = max(ahead.queue_ms for ahead in aheads)
@@ -99,6 +129,7 @@ class SplitIndex:
         self,
         admitted: Admitted,
         asked: Asked,
+        living: Sequence[int],
         queries: Queries,
         request: ShardedRequest,
         hybrid: Hybrid | None,
@@ -119,16 +150,16 @@ class SplitIndex:
             text=None if hybrid is None else hybrid.texts[0],
             model=asked.query.model,
         )
-        return await asyncio.gather(
-            *(
-                shard.ask("ahead", replace(one, generation=generation))
-                for shard, generation in zip(self._shards, admitted.state.generations, strict=True)
-            )
-        )
+        generations = admitted.state.generations
+        calls = {
+            n: self._shards[n].ask("ahead", replace(one, generation=generations[n])) for n in living
+        }
+        return await answers_of(calls, asked)
 
     async def _replay(
         self,
         admitted: Admitted,
+        living: Sequence[int],
         aheads: Sequence[Ahead],
         queries: Queries,
         request: ShardedRequest,
@@ -136,8 +167,7 @@ class SplitIndex:
         """The cuts over all shards."""
         loop = asyncio.get_running_loop()
         remotes = [
-            RemotePhases(shard, generation, loop)
-            for shard, generation in zip(self._shards, admitted.state.generations, strict=True)
+            RemotePhases(self._shards[n], admitted.state.generations[n], loop) for n in living
         ]
         group = Replay([Foreseen(ahead) for ahead in aheads], remotes, self._missing)
         [result] = await loop.run_in_executor(
@@ -148,6 +178,7 @@ class SplitIndex:
     async def _add_words(
         self,
         admitted: Admitted,
+        living: Sequence[int],
         queries: Queries,
         hybrid: Hybrid,
         statistics: LexicalStatistics,
@@ -157,7 +188,7 @@ class SplitIndex:
         """What the vectors found, and what the words find, as one ranking."""
         hits = {hit.id: hit for hit in found.hits}
         routed = route(list(hits), len(self._shards))
-        mine = [[hits[name] for name in routed.get(n, ())] for n in range(len(self._shards))]
+        mine = [[hits[name] for name in routed.get(n, ())] for n in living]
         one = WordsAsked(
             generation="",
             query=queries,
@@ -170,17 +201,15 @@ class SplitIndex:
         )
         parts = await asyncio.gather(
             *(
-                shard.ask(
+                self._shards[n].ask(
                     "words",
                     replace(
                         one,
-                        generation=generation,
+                        generation=admitted.state.generations[n],
                         hits=tuple((hit.id, hit.score) for hit in some),
                     ),
                 )
-                for shard, generation, some in zip(
-                    self._shards, admitted.state.generations, mine, strict=True
-                )
+                for n, some in zip(living, mine, strict=True)
             )
         )
         return fuse_shards(
@@ -193,24 +222,23 @@ class SplitIndex:
             num_allowed=request.filter_stage["out"],
         )
 
-    async def _count(self, admitted: Admitted, filter: Filter) -> list[int]:
-        """Documents of each shard that pass a filter; the last few filters are remembered."""
+    async def _count(self, admitted: Admitted, asked: Asked, living: Sequence[int]) -> list[int]:
+        """Documents of some shards that pass the filter; the last few filters are remembered."""
+        filter: Filter = asked.how.get("filter")
         if not filter:
-            return [admitted.planner.facts.live]
+            return [admitted.live[n] for n in living]
         conditions = check_filter(filter, admitted.planner.facts.fields)
         key = (admitted.state.name, json.dumps(conditions))
         if (known := self._counts.get(key)) is not None:
-            return known
-        counted = await asyncio.gather(
-            *(
-                shard.ask("count", generation, filter)
-                for shard, generation in zip(self._shards, admitted.state.generations, strict=True)
-            )
-        )
-        self._counts[key] = list(counted)
-        if len(self._counts) > _KEPT_COUNTS:
-            self._counts.popitem(last=False)
-        return list(counted)
+            return [known[n] for n in living]
+        generations = admitted.state.generations
+        calls = {n: self._shards[n].ask("count", generations[n], filter) for n in living}
+        counted = await answers_of(calls, asked)
+        if len(living) == len(self._shards):
+            self._counts[key] = counted
+            if len(self._counts) > _KEPT_COUNTS:
+                self._counts.popitem(last=False)
+        return counted
 
     async def _fused(self, admitted: Admitted, ids: Sequence[str]) -> Float32:
         """(ids, F) fused vectors, each from the shard that holds it."""
@@ -227,39 +255,6 @@ class SplitIndex:
         for some, part in zip(routed.values(), parts, strict=True):
             vectors[[places[name] for name in some]] = part
         return vectors
-
-
-@dataclass(frozen=True)
-class AdmittedSearch:
-    """One state of a split index, asked from a thread beside the event loop: see `index.drift`.
-
-    Attributes:
-        split: the index.
-        admitted: its state.
-        loop: that the shards are asked from.
-    """
-
-    split: SplitIndex
-    admitted: Admitted
-    loop: asyncio.AbstractEventLoop
-
-    @property
-    def generation(self) -> str:
-        """Name of the state."""
-        return self.admitted.state.name
-
-    @property
-    def ladder(self) -> Ladder:
-        """Budgets."""
-        return self.admitted.planner.facts.rungs
-
-    def search(
-        self, query: EncodedQuery, *, budget: str, candidates: Literal["all"], top_k: int
-    ) -> list[SearchResult]:
-        """One query; errors as of `Shard.search`."""
-        asked = Asked(None, query, {"budget": budget, "candidates": candidates}, limit=top_k)
-        search = self.split.search(self.admitted, asked)
-        return [asyncio.run_coroutine_threadsafe(search, self.loop).result().result]
 
 
 def _checked(asked: Asked, facts: IndexFacts) -> Queries:

@@ -48,6 +48,7 @@ class Asked:
         exclude: id that is left out, or None.
         with_fused: whether the fused vectors of the hits come with them.
         left_s: seconds until the deadline; a search that has waited longer is not begun.
+        allow_partial: whether shards that do not answer are left out.
     """
 
     generation: str | None
@@ -61,6 +62,7 @@ class Asked:
     exclude: str | None = None
     with_fused: bool = False
     left_s: float | None = None
+    allow_partial: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -78,6 +80,7 @@ class Found:
         queue_ms: from the arrival of the request to the start of the search.
         search_ms: the search.
         fused: (hits, F) float32, where asked for.
+        missing: shards that did not answer, of an index that is split.
     """
 
     result: SearchResult
@@ -85,6 +88,7 @@ class Found:
     queue_ms: float
     search_ms: float
     fused: Float32 | None = None
+    missing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

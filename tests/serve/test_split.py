@@ -1,5 +1,6 @@
 """An index that is served from several shards answers as one that is searched in process."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 from rematch_ray.errors import UserError
 from rematch_ray.index import planner
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.serve import ahead
+from rematch_ray.index.sharding.hashing import shard_of
+from rematch_ray.serve import ahead, partial
 from rematch_ray.serve.backend import NotReadyError, Rerank, SearchPlan
 from rematch_ray.serve.router import Router
 from tests.serve.local import LocalShard, build, embeddings, query, router_over, shards_of
@@ -121,6 +123,50 @@ def _without_times(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for stage in stages
         if "lexical" in stage["name"] or "fusion" in stage["name"]
     ]
+
+
+LOST = 1
+
+
+@pytest.mark.parametrize("how", ["refused", "silent"])
+async def test_a_lost_shard_is_left_out_where_the_request_allows_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(partial, "PATIENCE_S", 0.5)
+    whole = SearchIndex.open(folder / "index-1")
+    router, shards = served(folder, 5)
+    asked = SearchPlan(budget="4x8", candidates="all", filter={"number": [1, 2]})
+    await router.search(query(), SearchPlan())
+
+    async def lose(method: str, *values: Any) -> Any:
+        if how == "refused":
+            raise NotReadyError("index shard 1 was lost")
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(shards[LOST], "ask", lose)
+    if how == "refused":
+        with pytest.raises(NotReadyError, match="was lost"):
+            await router.search(query(), asked)
+    for plan in (asked, replace(asked, filter=None), replace(asked, filter=None, text="red tea")):
+        answer = await router.search(query(), replace(plan, allow_partial=True))
+        found = answer.result
+        assert answer.degraded == ("shard_missing",)
+        assert (found.exact, found.expected_recall, found.live) == (False, None, 300)
+        assert found.scored < 300
+        [right] = whole.search(
+            query(), budget="4x8", candidates="all", filter=plan.filter, top_k=300
+        )
+        left = [hit for hit in right.hits if shard_of(hit.id, 5) != LOST]
+        if plan.text is None:
+            assert [(hit.id, hit.score) for hit in found.hits] == [
+                (hit.id, hit.score) for hit in left[:10]
+            ]
+        assert {hit.id for hit in found.hits} <= {hit.id for hit in left}
+        assert len(found.hits) == 10
+    for shard in shards:
+        monkeypatch.setattr(shard, "ask", lose)
+    with pytest.raises(NotReadyError, match="no shard of the index answers"):
+        await router.search(query(), replace(asked, filter=None, allow_partial=True))
 
 
 async def test_words_need_an_index_of_them(tmp_path: Path) -> None:

@@ -99,6 +99,9 @@ class SearchRequest(ApiModel):
     rerank: RerankSwitch | None = Field(
         None, description="matching head; default: where calibration measured that it helps"
     )
+    allow_partial: bool = Field(
+        False, description="answer without shards that cannot be reached, instead of 503"
+    )
     with_payload: bool = Field(True, description="whether hits come with their payload")
     with_explain: bool = Field(
         False, description="whether hits come with their similarities, (r_q, r_d)"
@@ -244,6 +247,7 @@ def plan_of(
         with_rerank=request.rerank is not False,
         with_explain=request.with_explain,
         exclude=request.like,
+        allow_partial=request.allow_partial,
         item=item if rerank is not None and rerank.raw else None,
     )
 
