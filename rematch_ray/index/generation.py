@@ -74,6 +74,16 @@ class Generation:
         ]
         self._line_up()
 
+    def hold(self) -> None:
+        """Opens every file now; without it files are mapped when first read, and by then a writer
+        may have deleted those of a generation that is not one of the last two.
+
+        Raises:
+            UserError: a file is gone or damaged.
+        """
+        for segment in self.segments:
+            segment.hold()
+
     def _line_up(self) -> None:
         self.offsets = np.cumsum([0, *(segment.rows for segment in self.segments)])
         self.live = np.concatenate([segment.live for segment in self.segments])

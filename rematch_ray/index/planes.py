@@ -200,6 +200,12 @@ class Plane:
         """(N, n, D) float16, mapped, as the kernel takes a plane; only where they are kept."""
         return Vectors(self._open("originals"))
 
+    def hold(self) -> None:
+        """Maps every file now: it stays readable when it is deleted."""
+        _ = self.coded
+        if self.has_originals:
+            _ = self.errors, self.originals
+
     def read(self, rows: NDArray[np.integer] | slice) -> NDArray[np.float16]:
         """Vectors of some documents, (len(rows), n, D): originals, or decoded where none are."""
         if self.has_originals:

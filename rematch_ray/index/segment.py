@@ -10,6 +10,7 @@ Knows nothing of other segments, deletions or searches. Middle floor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -72,10 +73,24 @@ class SegmentVectors:
         """The vectors of a coarse key."""
         if key == FUSED:
             return [Listed(self.fused(directory), 1)]
-        if key == "first":
-            return [Listed(self.plane(directory, 0), 1)]
-        planes = [self.plane(directory, k) for k in range(prefix_planes(self.planes))]
-        return [Listed(plane, plane.shape[1]) for plane in planes]
+        return listed_of(
+            key, [self.plane(directory, k) for k in range(len(self.planes))], self.planes
+        )
+
+
+def listed_of(
+    key: str, planes: Sequence[Plane], ranges: tuple[tuple[int, int], ...]
+) -> list[Listed]:
+    """The vectors of a coarse key other than `fused`, in open planes.
+
+    Args:
+        key: `first` or `prefix`.
+        planes: all planes of a segment.
+        ranges: their token ranges.
+    """
+    if key == "first":
+        return [Listed(planes[0], 1)]
+    return [Listed(plane, plane.shape[1]) for plane in planes[: prefix_planes(ranges)]]
 
 
 class Segment:
@@ -120,7 +135,7 @@ class Segment:
             )
         self.payload = PayloadStore(directory / PAYLOAD_FILE)
         self.live = _read_live(tombstones, entry.rows)
-        self._shape = shape = SegmentVectors(
+        shape = SegmentVectors(
             rows=self.manifest.rows,
             dim=self.manifest.dim,
             fused_dim=self.manifest.fused_dim,
@@ -148,11 +163,24 @@ class Segment:
         assert self.fused is not None
         return self.fused
 
+    def hold(self) -> None:
+        """Opens every file now: it stays readable when a later generation's writer deletes it.
+
+        Raises:
+            UserError: a file is gone or damaged.
+        """
+        for plane in (*self.planes, *([] if self.fused is None else [self.fused])):
+            plane.hold()
+        for key in self.coarse_keys:
+            self.coarse(key)
+        if self.manifest.lexical is not None:
+            self.postings.hold()
+
     def coarse(self, key: str) -> Coarse:
         """The coarse list of a key, mapped on first use."""
         if key not in self._coarse:
             if self.is_scanned:
-                self._coarse[key] = ScanList(self._shape.listed(self.directory, key))
+                self._coarse[key] = ScanList(self._listed(key))
             else:
                 description = dict(self.manifest.coarse[key])
                 self._coarse[key] = CoarseList(self.directory, description, gpu=self._gpu)
@@ -165,7 +193,12 @@ class Segment:
 
     def listed_vectors(self, key: str) -> int:
         """Vectors of each document that a coarse key compares."""
-        return sum(part.num_vectors for part in self._shape.listed(self.directory, key))
+        return sum(part.num_vectors for part in self._listed(key))
+
+    def _listed(self, key: str) -> list[Listed]:
+        if key == FUSED:
+            return [Listed(self.vectors_at(FUSED_POSITION), 1)]
+        return listed_of(key, self.planes, self.manifest.planes)
 
     @cached_property
     def coarse_keys(self) -> set[str]:

@@ -183,7 +183,12 @@ class HeldGenerations:
         path = self._path
         if is_sharded(path):
             path = path / ShardSet.read(path).shards[self._shard].name
-        generation = Generation(path, name)
+        try:
+            generation = Generation(path, name)
+            # searches go on with it while a writer, or a merge, publishes the next ones
+            generation.hold()
+        except OSError as gone:
+            raise UserError(f"{name} of {path} cannot be opened: {gone}") from gone
         opened = Opened(generation, SearchIndex(generation))
         if self._identity is not None:
             opened.index.check_model(self._identity)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rematch_ray.serve.held import HeldGenerations
 from rematch_ray.serve.searching import search_opened, spent_on, stored_query
 from rematch_ray.serve.shard import Shard
 from rematch_ray.serve.wire import Asked, GenerationGoneError
-from tests.serve.local import embeddings, query
+from tests.serve.local import build, embeddings, query
 
 EVERYTHING = {"budget": "4x8", "candidates": "all"}
 
@@ -63,6 +64,28 @@ def test_the_generation_before_stays_open_and_older_ones_are_gone(
     assert len(hits(held, "generation-000005")) == 7
     with pytest.raises(GenerationGoneError, match="generation-000001"):
         held.opened("generation-000001")
+
+
+@pytest.mark.parametrize("kind", ["scan", "ivf"])
+def test_what_is_open_is_searched_although_its_files_are_gone(tmp_path: Path, kind: Any) -> None:
+    path = build(tmp_path, 1)
+    if kind != "scan":
+        path = tmp_path / kind
+        build_index(tmp_path / "embeddings", path, coarse_kind=kind)
+    asked: list[dict[str, Any]] = [
+        {"budget": budget, "candidates": candidates, "text": text}
+        for budget in ("fused", "1x1", "4x8")
+        for candidates in ("all", 20)
+        for text in (None, "red boat")
+    ]
+    expected = [SearchIndex.open(path).search(query(), **fields)[0].hits for fields in asked]
+    held = HeldGenerations(path)
+    shutil.rmtree(path / "segments")
+    opened = held.opened(None)
+    assert [opened.index.search(query(), **fields)[0].hits for fields in asked] == expected
+    name = expected[0][0].id
+    assert opened.index.payload([name]) == [expected[0][0].payload]
+    assert stored_query(opened, name) is not None
 
 
 def test_a_generation_that_a_request_names_is_opened(index: Path, tmp_path: Path) -> None:
