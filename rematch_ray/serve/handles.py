@@ -134,6 +134,10 @@ class RemoteCoordinator(Deployed):
         """Reports what was seen; gives orders."""
         return await self.call("exchange", report)
 
+    async def report(self, report: Any) -> Any:
+        """Reports what a shard has open."""
+        return await self.call("report", report)
+
 
 class RemoteWriter(Deployed):
     """See `router.WriterClient`."""

@@ -22,7 +22,7 @@ from rematch_ray.serve.handles import (
 )
 from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.leases import LeasedQuota
-from rematch_ray.serve.local_shard import LocalShard
+from rematch_ray.serve.local_shard import LocalShard, tell_from_thread
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.metrics import Recorder, collect
 from rematch_ray.serve.router import Parts, Router
@@ -86,17 +86,18 @@ class Ingress:
     async def _reach(self, spec: SetSpec) -> Router:
         """A router over a set."""
         parts = self._parts if spec == self._first else await handles_of(spec, self._args)
+        coordinator = RemoteCoordinator(
+            "coordinator", parts.coordinator, timeout_s=EXCHANGE_TIMEOUT_S, tries=1
+        )
         shards: list[ShardClient] = [
             RemoteShard(f"index shard {number}", shard) for number, shard in enumerate(parts.shards)
         ]
         if is_in_ingress(self._args, spec):
-            shards = [await self._hold(spec, parts.coordinator)]
+            shards = [await self._hold(spec, coordinator)]
         reached = Parts(
             encoder=RemoteEncoder("encoder", parts.encoder),
             shards=shards,
-            coordinator=RemoteCoordinator(
-                "coordinator", parts.coordinator, timeout_s=EXCHANGE_TIMEOUT_S, tries=1
-            ),
+            coordinator=coordinator,
             writer=RemoteWriter("writer", parts.writer, tries=1),
             collect=collect,
             close=lambda: self._let_go(spec),
@@ -109,14 +110,15 @@ class Ingress:
             drift=DriftWatch(self._args.drift_share, self._recorder.checked),
         )
 
-    async def _hold(self, spec: SetSpec, coordinator: DeploymentHandle) -> LocalShard:
+    async def _hold(self, spec: SetSpec, coordinator: RemoteCoordinator) -> LocalShard:
         """The index of a set, opened in this process."""
-        settings = self._args.shard
+        settings, loop = self._args.shard, asyncio.get_running_loop()
         shard = await asyncio.to_thread(
             Shard,
             spec.index,
             settings.num_threads,
-            coordinator=coordinator,
+            # handles are called from the loop that they were made in
+            tell=lambda report: tell_from_thread(loop, coordinator.report(report)),
             record=lambda: self._recorder,
             drift_share=self._args.drift_share,
         )

@@ -5,13 +5,31 @@ Knows shards and no Ray.
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from rematch_ray.serve.backend import OverloadedError
+from rematch_ray.serve.backend import NotReadyError, OverloadedError
 from rematch_ray.serve.wire import Asked, Found
 
 if TYPE_CHECKING:
     from rematch_ray.serve.shard import Shard
+
+logger = logging.getLogger(__name__)
+
+
+def tell_from_thread(loop: asyncio.AbstractEventLoop, told: Coroutine[Any, Any, Any]) -> None:
+    """Lets a loop tell something, and waits; who does not listen is told again a second later.
+
+    Args:
+        loop: runs, in another thread.
+        told: the call.
+    """
+    try:
+        asyncio.run_coroutine_threadsafe(told, loop).result()
+    except (NotReadyError, OverloadedError) as silent:
+        logger.warning("the coordinator did not take a report: %s", silent)
 
 
 class LocalShard:

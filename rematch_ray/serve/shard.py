@@ -63,6 +63,7 @@ class Shard:
         num_threads: searches that run at a time.
         number: of the shard, where the index is split.
         coordinator: handle of `Coordinator`; None tells nobody.
+        tell: takes reports instead, from a thread of the shard's own.
         record: makes what takes metrics; None takes none.
         drift_share: of the searches that promised a recall; so many are checked.
     """
@@ -74,6 +75,7 @@ class Shard:
         number: int = 0,
         coordinator: Any = None,
         *,
+        tell: Tell | None = None,
         record: Callable[[], ShardRecorder] | None = None,
         drift_share: float = 0.0,
     ) -> None:
@@ -81,11 +83,11 @@ class Shard:
         self._held = HeldGenerations(Path(index), number)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="search")
         self._meter = WorkMeter(num_threads)
-        self._tell = None if coordinator is None else _teller(coordinator)
+        self._tell = tell if coordinator is None else _teller(coordinator)
         self._replica = uuid.uuid4().hex
         self._recorder = None if record is None else record()
-        tell = self._recorder.checked if self._recorder else lambda rung, recall: None
-        self._drift = DriftWatch(drift_share, tell)
+        checked = self._recorder.checked if self._recorder else lambda rung, recall: None
+        self._drift = DriftWatch(drift_share, checked)
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="look", daemon=True).start()
 
