@@ -21,7 +21,6 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 
 import argparse
 import json
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,10 +38,10 @@ from arms.overhead import (
 )
 from arms.overload import FACTORS, Overload, Setting, measure_overload, overload_table
 from arms.peer_services import NAMES, measure_ours, measure_peer, peer_table
-from arms.service import Service
+from arms.service import Service, free_port
 from arms.soak import answer_table, run_soak, soak_table, soaked_index
 from arms.text_queries import measure_texts, text_table
-from arms.variants import VARIANTS, Variant
+from arms.variants import VARIANTS
 from load.driver import LoadGenerator
 from load.plot import plot_overload
 from shapes.served_corpus import HEAVY, HEAVY_QUICK_DOCUMENTS, Served, heavy, pages
@@ -70,13 +69,14 @@ def main(argv: list[str] | None = None) -> int:
         _variants(served, options)
     if "grpc" in parts:
         args = service_args(served, options.threads)
-        environment = VARIANTS["throughput"].with_ports(free_port(), free_port())
+        port = free_port()
+        environment = _environment("throughput", port)
         table = measure_grpc(
             served,
             usual_cases(),
             options.scratch,
             args,
-            free_port(),
+            port,
             options.seconds,
             environment,
         )
@@ -100,8 +100,10 @@ def _in_one_service(
     measure = _measure(options)
     beside = []
     args = service_args(served, options.threads, in_ingress=options.in_ingress)
+    port = free_port()
+    environment = _environment(options.variant, port)
     with (
-        Service.ours(args, free_port(), environment=_environment(options)) as service,
+        Service.ours(args, port, environment=environment) as service,
         LoadGenerator(service.port) as generator,
     ):
         if "overhead" in parts:
@@ -131,8 +133,8 @@ def _in_one_service(
 def _variants(served: Served, options: argparse.Namespace) -> None:
     cases = [usual_cases()[0], usual_cases()[-1], long_cases(served)[-1]]
     table: list[list[str]] = []
-    for name, variant in VARIANTS.items():
-        rows = _one_variant(variant, served, cases, options)
+    for name in VARIANTS:
+        rows = _one_variant(name, served, cases, options)
         head, *lines = overhead_table(rows)
         table = table or [["variant", *head]]
         table += [[name, *line] for line in lines]
@@ -142,12 +144,13 @@ def _variants(served: Served, options: argparse.Namespace) -> None:
 
 
 def _one_variant(
-    variant: Variant, served: Served, cases: Sequence[Any], options: argparse.Namespace
+    name: str, served: Served, cases: Sequence[Any], options: argparse.Namespace
 ) -> list[Overhead]:
     args = service_args(served, options.threads, in_ingress=options.in_ingress)
-    environment = variant.with_ports(free_port(), free_port())
+    port = free_port()
+    environment = _environment(name, port)
     with (
-        Service.ours(args, free_port(), environment=environment) as service,
+        Service.ours(args, port, environment=environment) as service,
         LoadGenerator(service.port) as generator,
     ):
         measure = {**_measure(options), "rounds": min(2, options.rounds)}
@@ -157,7 +160,9 @@ def _one_variant(
 def _soak(served: Served, options: argparse.Namespace) -> None:
     args = service_args(served, options.threads, in_ingress=options.in_ingress, load={})
     args["index"] = str(soaked_index(served, options.scratch))
-    with Service.ours(args, free_port(), environment=_environment(options)) as service:
+    port = free_port()
+    environment = _environment(options.variant, port)
+    with Service.ours(args, port, environment=environment) as service:
         rounds = run_soak(
             service, served, options.scratch, rate=options.soak_rate, minutes=options.soak_minutes
         )
@@ -166,14 +171,15 @@ def _soak(served: Served, options: argparse.Namespace) -> None:
 
 
 def _overload(served: Served, options: argparse.Namespace, *, as_text: bool = False) -> Overload:
+    port = free_port()
     found = measure_overload(
         Setting(
             served=served,
             folder=options.scratch,
-            port=free_port(),
+            port=port,
             threads=options.threads,
             seconds=4.0 if options.quick else options.overload_seconds,
-            environment=_environment(options),
+            environment=_environment(options.variant, port),
             factors=QUICK_FACTORS if options.quick or as_text else FACTORS,
             as_text=as_text,
             in_ingress=options.in_ingress,
@@ -209,15 +215,8 @@ def overload_keys(found: Overload) -> dict[str, float]:
     }
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _environment(options: argparse.Namespace) -> Mapping[str, str]:
-    return VARIANTS[options.variant].with_ports(free_port(), free_port())
+def _environment(variant: str, port: int) -> Mapping[str, str]:
+    return VARIANTS[variant].with_ports(port, free_port(), free_port())
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -94,8 +95,19 @@ class Service:
             return False
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def main() -> int:
     """Serves until its input ends."""
+    os.environ.pop("RAY_ADDRESS", None)
+    port, args = int(sys.argv[1]), json.loads(sys.argv[2])
+    # where the ingress replica listens at that port itself, Serve's proxy goes elsewhere
+    is_direct = os.environ.get("RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT") == str(port)
     from ray import serve
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
@@ -104,12 +116,16 @@ def main() -> int:
     from rematch_ray.serve.settings import ServeArgs
     from rematch_ray.workloads.runtime import connect
 
-    os.environ.pop("RAY_ADDRESS", None)
-    port, args = int(sys.argv[1]), ServeArgs.model_validate_json(sys.argv[2])
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     with connect([]):
-        serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port), logging_config=quiet)
-        serve.run(build(args), name="rematch-ray", route_prefix="/", logging_config=quiet)
+        http = HTTPOptions(host="127.0.0.1", port=free_port() if is_direct else port)
+        serve.start(http_options=http, logging_config=quiet)
+        serve.run(
+            build(ServeArgs.model_validate(args)),
+            name="rematch-ray",
+            route_prefix="/",
+            logging_config=quiet,
+        )
         sys.stdin.read()
     return 0
 

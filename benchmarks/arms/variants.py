@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rematch_ray.serve.tuning import direct
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -12,12 +14,13 @@ class Variant:
 
     what: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    is_direct: bool = False
 
-    def with_ports(self, metrics: int, stats: int) -> dict[str, str]:
-        """The environment, with ports of HAProxy's own that two services do not share."""
+    def with_ports(self, port: int, metrics: int, stats: int) -> dict[str, str]:
+        """The environment of a service at a port, with HAProxy's own ports, which none shares."""
         ports = {"METRICS": metrics, "STATS": stats}
         own = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(port) for name, port in ports.items()}
-        return {**_PATIENT, **own, **self.environment}
+        return {**_PATIENT, **own, **self.environment, **(direct(port) if self.is_direct else {})}
 
 
 # a proxy that needs longer than this to start is killed; on two busy cores the default is short
@@ -38,6 +41,9 @@ VARIANTS: dict[str, Variant] = {
     "throughput": Variant(
         "RAY_SERVE_THROUGHPUT_OPTIMIZED: one loop, gRPC between replicas",
         {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+    ),
+    "direct": Variant(
+        "the ingress replica listens itself, one loop, gRPC between replicas", is_direct=True
     ),
     "haproxy": Variant("HAProxy in front, straight to the ingress replica", _HAPROXY),
     "haproxy-one-loop": Variant("both of these", {**_HAPROXY, **_ONE_LOOP}),

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rematch_ray.commands import interruption
 from rematch_ray.commands.parser import OneLineParser, positive_number
 from rematch_ray.errors import UserError
+from rematch_ray.serve import tuning
 
 if TYPE_CHECKING:
     from rematch_ray.serve.settings import ServeArgs
@@ -70,8 +71,9 @@ def add_arguments(parser: OneLineParser) -> None:
     parser.add_argument(
         "--haproxy",
         action="store_true",
-        help="HAProxy in front instead of Serve's proxy: two thirds of the time of a request; its "
-        "own two status ports, named at the start, listen on every address and ask for no key",
+        help="HAProxy in front, where ingress replicas that come and go are to be reached at one "
+        "port; its own two status ports, named at the start, listen on every address and ask for "
+        "no key",
     )
 
     def settings() -> str:
@@ -91,7 +93,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     args, shards = _settings(options)
     args.read_keys()
     _check_port(options.host, options.port)
-    _tune_serve(with_haproxy=options.haproxy)
+    proxy_port = _tune_serve(options.port, with_haproxy=options.haproxy)
     from rematch_ray.workloads.runtime import Bundle, connect
 
     bundles = [
@@ -105,7 +107,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     with connect(bundles):
         interruption.install()  # Ray's own handler prints a native stack and aborts
-        _start(args, options.host, options.port)
+        _start(args, options.host, proxy_port)
         _wait_until_ready(f"{url}readyz")
         seconds = time.perf_counter() - started
         print(f"ready after {seconds:.0f} s: {url} (API: {url}docs), Ctrl-C ends", file=sys.stderr)
@@ -118,8 +120,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {"url": url, "seconds_until_ready": round(seconds, 1)}
 
 
-def _tune_serve(*, with_haproxy: bool) -> None:
+def _tune_serve(port: int, *, with_haproxy: bool) -> int:
     """Set what Ray Serve reads when it is imported, here and in all that is started here.
+
+    Args:
+        port: where the service is to answer.
+        with_haproxy: as asked.
+
+    Returns:
+        The port for Serve's own proxy.
 
     Raises:
         UserError: HAProxy is asked for on a cluster that runs already.
@@ -131,21 +140,22 @@ def _tune_serve(*, with_haproxy: bool) -> None:
             "RAY_SERVE_ENABLE_HA_PROXY=1 and RAY_SERVE_THROUGHPUT_OPTIMIZED=1 on every node"
         )
     if is_elsewhere:
-        return
-    # one event loop in a replica and gRPC between them: a quarter of the time of a request
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+        return port
     if with_haproxy:
-        ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": _free_port() for name in ("METRICS", "STATS")}
-        for name, value in {"RAY_SERVE_ENABLE_HA_PROXY": "1", **ports}.items():
-            os.environ.setdefault(name, value)
-        said = " and ".join(os.environ[name] for name in ports)
-        print(f"HAProxy's status: ports {said} of every address", file=sys.stderr)
+        ports = (_free_port(), _free_port())
+        print(
+            f"HAProxy's status: ports {ports[0]} and {ports[1]} of every address", file=sys.stderr
+        )
+        os.environ.update(tuning.haproxy(*ports))
+        return port
+    os.environ.update(tuning.direct(port))
+    return _free_port()
 
 
-def _free_port() -> str:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
-        return str(probe.getsockname()[1])
+        return int(probe.getsockname()[1])
 
 
 def _swap(options: argparse.Namespace) -> dict[str, Any]:
