@@ -120,12 +120,8 @@ def main() -> int:
     with connect([]):
         http = HTTPOptions(host="127.0.0.1", port=free_port() if is_direct else port)
         serve.start(http_options=http, logging_config=quiet)
-        serve.run(
-            build(ServeArgs.model_validate(args)),
-            name="rematch-ray",
-            route_prefix="/",
-            logging_config=quiet,
-        )
+        application = build(ServeArgs.model_validate(args))
+        serve.run(application, name="rematch-ray", route_prefix="/", logging_config=quiet)
         sys.stdin.read()
     return 0
 

@@ -143,11 +143,12 @@ def _tune_serve(port: int, *, with_haproxy: bool) -> int:
         return port
     if with_haproxy:
         ports = (_free_port(), _free_port())
-        print(
-            f"HAProxy's status: ports {ports[0]} and {ports[1]} of every address", file=sys.stderr
-        )
+        said = f"ports {ports[0]} and {ports[1]} of every address"
+        print(f"HAProxy's status: {said}", file=sys.stderr)
         os.environ.update(tuning.haproxy(*ports))
         return port
+    if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1") != "1":
+        return port  # Serve as it comes, because the user says so
     os.environ.update(tuning.direct(port))
     return _free_port()
 
