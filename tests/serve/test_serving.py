@@ -52,15 +52,20 @@ def serving(pair: Any, log: Path, *extra: str) -> Iterator[subprocess.Popen[byte
         process.communicate(timeout=60)
 
 
-def search(port: int) -> int:
-    """Hits of a search."""
+def search(port: int) -> int | None:
+    """Hits of a search; None where the service is not ready."""
     request = urllib.request.Request(
         f"http://localhost:{port}/v1/search",
         json.dumps({"query": "a red square"}).encode(),
         {"content-type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return len(json.load(answer)["results"])
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return len(json.load(answer)["results"])
+    except urllib.error.HTTPError as refused:
+        if refused.code == 503:
+            return None
+        raise
 
 
 def group_of(leader: int) -> list[int]:
@@ -166,13 +171,10 @@ def test_it_prints_its_url_answers_and_ends_well_on_ctrl_c(pair: Any, tmp_path: 
         while listener(port) in (None, ingress):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        while True:
-            try:
-                assert search(port) == 6
-                break
-            except urllib.error.HTTPError as not_yet:
-                assert not_yet.code == 503 and time.monotonic() < deadline
-                time.sleep(0.5)
+        while (hits := search(port)) is None:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        assert hits == 6
         os.killpg(process.pid, signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, log.read_text()
