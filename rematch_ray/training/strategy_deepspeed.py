@@ -75,7 +75,7 @@ class DeepSpeedStrategy:
             compile_layers(model)
         self._model = model
         self._stage = settings.stage
-        optimizer = torch.optim.AdamW(groups(model), betas=optimisation.betas, foreach=True)
+        optimizer = torch.optim.AdamW(groups(model), betas=optimisation.betas, fused=True)
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
