@@ -50,7 +50,7 @@ SPARE_BYTES = 4 << 30
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; see the module's text."""
     options = _parser().parse_args(argv)
-    sizes = options.sizes or SIZES[: 2 if options.quick else 3]
+    sizes = SIZES[: 2 if options.quick else 3] if options.sizes is None else options.sizes
     faiss.omp_set_num_threads(1)
     ladder = Ladder.parse(LADDER)
     costs = measure_costs(dim=options.dim, ladder=ladder)
@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{size} documents left out: they need {need / 2**30:.0f} GiB of disk")
                 continue
             measured.append(_measure(Path(folder) / str(size), corpus, costs))
+    for path in options.index:
+        measured.append(_measure(path, _corpus(len(SearchIndex.open(path)), options.dim), costs))
     _print(measured)
     worst = {
         f"{what}_{way.__name__}": round(way(way(_ratios(one, what)) for one in measured), 3)
@@ -87,10 +89,12 @@ def _corpus(size: int, dim: int) -> Corpus:
 
 
 def _measure(folder: Path, corpus: Corpus, costs: Costs) -> dict[str, Any]:
-    """Builds one index, weighs and searches it, and removes it."""
+    """Builds one index, weighs and searches it, and removes it; one that stands is left alone."""
     shape = Shape(corpus.num_documents, dim=corpus.dim)
+    is_given = (folder / "CURRENT").exists()
     started = time.perf_counter()
-    build_index(NestedShards.of(shape), folder)
+    if not is_given:
+        build_index(NestedShards.of(shape), folder)
     build_s = time.perf_counter() - started
     index = SearchIndex.open(folder)
     [segment] = folder.glob("segments/*")
@@ -101,14 +105,15 @@ def _measure(folder: Path, corpus: Corpus, costs: Costs) -> dict[str, Any]:
     times = {rung: _times(index, queries, rung) for rung in (Budget.FUSED, *corpus.ladder.rungs)}
     result = {
         "documents": corpus.num_documents,
-        "build_s": round(build_s, 1),
+        "build_s": None if is_given else round(build_s, 1),
         "bytes": {part.name: (part.total(size), _bytes(segment, part.files)) for part in parts}
         | {"whole": (sum(part.total(size) for part in parts), _bytes(segment, ("*",)))},
         "time": {
             str(rung): (_predicted_ms(corpus, rung, costs), taken) for rung, taken in times.items()
         },
     }
-    shutil.rmtree(folder)
+    if not is_given:
+        shutil.rmtree(folder)
     return result
 
 
@@ -161,7 +166,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="without 1e6 documents")
     parser.add_argument("--device", default="cpu", choices=["cpu"])
-    parser.add_argument("--sizes", type=int, nargs="+")
+    parser.add_argument("--sizes", type=int, nargs="*")
+    parser.add_argument(
+        "--index",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="of `fitted_vectors`, built already (as benchmarks/search.py keeps its own)",
+    )
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--folder", type=Path, help="where indexes are built (the system's own)")
     return parser
