@@ -182,7 +182,7 @@ def test_a_part_that_dies_under_load_loses_no_request_without_an_answer(
     def load(number: int) -> Counter[int | str]:
         seen: Counter[int | str] = Counter()
         while not over.is_set():
-            # of one text each: an encoder keeps the vectors of texts that it has seen
+            # no two alike
             text = f"a red square, {number} {sum(seen.values())}"
             try:
                 seen[ask(url, {"query": text, "budget": "4x6"})[0]] += 1
