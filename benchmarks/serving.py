@@ -38,17 +38,27 @@ from arms.overhead import (
 )
 from arms.overload import FACTORS, Overload, Setting, measure_overload, overload_table
 from arms.peer_services import NAMES, measure_ours, measure_peer, peer_table
-from arms.service import Service, free_port
+from arms.service import NotReadyError, Service, free_port
 from arms.soak import answer_table, run_soak, soak_table, soaked_index
 from arms.text_queries import measure_texts, text_table
 from arms.variants import VARIANTS
 from load.driver import LoadGenerator
 from load.plot import plot_overload
-from shapes.served_corpus import HEAVY, HEAVY_QUICK_DOCUMENTS, Served, heavy, pages
+from shapes.served_corpus import HEAVY, HEAVY_QUICK_DOCUMENTS, Served, heavy, larger, pages
 
 from rematch_ray.evaluation.report import plain_table
 
-PARTS = ("overhead", "variants", "grpc", "texts", "overload", "text-overload", "peers", "soak")
+PARTS = (
+    "overhead",
+    "variants",
+    "grpc",
+    "texts",
+    "larger-texts",
+    "overload",
+    "text-overload",
+    "peers",
+    "soak",
+)
 QUICK_PARTS = ("overhead", "texts", "overload")
 QUICK_FACTORS = (0.5, 1.5, 3.0)
 
@@ -81,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
             environment,
         )
         _print("gRPC in the place of HTTP", table)
+    if "larger-texts" in parts:
+        _larger_texts(options)
     if "overload" in parts:
         result |= overload_keys(_overload(hard, options))
     if "text-overload" in parts:
@@ -124,7 +136,7 @@ def _in_one_service(
                 beside.append(
                     measure_peer(engine, served, options.scratch, port=free_port(), **measure)
                 )
-            except ImportError as missing:
+            except (ImportError, NotReadyError) as missing:
                 print(f"{NAMES[engine]} did not run: {missing}")
         _print("beside other services", peer_table(beside))
     return result
@@ -155,6 +167,19 @@ def _one_variant(
     ):
         measure = {**_measure(options), "rounds": min(2, options.rounds)}
         return measure_overhead(service, generator, served, cases, options.scratch, **measure)
+
+
+def _larger_texts(options: argparse.Namespace) -> None:
+    served = larger(options.folder)
+    port = free_port()
+    args = service_args(served, options.threads, in_ingress=options.in_ingress)
+    environment = _environment(options.variant, port)
+    with (
+        Service.ours(args, port, environment=environment) as service,
+        LoadGenerator(service.port) as generator,
+    ):
+        texts = measure_texts(generator, served, options.scratch, **_measure(options))
+    _print("text queries, a model of hidden size 512", text_table(texts))
 
 
 def _soak(served: Served, options: argparse.Namespace) -> None:

@@ -26,6 +26,10 @@ READY_S = 240.0
 STOP_S = 60.0
 
 
+class NotReadyError(RuntimeError):
+    """A service that did not come to answer."""
+
+
 class Service:
     """A service while its block lasts.
 
@@ -69,7 +73,8 @@ class Service:
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > until:
                 self.__exit__()
-                raise RuntimeError("the service did not get ready; its messages stand above")
+                waited = f"after {self._patience_s:.0f} s, or it ended"
+                raise NotReadyError(f"not ready {waited}; its messages stand above")
             time.sleep(0.25)
         return self
 

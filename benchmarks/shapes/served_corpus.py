@@ -3,13 +3,13 @@
 `pages`: `tiny-full`'s own vectors of generated pages and scenes, queries as text too. `heavy`:
 synthetic vectors of 128 dimensions whose fused vector says little, so that the calibration of the
 index asks for thousands of candidates, with a model of random weights that gives vectors of the
-same sizes. Made once under a folder.
+same sizes. `larger`: few of those, with a larger model. Made once under a folder.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import ModelSettings
 from shapes.fitted_vectors import Key, NestedShards, Shape, make_queries
 from shapes.pages_and_scenes import MODEL, write_pages_and_scenes
+from shapes.random_rows import write_base
 from shapes.search_task import Query, SearchTask, pages_and_scenes
 
 ASSETS = MODEL.parent
@@ -37,6 +38,7 @@ HEAVY = Shape(
     40_000, spread=1.0, first=Key(share=0.5, poor=0.2), fused=Key(share=0.7, poor=0.25), seed=6
 )
 HEAVY_QUICK_DOCUMENTS = 8_000
+LARGER_DOCUMENTS = 8_000
 HEAVY_COUNTS = (500, 2000, 6000, 16_000, 24_000)
 CALIBRATED_BY, TOP_K = 64, 10
 
@@ -79,13 +81,36 @@ def pages(folder: Path, rows: int, *, queries: int = 100) -> Served:
 
 def heavy(folder: Path, documents: int = HEAVY.num_documents, *, queries: int = 100) -> Served:
     """Synthetic vectors and a calibrated index of them."""
-    made = folder / f"heavy-{documents}"
-    shape = Shape(documents, first=HEAVY.first, fused=HEAVY.fused, seed=HEAVY.seed)
+    served = _synthetic("heavy", folder, documents, ASSETS / "tiny-base", queries)
+    if served.open().info()["calibration"] is None:
+        shape = _shape(documents)
+        calibrate(served.index, make_queries(shape, CALIBRATED_BY, seed=2))
+    return served
+
+
+def larger(folder: Path, *, queries: int = 100) -> Served:
+    """Synthetic vectors, with a model of hidden size 512 and 8 layers, and texts for it."""
+    base = folder / "larger-base"
+    if not base.exists():
+        unfinished = base.with_suffix(".unfinished")
+        write_base(unfinished)
+        os.replace(unfinished, base)
+    served = _synthetic("larger", folder, LARGER_DOCUMENTS, base, queries)
+    texts = [f"a red circle left of {number} blue bars" for number in range(queries)]
+    return replace(served, texts=texts)
+
+
+def _shape(documents: int) -> Shape:
+    return replace(HEAVY, num_documents=documents)
+
+
+def _synthetic(name: str, folder: Path, documents: int, base: Path, queries: int) -> Served:
+    """Vectors that have nothing to do with the model but their sizes."""
+    made = folder / f"{name}-{documents}"
+    shape = _shape(documents)
     model = made / "model"
     if not model.exists():
-        settings = ModelSettings(
-            base=str(ASSETS / "tiny-base"), embedding_dim=shape.dim, fused_dim=shape.dim
-        )
+        settings = ModelSettings(base=str(base), embedding_dim=shape.dim, fused_dim=shape.dim)
         unfinished = made / "model.unfinished"
         Embedder.build(settings, name="random").eval().save_pretrained(unfinished)
         os.replace(unfinished, model)
@@ -95,14 +120,10 @@ def heavy(folder: Path, documents: int = HEAVY.num_documents, *, queries: int = 
     documents_of = NestedShards(vectors.path, {**vectors.manifest, "identity": identity.to_json()})
     asked = make_queries(shape, queries, seed=1)
     relevant = [{f"document-{row}": 1.0} for row in asked.answers.tolist()]
-    task = SearchTask(
-        "heavy", documents_of, Query(asked.vectors, asked.fused), list(relevant), made
-    )
+    task = SearchTask(name, documents_of, Query(asked.vectors, asked.fused), list(relevant), made)
     index = made / "index"
     if not (index / "CURRENT").exists():
         build_index(documents_of, index)
-    if SearchIndex.open(index).info()["calibration"] is None:
-        calibrate(index, make_queries(shape, CALIBRATED_BY, seed=2))
     return Served(task, index, model, [])
 
 
