@@ -45,8 +45,11 @@ class Encoder:
         import torch
 
         from rematch_ray.model.embedder import Embedder
+        from rematch_ray.model.heap import keep_freed_memory
 
         torch.set_num_threads(settings.num_threads)
+        # passes run in threads, whose heaps would give large blocks back after each
+        keep_freed_memory()
         device = "cuda" if settings.num_gpus and torch.cuda.is_available() else "cpu"
         self._model = Embedder.from_pretrained(model, device=device)
         self._model.eval()

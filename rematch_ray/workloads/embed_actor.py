@@ -15,8 +15,8 @@ import pyarrow as pa
 from rematch_ray.data.batching import BatchLimits, cut_batches, padding_share
 from rematch_ray.data.prompts import Side
 from rematch_ray.data.rows import EncodedRow, rows_from_table
+from rematch_ray.model.heap import keep_freed_memory
 from rematch_ray.workloads.embed_progress import ActorCounters, refuse_if_stopped
-from rematch_ray.workloads.heap import keep_freed_memory
 from rematch_ray.workloads.staging import OK, STAGED_FIELDS, STATUS_FIELD
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

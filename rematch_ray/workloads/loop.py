@@ -24,11 +24,11 @@ from rematch_ray.collectives import rank, world_size
 from rematch_ray.config import RunConfig
 from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.errors import UserError
+from rematch_ray.model.heap import keep_freed_memory
 from rematch_ray.training.measures import Meter, Work, WorkCounter
 from rematch_ray.training.step import Training
 from rematch_ray.training.strategies import precision_of
 from rematch_ray.workloads.checkpoints import STATE, TRAINER, Checkpoints
-from rematch_ray.workloads.heap import keep_freed_memory
 from rematch_ray.workloads.preemption import Preemption
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stages import EncodeSamples

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import resource, sys, threading
 import torch
-from rematch_ray.workloads.heap import keep_freed_memory
+from rematch_ray.model.heap import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
