@@ -194,7 +194,10 @@ def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:
         api_keys_file=options.api_keys_file,
         allow_anonymous=local and options.api_keys_file is None,
         media_roots=tuple(roots),
-        encoder=EncoderSettings(num_replicas=options.replicas),
+        encoder=EncoderSettings(
+            num_replicas=options.replicas,
+            num_threads=max(1, (os.cpu_count() or 1) // options.replicas),
+        ),
         # one machine: what it would win in separate processes it would lose between them
         shard=ShardSettings(in_ingress=True),
         # the terminal of a laptop is not where a log belongs

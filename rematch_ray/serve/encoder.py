@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from ray import serve
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MATCH_CHUNK = 64
 # characters that are tokenised in a tenth of a millisecond or so
 _SHORT_TEXT = 500
+Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
 
 
@@ -48,6 +50,9 @@ class Encoder:
         from rematch_ray.model.heap import keep_freed_memory
 
         torch.set_num_threads(settings.num_threads)
+        # a thread of its own kind: how many threads a pass takes is a setting of who starts it
+        self._passes = _pass_thread("embed", settings.num_threads)
+        self._matching = _pass_thread("match", settings.num_threads)
         # passes run in threads, whose heaps would give large blocks back after each
         keep_freed_memory()
         device = "cuda" if settings.num_gpus and torch.cuda.is_available() else "cpu"
@@ -93,7 +98,7 @@ class Encoder:
         Raises:
             UserError: the model has no matching head, or vectors of another width.
         """
-        return await asyncio.to_thread(match_fused, self._model, query_fused, document_fused)
+        return await _run(self._matching, match_fused, self._model, query_fused, document_fused)
 
     async def match_raw(
         self,
@@ -116,12 +121,18 @@ class Encoder:
         Raises:
             UserError: the model has no matching head, or the query cannot be read.
         """
-        return await asyncio.to_thread(
-            match_raw, self._model, query, instruction, documents, document_instruction
+        return await _run(
+            self._matching,
+            match_raw,
+            self._model,
+            query,
+            instruction,
+            documents,
+            document_instruction,
         )
 
     async def _embed_queued(self, queued: list[Queued]) -> list[EncodedQuery]:
-        return await asyncio.to_thread(embed_queued, self._model, queued)
+        return await _run(self._passes, embed_queued, self._model, queued)
 
     def default_instruction(self, side: Side = "query") -> str:
         """The instruction of an item that names none."""
@@ -131,6 +142,20 @@ class Encoder:
         """The identity of the loaded model."""
         assert self._model.identity is not None, "an export always has an identity"
         return self._model.identity.to_json()
+
+
+def _pass_thread(name: str, num_threads: int) -> ThreadPoolExecutor:
+    """One thread for forward passes that take so many threads."""
+    import torch
+
+    # torch's setting holds for the thread that makes it; others have what the environment says
+    return ThreadPoolExecutor(
+        1, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(num_threads,)
+    )
+
+
+async def _run(threads: ThreadPoolExecutor, work: Callable[..., Answer], *values: Any) -> Answer:
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *values)
 
 
 def embed_queued(model: Embedder, queued: list[Queued]) -> list[EncodedQuery]:
