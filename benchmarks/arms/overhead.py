@@ -97,7 +97,6 @@ def service_args(
         "index": str(served.index),
         "model": str(served.model),
         "shard": {"num_threads": threads, "in_ingress": in_ingress},
-        "encoder": {"num_threads": threads},
         "limits": {"max_candidates": 1_000_000},
         # full throughput at explicit budgets is what the controller refuses, by design
         "load": {"enabled": False},

@@ -196,7 +196,8 @@ def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:
         media_roots=tuple(roots),
         encoder=EncoderSettings(
             num_replicas=options.replicas,
-            num_threads=max(1, (os.cpu_count() or 1) // options.replicas),
+            # one core is left for what stands around it
+            num_threads=max(1, ((os.cpu_count() or 1) - 1) // options.replicas),
         ),
         # one machine: what it would win in separate processes it would lose between them
         shard=ShardSettings(in_ingress=True),
