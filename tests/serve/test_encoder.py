@@ -14,7 +14,7 @@ from rematch_ray.serve.encoder import _pass_thread
 def openmp_threads() -> int:
     """How many threads a matrix product takes that starts in this thread."""
     # asking torch would set it: the library that torch has loaded is asked instead
-    found = re.search(r"\S*libgomp\S*", Path("/proc/self/maps").read_text())
+    found = re.search(r"\S*/torch/lib/libgomp\S*", Path("/proc/self/maps").read_text())
     assert found is not None
     return int(ctypes.CDLL(found[0]).omp_get_max_threads())
 
