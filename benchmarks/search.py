@@ -24,7 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,13 @@ def _is_own(point: Point) -> bool:
 
 
 def _fitted(task: SearchTask, options: argparse.Namespace) -> Fitted:
-    fitted = fit(Shape(options.nested), key_recalls(task, CUTS))
+    """The shape of (b), fitted once: that takes minutes at 1e6."""
+    kept = options.folder / f"nested-{options.nested}-fitted.json"
+    if kept.exists():
+        fitted = Fitted.from_json(json.loads(kept.read_text()))
+    else:
+        fitted = fit(Shape(options.nested), key_recalls(task, CUTS))
+        kept.write_text(json.dumps(asdict(fitted)))
     print(f"\n(b) is fitted to {task.name}: {fitted.shape}")
     print(plain_table(fitted.lines()))
     return fitted

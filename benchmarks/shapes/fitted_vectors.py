@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -205,6 +206,13 @@ class Fitted:
     shape: Shape
     wanted: dict[str, Sequence[float]]
     reached: dict[str, Sequence[float]]
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any]) -> Fitted:
+        """What `dataclasses.asdict` made of one."""
+        sizes = dict(kept["shape"])
+        keys = {name: Key(**sizes.pop(name)) for name in ("first", "fused")}
+        return cls(Shape(**sizes, **keys), kept["wanted"], kept["reached"])
 
     def lines(self) -> list[list[str]]:
         """A table of both."""
