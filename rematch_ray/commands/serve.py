@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rematch_ray.commands import interruption
 from rematch_ray.commands.parser import OneLineParser, positive_number
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 APPLICATION = "rematch-ray"
 READY_TIMEOUT_S = 300.0
 _POLL_S = 0.25
+_LOOK_S = 1.0
+_GONE_S = 3.0
 
 
 def add_arguments(parser: OneLineParser) -> None:
@@ -113,11 +115,48 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print(f"ready after {seconds:.0f} s: {url} (API: {url}docs), Ctrl-C ends", file=sys.stderr)
         sys.stderr.flush()
         with contextlib.suppress(KeyboardInterrupt):  # the way to end a server, not a failure
-            threading.Event().wait()
+            if proxy_port == options.port:
+                threading.Event().wait()
+            _keep_up(args, options.host, options.port, proxy_port)
         print("stopping ...", file=sys.stderr, flush=True)
         if os.environ.get("RAY_ADDRESS"):  # a cluster of our own ends with us
             serve.delete(APPLICATION)
     return {"url": url, "seconds_until_ready": round(seconds, 1)}
+
+
+def _keep_up(args: ServeArgs, host: str, port: int, proxy_port: int) -> NoReturn:
+    """Start the application again when its ingress is gone for good.
+
+    Serve starts another replica, but counts the port of the one that crashed as taken (2.60): with
+    a range of one port none of them comes up.
+    """
+    from ray import serve
+
+    address = (_spoken(host).strip("[]"), port)
+    seen = time.monotonic()
+    while True:
+        time.sleep(_LOOK_S)
+        if _is_listening(address):
+            seen = time.monotonic()
+        elif time.monotonic() - seen > _GONE_S:
+            print(
+                "the ingress is gone, starting the service again ...", file=sys.stderr, flush=True
+            )
+            serve.shutdown()
+            _start(args, host, proxy_port)
+            _wait_until_ready(f"http://{_spoken(host)}:{port}/readyz")
+            print("ready again", file=sys.stderr, flush=True)
+            seen = time.monotonic()
+
+
+def _is_listening(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address, timeout=_POLL_S):
+            return True
+    except TimeoutError:
+        return True  # somebody is there, and busy
+    except OSError:
+        return False
 
 
 def _tune_serve(port: int, *, with_haproxy: bool) -> int:
