@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     args, shards = _settings(options)
     args.read_keys()
     _check_port(options.host, options.port)
-    proxy_port = _tune_serve(options.port, with_haproxy=options.haproxy)
+    proxy_port = _tune_serve(options.host, options.port, with_haproxy=options.haproxy)
     from rematch_ray.workloads.runtime import Bundle, connect
 
     bundles = [
@@ -127,8 +127,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def _keep_up(args: ServeArgs, host: str, port: int, proxy_port: int) -> NoReturn:
     """Start the application again when its ingress is gone for good.
 
-    Serve starts another replica, but counts the port of the one that crashed as taken (2.60): with
-    a range of one port none of them comes up.
+    Serve starts another replica, but that cannot listen while connections of the one that crashed
+    wind down, and then counts the port as taken for ever (2.60): with a range of one port none of
+    them comes up.
     """
     from ray import serve
 
@@ -142,6 +143,8 @@ def _keep_up(args: ServeArgs, host: str, port: int, proxy_port: int) -> NoReturn
             print(
                 "the ingress is gone, starting the service again ...", file=sys.stderr, flush=True
             )
+            while not _is_free(host, port):
+                time.sleep(_LOOK_S)
             serve.shutdown()
             _start(args, host, proxy_port)
             _wait_until_ready(f"http://{_spoken(host)}:{port}/readyz")
@@ -159,11 +162,12 @@ def _is_listening(address: tuple[str, int]) -> bool:
         return False
 
 
-def _tune_serve(port: int, *, with_haproxy: bool) -> int:
+def _tune_serve(host: str, port: int, *, with_haproxy: bool) -> int:
     """Set what Ray Serve reads when it is imported, here and in all that is started here.
 
     Args:
-        port: where the service is to answer.
+        host: where the service is to answer.
+        port: of it.
         with_haproxy: as asked.
 
     Returns:
@@ -188,8 +192,27 @@ def _tune_serve(port: int, *, with_haproxy: bool) -> int:
         return port
     if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1") != "1":
         return port  # Serve as it comes, because the user says so
+    if not _is_free(host, port):
+        os.environ.update(tuning.proxied())
+        print(
+            f"connections to port {port} of an earlier run wind down for up to a minute: Serve's "
+            "own proxy listens there this time, which makes answers some 10 ms slower",
+            file=sys.stderr,
+        )
+        return port
     os.environ.update(tuning.direct(port))
     return _free_port()
+
+
+def _is_free(host: str, port: int) -> bool:
+    """Whether a server that does not share ports, as Serve's replicas do not, could listen."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(address)
+        except OSError:
+            return False
+    return True
 
 
 def _free_port() -> int:

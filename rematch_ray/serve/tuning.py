@@ -9,6 +9,11 @@ from __future__ import annotations
 _THROUGHPUT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
 
+def proxied() -> dict[str, str]:
+    """Serve's own proxy in front."""
+    return dict(_THROUGHPUT)
+
+
 def direct(port: int) -> dict[str, str]:
     """The one ingress replica itself listens on a port, and Serve's proxy stays unused.
 

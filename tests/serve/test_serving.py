@@ -146,6 +146,7 @@ def test_an_interrupt_while_ray_starts_is_one_line_and_leaves_no_process(
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_it_prints_its_url_answers_and_ends_well_on_ctrl_c(pair: Any, tmp_path: Path) -> None:
     log = tmp_path / "log"
     port = free_port()
@@ -157,7 +158,8 @@ def test_it_prints_its_url_answers_and_ends_well_on_ctrl_c(pair: Any, tmp_path: 
         ingress = listener(port)
         assert ingress is not None and "rematch-ray:ingress" in title(ingress)
         os.kill(ingress, signal.SIGKILL)
-        deadline = time.monotonic() + 120
+        # a minute until the port is free again, and a start
+        deadline = time.monotonic() + 240
         while listener(port) in (None, ingress):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
