@@ -39,6 +39,7 @@ from shapes.pages_and_scenes import write_pages_and_scenes
 from shapes.search_task import SearchTask, key_recalls, nested, pages_and_scenes
 
 from rematch_ray.evaluation.report import plain_table
+from rematch_ray.index.search import SearchIndex
 
 PEERS = {
     "qdrant": ("peers.qdrant_search", "QdrantArm"),
@@ -114,8 +115,11 @@ def _run(task: SearchTask, options: argparse.Namespace, result: dict[str, Any]) 
 
 def _build_own(task: SearchTask) -> list[Built]:
     folder = task.folder / f"index-{task.name}"
-    choices = (None, "first", "prefix", "fused+prefix")
-    return [_built(arm, task, folder) for arm in (EXACT, *map(OwnCascade, choices), FIRST)]
+    exact = _built(EXACT, task, folder)
+    # an index of 1e6 documents has lists of the fused and the first vector only
+    there = SearchIndex.open(folder).coarse_choices
+    choices = [None, *(key for key in ("first", "prefix", "fused+prefix") if key in there)]
+    return [exact, *(_built(arm, task, folder) for arm in (*map(OwnCascade, choices), FIRST))]
 
 
 def _build_others(
