@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rematch_ray.errors import UserError
 from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.kinds import (
-    DEFAULT_NPROBE,
+    default_nprobe,
     has_lists,
     kind_for,
     make_untrained,
@@ -100,5 +100,5 @@ def build_coarse(
     description: dict[str, Any] = {"file": path.name, "kind": kind, "width": entries.width}
     if has_lists(kind):
         num_lists = int(faiss.extract_index_ivf(index).nlist)
-        description |= {"nlist": num_lists, "nprobe": min(DEFAULT_NPROBE, num_lists)}
+        description |= {"nlist": num_lists, "nprobe": default_nprobe(num_lists)}
     return description
