@@ -18,12 +18,12 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rematch_ray.commands import interruption
+from rematch_ray.commands.listening import keep_up, tune_serve
 from rematch_ray.commands.parser import OneLineParser, positive_number
 from rematch_ray.errors import UserError
-from rematch_ray.serve import tuning
 
 if TYPE_CHECKING:
     from rematch_ray.serve.settings import ServeArgs
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 APPLICATION = "rematch-ray"
 READY_TIMEOUT_S = 300.0
 _POLL_S = 0.25
-_LOOK_S = 1.0
-_GONE_S = 3.0
 
 
 def add_arguments(parser: OneLineParser) -> None:
@@ -95,7 +93,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     args, shards = _settings(options)
     args.read_keys()
     _check_port(options.host, options.port)
-    proxy_port = _tune_serve(options.host, options.port, with_haproxy=options.haproxy)
+    proxy_port = tune_serve(options.host, options.port, with_haproxy=options.haproxy)
     from rematch_ray.workloads.runtime import Bundle, connect
 
     bundles = [
@@ -107,6 +105,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(f"starting Ray Serve for {options.index} ...", file=sys.stderr, flush=True)
     from ray import serve
 
+    def start_again() -> None:
+        serve.shutdown()
+        _start(args, options.host, proxy_port)
+        _wait_until_ready(f"{url}readyz")
+
     with connect(bundles):
         interruption.install()  # Ray's own handler prints a native stack and aborts
         _start(args, options.host, proxy_port)
@@ -117,108 +120,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         with contextlib.suppress(KeyboardInterrupt):  # the way to end a server, not a failure
             if proxy_port == options.port:
                 threading.Event().wait()
-            _keep_up(args, options.host, options.port, proxy_port)
+            reached_as = _spoken(options.host).strip("[]")
+            keep_up(options.host, options.port, reached_as, start_again)
         print("stopping ...", file=sys.stderr, flush=True)
         if os.environ.get("RAY_ADDRESS"):  # a cluster of our own ends with us
             serve.delete(APPLICATION)
     return {"url": url, "seconds_until_ready": round(seconds, 1)}
-
-
-def _keep_up(args: ServeArgs, host: str, port: int, proxy_port: int) -> NoReturn:
-    """Start the application again when its ingress is gone for good.
-
-    Serve starts another replica, but that cannot listen while connections of the one that crashed
-    wind down, and then counts the port as taken for ever (2.60): with a range of one port none of
-    them comes up.
-    """
-    from ray import serve
-
-    address = (_spoken(host).strip("[]"), port)
-    seen = time.monotonic()
-    while True:
-        time.sleep(_LOOK_S)
-        if _is_listening(address):
-            seen = time.monotonic()
-        elif time.monotonic() - seen > _GONE_S:
-            print(
-                "the ingress is gone, starting the service again ...", file=sys.stderr, flush=True
-            )
-            while not _is_free(host, port):
-                time.sleep(_LOOK_S)
-            serve.shutdown()
-            _start(args, host, proxy_port)
-            _wait_until_ready(f"http://{_spoken(host)}:{port}/readyz")
-            print("ready again", file=sys.stderr, flush=True)
-            seen = time.monotonic()
-
-
-def _is_listening(address: tuple[str, int]) -> bool:
-    try:
-        with socket.create_connection(address, timeout=_POLL_S):
-            return True
-    except TimeoutError:
-        return True  # somebody is there, and busy
-    except OSError:
-        return False
-
-
-def _tune_serve(host: str, port: int, *, with_haproxy: bool) -> int:
-    """Set what Ray Serve reads when it is imported, here and in all that is started here.
-
-    Args:
-        host: where the service is to answer.
-        port: of it.
-        with_haproxy: as asked.
-
-    Returns:
-        The port for Serve's own proxy.
-
-    Raises:
-        UserError: HAProxy is asked for on a cluster that runs already.
-    """
-    is_elsewhere = bool(os.environ.get("RAY_ADDRESS"))
-    if is_elsewhere and with_haproxy:
-        raise UserError(
-            "--haproxy is for a Ray that starts here; on a cluster set "
-            "RAY_SERVE_ENABLE_HA_PROXY=1 and RAY_SERVE_THROUGHPUT_OPTIMIZED=1 on every node"
-        )
-    if is_elsewhere:
-        return port
-    if with_haproxy:
-        ports = (_free_port(), _free_port())
-        said = f"ports {ports[0]} and {ports[1]} of every address"
-        print(f"HAProxy's status: {said}", file=sys.stderr)
-        os.environ.update(tuning.haproxy(*ports))
-        return port
-    if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1") != "1":
-        return port  # Serve as it comes, because the user says so
-    if not _is_free(host, port):
-        os.environ.update(tuning.proxied())
-        print(
-            f"connections to port {port} of an earlier run wind down for up to a minute: Serve's "
-            "own proxy listens there this time, which makes answers some 10 ms slower",
-            file=sys.stderr,
-        )
-        return port
-    os.environ.update(tuning.direct(port))
-    return _free_port()
-
-
-def _is_free(host: str, port: int) -> bool:
-    """Whether a server that does not share ports, as Serve's replicas do not, could listen."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind(address)
-        except OSError:
-            return False
-    return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _swap(options: argparse.Namespace) -> dict[str, Any]:

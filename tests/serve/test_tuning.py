@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from rematch_ray.commands.serve import _tune_serve
+from rematch_ray.commands.listening import tune_serve
 from rematch_ray.errors import UserError
 from tests.serve.test_serving import free_port
 
@@ -23,7 +23,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_the_ingress_listens_at_the_port_and_the_proxy_elsewhere(
     environment: dict[str, str],
 ) -> None:
-    assert _tune_serve("127.0.0.1", PORT, with_haproxy=False) != PORT
+    assert tune_serve("127.0.0.1", PORT, with_haproxy=False) != PORT
     assert (environment[FIRST], environment[LAST]) == (str(PORT), str(PORT + 1))
     assert environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
 
@@ -31,7 +31,7 @@ def test_the_ingress_listens_at_the_port_and_the_proxy_elsewhere(
 def test_haproxy_listens_at_the_port_and_its_status_is_named(
     environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _tune_serve("127.0.0.1", PORT, with_haproxy=True) == PORT
+    assert tune_serve("127.0.0.1", PORT, with_haproxy=True) == PORT
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert FIRST not in environment
     said = capsys.readouterr().err
@@ -41,16 +41,16 @@ def test_haproxy_listens_at_the_port_and_its_status_is_named(
 
 def test_serve_as_it_comes_where_the_user_says_so(environment: dict[str, str]) -> None:
     environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "0"
-    assert _tune_serve("127.0.0.1", PORT, with_haproxy=False) == PORT
+    assert tune_serve("127.0.0.1", PORT, with_haproxy=False) == PORT
     assert FIRST not in environment
 
 
 def test_a_cluster_that_runs_keeps_its_own_settings(environment: dict[str, str]) -> None:
     environment["RAY_ADDRESS"] = "10.0.0.1:6379"
-    assert _tune_serve("127.0.0.1", PORT, with_haproxy=False) == PORT
+    assert tune_serve("127.0.0.1", PORT, with_haproxy=False) == PORT
     assert not [name for name in environment if name.startswith("RAY_SERVE")]
     with pytest.raises(UserError, match="every node"):
-        _tune_serve("127.0.0.1", PORT, with_haproxy=True)
+        tune_serve("127.0.0.1", PORT, with_haproxy=True)
 
 
 def test_the_proxy_listens_while_connections_wind_down(
@@ -64,7 +64,7 @@ def test_the_proxy_listens_while_connections_wind_down(
         served, _ = server.accept()
         served.close()  # the server ends it first: its side has to wait
         assert caller.recv(1) == b""
-    assert _tune_serve("127.0.0.1", port, with_haproxy=False) == port
+    assert tune_serve("127.0.0.1", port, with_haproxy=False) == port
     assert "wind down" in capsys.readouterr().err
     assert FIRST not in environment
     assert environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
