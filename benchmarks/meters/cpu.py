@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from meters.sampling import sampled
+
 SAMPLE_S = 0.5
 IDLE = "ray::IDLE"  # what Ray calls a process between two tasks
 
@@ -81,19 +83,8 @@ class CpuMeter:
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Keeps an eye on processes that end between two reads, as long as the block lasts."""
-        stop = threading.Event()
-
-        def sample() -> None:
-            while not stop.wait(SAMPLE_S):
-                self.by_process()
-
-        thread = threading.Thread(target=sample, daemon=True)
-        thread.start()
-        try:
+        with sampled(self.by_process, SAMPLE_S):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
 
 def _below(root: int, parents: dict[int, int]) -> set[int]:

@@ -7,13 +7,13 @@ them, do not count. Linux only.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from meters.cpu import title
+from meters.sampling import sampled
 
 SAMPLE_S = 0.5
 MIB = 2**20
@@ -48,19 +48,9 @@ class JobMemory:
 @contextmanager
 def watched() -> Iterator[JobMemory]:
     """Sample until the block ends; Ray has to be running."""
-    memory, done = JobMemory(), threading.Event()
-
-    def watch() -> None:
-        while not done.wait(SAMPLE_S):
-            memory.look()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    memory = JobMemory()
+    with sampled(memory.look, SAMPLE_S):
         yield memory
-    finally:
-        done.set()
-        thread.join()
 
 
 def private_by_title(root: int) -> dict[str, float]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from meters.sampling import sampled
 
 SAMPLE_S = 0.02
 
@@ -45,20 +46,10 @@ class OwnMemory:
 @contextmanager
 def own_memory() -> Iterator[OwnMemory]:
     """Samples until the block ends: what is mapped from files does not count, as it can go."""
-    memory, done = OwnMemory(), threading.Event()
+    memory = OwnMemory()
     memory.look()
-
-    def watch() -> None:
-        while not done.wait(SAMPLE_S):
-            memory.look()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with sampled(memory.look, SAMPLE_S):
         yield memory
-    finally:
-        done.set()
-        thread.join()
 
 
 def _status(name: str) -> int:
