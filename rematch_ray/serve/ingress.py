@@ -22,7 +22,7 @@ from rematch_ray.serve.handles import (
 )
 from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.leases import LeasedQuota
-from rematch_ray.serve.local_shard import LocalShard, tell_from_thread
+from rematch_ray.serve.local_shard import HeldShard, tell_from_thread
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.metrics import Recorder, collect
 from rematch_ray.serve.router import Parts, Router
@@ -63,7 +63,7 @@ class Ingress:
         self._sets = RemoteSets("manager of the sets", sets, deployed, timeout_s=EXCHANGE_TIMEOUT_S)
         self._backend = SetBackend(first, self._reach, self._sets)
         self._recorder = Recorder()
-        self._held: dict[str, LocalShard] = {}
+        self._held: dict[str, HeldShard] = {}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Builds the application in the replica: an app object does not travel."""
@@ -110,7 +110,7 @@ class Ingress:
             drift=DriftWatch(self._args.drift_share, self._recorder.checked),
         )
 
-    async def _hold(self, spec: SetSpec, coordinator: RemoteCoordinator) -> LocalShard:
+    async def _hold(self, spec: SetSpec, coordinator: RemoteCoordinator) -> HeldShard:
         """The index of a set, opened in this process."""
         settings, loop = self._args.shard, asyncio.get_running_loop()
         shard = await asyncio.to_thread(
@@ -122,7 +122,7 @@ class Ingress:
             record=lambda: self._recorder,
             drift_share=self._args.drift_share,
         )
-        held = LocalShard(shard, settings.max_queued_requests + settings.num_threads)
+        held = HeldShard(shard, settings.max_queued_requests + settings.num_threads)
         self._held[spec.name] = held
         return held
 

@@ -32,7 +32,7 @@ def tell_from_thread(loop: asyncio.AbstractEventLoop, told: Coroutine[Any, Any, 
         logger.warning("the coordinator did not take a report: %s", silent)
 
 
-class LocalShard:
+class HeldShard:
     """See `follower.ShardClient`.
 
     Args:

@@ -7,7 +7,7 @@ import pytest
 
 from rematch_ray.errors import UserError
 from rematch_ray.serve.backend import OverloadedError
-from rematch_ray.serve.local_shard import LocalShard
+from rematch_ray.serve.local_shard import HeldShard
 
 
 class Held:
@@ -33,7 +33,7 @@ class Held:
 def test_one_more_than_the_queue_holds_is_refused_and_the_others_are_answered() -> None:
     async def run() -> None:
         held = Held()
-        shard = LocalShard(held, most=2)  # type: ignore[arg-type]
+        shard = HeldShard(held, most=2)  # type: ignore[arg-type]
         first = [asyncio.create_task(shard.search(name)) for name in ("a", "bad")]
         await asyncio.sleep(0)
         with pytest.raises(OverloadedError, match="queue of the index is full"):
@@ -51,7 +51,7 @@ def test_one_more_than_the_queue_holds_is_refused_and_the_others_are_answered() 
 def test_other_questions_and_the_end_reach_the_shard() -> None:
     async def run() -> None:
         held = Held()
-        shard = LocalShard(held, most=1)  # type: ignore[arg-type]
+        shard = HeldShard(held, most=1)  # type: ignore[arg-type]
         assert await shard.ask("payload", "generation", "red") == {"asked": ("generation", "red")}
         shard.close()
         assert held.is_closed
