@@ -48,7 +48,7 @@ typedef void fold_fn(const struct chunk *, const struct group *, const float *sc
 
 /* Scores of documents of one vector against one query vector, its scale applied: _maxsim_single.c.
  * Returns 0 for a dimension that it is not for. */
-typedef int single_fn(const uint8_t *codes, const float *scales, int64_t count,
+typedef int single_fn(const uint8_t *codes, int is_packed, const float *scales, int64_t count,
                       const int8_t *query, int dim, float query_scale, float *out);
 
 struct path {
@@ -64,6 +64,7 @@ struct plane {
     int64_t vectors; /* of documents that lie side by side: codes, or float16 originals */
     int64_t scales;  /* (N, n) float32; 0 for originals */
     int64_t per_document;
+    int64_t is_packed; /* 4-bit codes, one vector a document: see unpack_code */
 };
 
 const struct path *find_path(const char *name);
@@ -81,6 +82,18 @@ void mean_of_rows(const float *best, int64_t stride, int64_t count, const float 
 extern const struct path avx512vnni_path, avx2_path;
 single_fn single_avx512;
 #endif
+
+/* Bytes of one vector of a plane. */
+INLINE int64_t vector_bytes(const struct plane *plane, int dim) {
+    return plane->is_packed ? (dim + 1) / 2 : dim;
+}
+
+/* Entry d of a packed vector as an 8-bit code, amid those whose high four bits it has: the low
+ * halves of the bytes hold the first half of the vector, the high halves the rest. */
+INLINE uint8_t unpack_code(const uint8_t *packed, int dim, int d) {
+    const int half = (dim + 1) / 2;
+    return (uint8_t)((d < half ? packed[d] << 4 : packed[d - half] & 0xf0) | 8);
+}
 
 INLINE void fold_scores(const struct chunk *chunk, const struct group *group, const float *scores,
                         float *best, int64_t stride, int vectors_per_document) {

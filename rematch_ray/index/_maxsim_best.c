@@ -89,6 +89,18 @@ static int take(struct kept *kept, const float *scores, int64_t first, int count
     return kept->count >= kept->full ? cut(kept) : 0;
 }
 
+/* 8-bit codes and scales of a block's packed documents. */
+static void unpack_block(const struct plane *plane, int dim, const int64_t *rows, int64_t first,
+                         int count, uint8_t *codes, float *scales) {
+    const int64_t bytes = vector_bytes(plane, dim);
+    for (int i = 0; i < count; i++) {
+        const int64_t document = rows ? rows[first + i] : first + i;
+        const uint8_t *packed = (const uint8_t *)(uintptr_t)plane->vectors + document * bytes;
+        for (int d = 0; d < dim; d++) codes[(int64_t)i * dim + d] = unpack_code(packed, dim, d);
+        scales[i] = ((const float *)(uintptr_t)plane->scales)[document];
+    }
+}
+
 static int score_and_take(const struct path *path, const struct group *groups, int num_groups,
                           const int8_t *query, int num_queries, int r_q, int dim, const struct plane *planes,
                           int num_planes, const int64_t *rows, int64_t count,
@@ -99,14 +111,22 @@ static int score_and_take(const struct path *path, const struct group *groups, i
                           planes[0].per_document == 1;
     for (int64_t first = 0; first < count; first += block) {
         const int some = count - first < block ? (int)(count - first) : block;
-        if (is_single && path->single((const uint8_t *)(uintptr_t)planes[0].vectors + first * dim,
+        const uint8_t *codes = (const uint8_t *)(uintptr_t)planes[0].vectors +
+                               first * vector_bytes(planes, dim);
+        if (is_single && path->single(codes, planes[0].is_packed != 0,
                                       (const float *)(uintptr_t)planes[0].scales + first, some,
                                       query, dim, query_scales[0], means)) {
             if (take(kept, means, first, some, allowed)) return 1;
             continue;
         }
         for (int64_t i = 0; i < some * stride; i++) best[i] = -INFINITY;
-        for (int p = 0; p < num_planes; p++) {
+        if (planes[0].is_packed) {
+            float *scales = means + block;
+            uint8_t *unpacked = (uint8_t *)(scales + block);
+            unpack_block(planes, dim, rows, first, some, unpacked, scales);
+            carry_plane(path, groups, num_groups, dim, unpacked, scales, 1, NULL, some, best, stride);
+        }
+        for (int p = 0; p < num_planes && !planes[0].is_packed; p++) {
             const int64_t n = planes[p].per_document, skipped = rows ? 0 : first * n;
             carry_plane(path, groups, num_groups, dim,
                         (const uint8_t *)(uintptr_t)planes[p].vectors + skipped * dim,
@@ -125,11 +145,11 @@ static int score_and_take(const struct path *path, const struct group *groups, i
 
 /* Scores documents against queries of `r_q` vectors each and keeps the best of each query.
  *
- * `rows` chooses documents, NULL takes all in order; `allowed` (or NULL) tells by position which
- * may be kept. `positions` and `scores` have room for `count` per query, `found` says how many are
+ * A packed plane is the only one. `rows` chooses documents, NULL takes all in order; `allowed` (or
+ * NULL) tells by position which may be kept. `positions` and `scores` have room for `count` per query, `found` says how many are
  * there. Returns 0, 1 without memory, 2 for a path that is not there.
  */
-int maxsim_int8_2_best(const char *name, const int8_t *query, int num_queries, int r_q, int dim,
+int maxsim_int8_3_best(const char *name, const int8_t *query, int num_queries, int r_q, int dim,
                        const struct plane *planes, int num_planes, const int64_t *rows,
                        int64_t count, const uint8_t *allowed, const float *query_scales,
                        int64_t limit, const double *slack, int64_t *positions, float *scores,
@@ -142,7 +162,9 @@ int maxsim_int8_2_best(const char *name, const int8_t *query, int num_queries, i
     if (block > MOST_BLOCK) block = MOST_BLOCK;
     struct group *groups = make_groups(path, query, (int)stride, dim, &num_groups);
     struct kept *kept = malloc(num_queries * sizeof(struct kept));
-    float *best = malloc(block * (stride + 1) * sizeof(float));
+    /* maxima and scores of a block, and the scales and codes of one that is unpacked */
+    const int64_t unpacked = planes[0].is_packed ? block * (sizeof(float) + dim) : 0;
+    float *best = malloc(block * (stride + 1) * sizeof(float) + unpacked);
     int status = 1;
     if (groups && kept && best) {
         for (int q = 0; q < num_queries; q++) {

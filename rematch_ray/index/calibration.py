@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse.kinds import SCAN
+from rematch_ray.index.coarse.sizes import SCAN
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.plan import Plan
 

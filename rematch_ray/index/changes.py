@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse.kinds import IVF_FROM_DOCUMENTS
+from rematch_ray.index.coarse.sizes import PACKED_FROM_DOCUMENTS
 from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.generation import Generation, read_current
 from rematch_ray.index.lexical.settings import read_lexical
@@ -112,7 +112,7 @@ def merge_segments(
             kind=manifest.coarse_kind,
             trained=manifest.coarse_trained,
             # a few small ones are no reason to train
-            scan_below=0 if choose is None else IVF_FROM_DOCUMENTS,
+            scan_below=0 if choose is None else PACKED_FROM_DOCUMENTS,
         )
         entry = add_segment(
             path,

@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.build import build_index
+from rematch_ray.index.coarse.sizes import default_nprobe, lists_for
 from rematch_ray.index.costs import (
     EXPECTED,
     PROBED_LIST_EXCESS,
-    PROBED_LISTS,
     Costs,
-    num_lists,
 )
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
@@ -160,8 +159,8 @@ def _measure_coarse(folder: Path, dim: int, costs: Costs) -> Costs:
         max(0.0, taken[kind].stages["coarse:first"] - costs.stage_ms) * 1e6 / dim
         for kind in ("scan", "ivf")
     )
-    count = num_lists(NUM_COARSE)
-    probed = min(1.0, PROBED_LIST_EXCESS * PROBED_LISTS / count) * NUM_COARSE
+    count = lists_for(NUM_COARSE)
+    probed = min(1.0, PROBED_LIST_EXCESS * default_nprobe(count) / count) * NUM_COARSE
     return replace(
         costs,
         row_ns=taken["scan"].stages["filter"] * 1e6 / NUM_COARSE,

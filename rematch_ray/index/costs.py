@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rematch_ray.errors import UserError, did_you_mean
+from rematch_ray.index.coarse.sizes import default_nprobe, kind_by_size, lists_for
 from rematch_ray.index.planner import Plan
 from rematch_ray.scoring.budget import Budget
 
-CoarseList = Literal["scan", "flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq"]
+CoarseList = Literal["scan", "scan4", "flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq"]
 COARSE_LISTS: tuple[CoarseList, ...] = get_args(CoarseList)
-LISTS_FROM = 200_000
-# time per entry over that of our own scan, and of 8-bit codes in lists: FAISS 1.15 on 300,000
-# vectors; float16 is assumed
-_SCAN_FACTORS = {"scan": 1.0, "flat": 3.5, "sq8": 1.75}
+# time per entry over that of our own 8-bit scan, and of 8-bit codes in lists: FAISS 1.15 on 300,000
+# vectors, `scan4` on a million; float16 is assumed
+_SCAN_FACTORS = {"scan": 1.0, "scan4": 0.55, "flat": 3.5, "sq8": 1.75}
 _LIST_FACTORS = {"ivf": 1.0, "ivf_sq8": 1.0, "ivf_pq": 0.45, "ivf_rabitq": 1.15}
-PROBED_LISTS = 64
 # a query meets long lists more often than short ones
 PROBED_LIST_EXCESS = 1.5
 
@@ -119,22 +118,12 @@ def choose_list(num_documents: int, kind: str = "auto") -> CoarseList:
     >>> choose_list(10**5), choose_list(10**9), choose_list(10**9, "ivf_rabitq")
     ('scan', 'ivf_sq8', 'ivf_rabitq')
     """
+    wanted = kind_by_size(num_documents) if kind == "auto" else kind
     for known in COARSE_LISTS:
-        if kind == known:
+        if wanted == known:
             return known
-    if kind != "auto":
-        allowed = did_you_mean(kind, ("auto", *COARSE_LISTS))
-        raise UserError(f"coarse list {kind!r} does not exist; {allowed}")
-    return "ivf_sq8" if num_documents >= LISTS_FROM else "scan"
-
-
-def num_lists(num_documents: int) -> int:
-    """Inverted lists of so many documents.
-
-    >>> num_lists(10**6)
-    4000
-    """
-    return max(1, math.isqrt(16 * num_documents))
+    allowed = did_you_mean(kind, ("auto", *COARSE_LISTS))
+    raise UserError(f"coarse list {kind!r} does not exist; {allowed}")
 
 
 def coarse_ms(costs: Costs, kind: CoarseList, num_documents: int, dim: int) -> float:
@@ -145,8 +134,8 @@ def coarse_ms(costs: Costs, kind: CoarseList, num_documents: int, dim: int) -> f
     """
     if kind in _SCAN_FACTORS:
         return num_documents * dim * costs.scan_ns * _SCAN_FACTORS[kind] / 1e6
-    lists = num_lists(num_documents)
-    share = min(1.0, PROBED_LIST_EXCESS * PROBED_LISTS / lists)
+    lists = lists_for(num_documents)
+    share = min(1.0, PROBED_LIST_EXCESS * default_nprobe(lists) / lists)
     per_entry = costs.list_ns * _LIST_FACTORS[kind]
     return dim * (lists * costs.centroid_ns + share * num_documents * per_entry) / 1e6
 

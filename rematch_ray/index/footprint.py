@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.costs import CoarseList, choose_list, num_lists
+from rematch_ray.index.coarse.sizes import lists_for
+from rematch_ray.index.costs import CoarseList, choose_list
 from rematch_ray.scoring.budget import DEFAULT_LADDER, Ladder
 
 _COUNT = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*([kKmMbBgG]?)\s*$")
@@ -169,11 +170,13 @@ def components(corpus: Corpus) -> list[Component]:
 def coarse_component(corpus: Corpus, key: str, dim: int) -> Component:
     """The coarse list over a key (`fused`, `first`) of a width; nothing where codes are scanned."""
     kind = corpus.coarse_list
-    name, files = f"coarse {key} ({kind})", (f"coarse_{key}.faiss",)
-    if kind in ("scan", "flat", "sq8"):
-        return Component(name, {"scan": 0, "flat": 2 * dim, "sq8": dim}[kind], files)
+    name = f"coarse {key} ({kind})"
+    files = (f"coarse_{key}.npy" if kind == "scan4" else f"coarse_{key}.faiss",)
+    if kind in ("scan", "scan4", "flat", "sq8"):
+        per_entry = {"scan": 0.0, "scan4": 0.5, "flat": 2.0, "sq8": 1.0}[kind]
+        return Component(name, per_entry * dim, files)
     return Component(
-        name, _list_bytes(kind, dim), files, fixed=4 * dim * num_lists(corpus.num_documents)
+        name, _list_bytes(kind, dim), files, fixed=4 * dim * lists_for(corpus.num_documents)
     )
 
 

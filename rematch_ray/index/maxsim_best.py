@@ -22,6 +22,7 @@ from rematch_ray.index.maxsim_int8 import (
     path_in_use,
 )
 from rematch_ray.index.maxsim_native import Vectors
+from rematch_ray.index.quantisation import unpack
 
 Rows = NDArray[np.int64]
 Kept = tuple[Rows, Float32]
@@ -48,7 +49,8 @@ def best_of_planes(
     Args:
         query_codes_BRD: (B, R, D) int8 from `quantise`.
         query_scales_BR: (B, R) float32 likewise.
-        planes: codes + 128 (N, n_k, D) uint8 and scales (N, n_k) float32 of each.
+        planes: codes + 128 (N, n_k, D) uint8 and scales (N, n_k) float32 of each; a packed one
+            stands alone.
         limit: how many are wanted, at least 1.
         rows: (C,) documents to score; None takes all N in order.
         allowed: (C,) True where a document may be kept; None allows all.
@@ -126,7 +128,10 @@ def _scores(
         for plane in planes:
             codes, scales = plane.values, plane.scales
             assert scales is not None
-            if rows is None:
+            if plane.is_packed:
+                some = block if rows is None else rows[block]
+                carry_maxima(best, flat, unpack(codes[some], dim), scales[some], path=path)
+            elif rows is None:
                 carry_maxima(best, flat, codes[block], scales[block], path=path)
             else:
                 carry_maxima(best, flat, codes, scales, rows[block], path=path)
@@ -146,11 +151,14 @@ def _check(
     assert codes_BRD.dtype == np.int8 and codes_BRD.flags.c_contiguous
     assert scales_BR.dtype == np.float32 and scales_BR.flags.c_contiguous
     assert scales_BR.shape == codes_BRD.shape[:2] and 1 <= codes_BRD.shape[2] <= MAX_DIM
-    num_documents = len(planes[0].values)
+    num_documents, dim = len(planes[0].values), codes_BRD.shape[2]
+    assert len(planes) == 1 or not any(plane.is_packed for plane in planes)
     for plane in planes:
         codes, scales = plane.values, plane.scales
         assert scales is not None and codes.dtype == np.uint8 and scales.dtype == np.float32
-        assert codes.shape == (*scales.shape, codes_BRD.shape[2]), (codes.shape, codes_BRD.shape)
+        width = -(-dim // 2) if plane.is_packed else dim
+        assert codes.shape == (*scales.shape, width), (codes.shape, codes_BRD.shape)
+        assert not plane.is_packed or codes.shape[1] == 1, codes.shape
         assert len(codes) == num_documents
         assert codes.flags.c_contiguous and scales.flags.c_contiguous
     if rows is not None and len(rows):

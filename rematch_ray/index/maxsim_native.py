@@ -23,7 +23,7 @@ PATHS = ("avx512vnni", "avx2", "c")
 # those that read float16 faster than numpy does
 EXACT_PATHS = PATHS[:1]
 # part of every symbol: a library built from older sources counts as none at all
-_PREFIX = "maxsim_int8_2_"
+_PREFIX = "maxsim_int8_3_"
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _NOTHING = ctypes.c_char * 0
 _ARGUMENTS = {
@@ -47,18 +47,21 @@ class Vectors:
     """One plane as the kernel reads it.
 
     Args:
-        values: (N, n, D) codes + 128 as uint8, or originals as float16.
+        values: (N, n, D) codes + 128 as uint8, or originals as float16; packed, what
+            `quantisation.pack` makes of (N, 1, D) codes.
         scales: (N, n) float32 of codes; None of originals.
+        is_packed: whether values are packed.
     """
 
     values: NDArray[Any]
     scales: NDArray[np.float32] | None = None
+    is_packed: bool = False
 
     @functools.cached_property
-    def described(self) -> tuple[int, int, int]:
-        """Addresses and vectors per document, as `struct plane` has them."""
+    def described(self) -> tuple[int, int, int, int]:
+        """Addresses, vectors per document and form, as `struct plane` has them."""
         scales = 0 if self.scales is None else _address(self.scales)
-        return _address(self.values), scales, self.values.shape[1]
+        return _address(self.values), scales, self.values.shape[1], int(self.is_packed)
 
 
 @functools.cache

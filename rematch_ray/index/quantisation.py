@@ -71,6 +71,35 @@ def from_offset(stored: NDArray[np.uint8]) -> NDArray[np.int8]:
     return (stored ^ np.uint8(OFFSET)).view(np.int8)
 
 
+def pack(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The high four bits of stored codes, two entries to a byte.
+
+    Args:
+        stored: (..., D) from `to_offset`.
+
+    Returns:
+        (..., ceil(D / 2)): the first half of the entries in the low bits, the rest in the high.
+
+    >>> pack(np.uint8([0x12, 0x34, 0x56])).tolist() == [0x51, 0x83]
+    True
+    """
+    half = -(-stored.shape[-1] // 2)
+    low, high = stored[..., :half] >> 4, stored[..., half:] & 0xF0
+    if high.shape[-1] < half:  # an odd entry stands beside the middle of the codes
+        high = np.concatenate([high, np.full((*high.shape[:-1], 1), OFFSET, np.uint8)], axis=-1)
+    return low | high
+
+
+def unpack(packed: NDArray[np.uint8], dim: int) -> NDArray[np.uint8]:
+    """Stored codes (..., dim) in the middle of the 16 that four bits stand for.
+
+    >>> unpack(pack(np.uint8([0x12, 0x34, 0x56])), 3).tolist() == [0x18, 0x38, 0x58]
+    True
+    """
+    both = np.concatenate([packed << 4, packed & 0xF0], axis=-1)
+    return both[..., :dim] | 8
+
+
 def residual_norms(
     vectors_NRD: NDArray[np.floating], codes_NRD: NDArray[np.int8], scales_NR: NDArray[np.float32]
 ) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse.kinds import IVF_FROM_DOCUMENTS
+from rematch_ray.index.coarse.sizes import PACKED_FROM_DOCUMENTS
 from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.generation import SEGMENTS, TOMBSTONES, Generation
 from rematch_ray.index.identity import check_identity
@@ -101,7 +101,7 @@ def append_rows(
         keys=generation.coarse_keys,
         kind=manifest.coarse_kind,
         trained=manifest.coarse_trained,
-        scan_below=IVF_FROM_DOCUMENTS,
+        scan_below=PACKED_FROM_DOCUMENTS,
     )
     entries, ids = [], []
     if rows.num_rows:

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.coarse.keys import prefix_planes
-from rematch_ray.index.coarse.kinds import SCAN
+from rematch_ray.index.coarse.sizes import PACKED, SCANS
 from rematch_ray.index.coarse.lists import CoarseList
+from rematch_ray.index.coarse.packed import PackedList
 from rematch_ray.index.coarse.scan import Coarse, ScanList
 from rematch_ray.index.lexical.postings import Postings, count_texts
 from rematch_ray.index.manifest import SegmentEntry, SegmentManifest, hash_file
@@ -179,17 +180,22 @@ class Segment:
     def coarse(self, key: str) -> Coarse:
         """The coarse list of a key, mapped on first use."""
         if key not in self._coarse:
-            if self.is_scanned:
-                self._coarse[key] = ScanList(self._listed(key))
-            else:
-                description = dict(self.manifest.coarse[key])
-                self._coarse[key] = CoarseList(self.directory, description, gpu=self._gpu)
+            self._coarse[key] = self._open_coarse(key)
         return self._coarse[key]
+
+    def _open_coarse(self, key: str) -> Coarse:
+        description = dict(self.manifest.coarse.get(key, {}))
+        if description.get("kind") == PACKED:
+            [listed] = self._listed(key)
+            return PackedList(self.directory, description, listed)
+        if self.is_scanned:
+            return ScanList(self._listed(key))
+        return CoarseList(self.directory, description, gpu=self._gpu)
 
     @cached_property
     def is_scanned(self) -> bool:
-        """Whether the coarse stage scans the planes, so that every key is there."""
-        return all(entry["kind"] == SCAN for entry in self.manifest.coarse.values())
+        """Whether the coarse stage scans all documents, so that every key is there."""
+        return all(entry["kind"] in SCANS for entry in self.manifest.coarse.values())
 
     def listed_vectors(self, key: str) -> int:
         """Vectors of each document that a coarse key compares."""

@@ -8,7 +8,6 @@ embed_actor.py. Top floor.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from rematch_ray.model.settings import ModelSettings
+from rematch_ray.workloads.pauses import PauseBetweenSteps
 
 if TYPE_CHECKING:
     from rematch_ray.data.samples import SampleEncoder
@@ -82,38 +82,6 @@ def read_calls(
         num_cpus=num_cpus,
         compute=ray.data.TaskPoolStrategy(size=at_once),
     )
-
-
-class PauseBetweenSteps:
-    """Execution callback that lets Ray's scheduling loop rest.
-
-    While all that could be done is held back, because the consumer is slower than the stages, the
-    loop of Ray 2.60 never waits: beside a training run it took 80 % of a core. A run that is
-    under way rests longer: 20 steps a second took 5 % of a core, and its tasks take seconds.
-    """
-
-    seconds, settled_seconds, settled_after = 0.05, 0.2, 10.0
-
-    def before_execution_starts(self, executor: Any) -> None:
-        """Note when the run began."""
-        self._began = time.monotonic()
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Rest; the loop still does all that is ready in one step."""
-        settled = time.monotonic() - self._began > self.settled_after
-        time.sleep(self.settled_seconds if settled else self.seconds)
-
-    def after_execution_succeeds(self, executor: Any) -> None:
-        """Nothing to do."""
-
-    def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Nothing to do."""
-
-
-class LongPauseBetweenSteps(PauseBetweenSteps):
-    """The same for a stream that is made many steps ahead of its consumer."""
-
-    seconds = 0.2
 
 
 def plain_context(pause: type[PauseBetweenSteps] = PauseBetweenSteps) -> None:

@@ -26,13 +26,8 @@ from rematch_ray.data.readers.units import Unit
 from rematch_ray.data.sources import list_source
 from rematch_ray.errors import UserError
 from rematch_ray.workloads.ahead import stay_within
-from rematch_ray.workloads.stages import (
-    LongPauseBetweenSteps,
-    ReadCall,
-    plain_context,
-    read_calls,
-    reason_of,
-)
+from rematch_ray.workloads.pauses import LongPauseBetweenSteps
+from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls, reason_of
 
 if TYPE_CHECKING:
     from rematch_ray.config import DataSettings

@@ -14,7 +14,7 @@ from rematch_ray.index.maxsim_int8 import (
     new_maxima,
 )
 from rematch_ray.index.maxsim_native import Vectors
-from rematch_ray.index.quantisation import to_offset
+from rematch_ray.index.quantisation import pack, to_offset, unpack
 
 PATHS = available_paths()
 # single vectors of some dims have a scan of their own
@@ -110,6 +110,61 @@ def test_every_path_keeps_what_a_plain_cut_keeps(
         path=path,
     )
     assert listed(found) == plain(codes, scales, held, limit, rows, allowed, slack)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@given(
+    seed=st.integers(0, 2**31),
+    documents=st.integers(1, 90),
+    num_queries=st.integers(1, 2),
+    r_q=st.sampled_from([1, 2, 17]),
+    dim=st.sampled_from([1, 7, 31, 32, 64, 96, 128, 256]),
+    limit=st.integers(1, 100),
+    chosen=st.sampled_from(["all", "rows", "mask"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_packed_codes_score_as_the_codes_that_they_stand_for(
+    path: str,
+    seed: int,
+    documents: int,
+    num_queries: int,
+    r_q: int,
+    dim: int,
+    limit: int,
+    chosen: str,
+) -> None:
+    [held] = drawn(seed, documents, [1], dim)
+    packed = pack(held.values)
+    stands_for = [Vectors(unpack(packed, dim), held.scales)]
+    codes, scales = asked(seed, num_queries, r_q, dim)
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, documents, 30) if chosen == "rows" else np.arange(documents)
+    allowed = rng.random(len(rows)) < (0.5 if chosen == "mask" else 2.0)
+    found = best_of_planes(
+        codes,
+        scales,
+        [Vectors(packed, held.scales, is_packed=True)],
+        limit,
+        rows=rows if chosen == "rows" else None,
+        allowed=allowed if chosen == "mask" else None,
+        path=path,
+    )
+    slack = np.zeros(num_queries)
+    assert listed(found) == plain(codes, scales, stands_for, limit, rows, allowed, slack)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dim", [32, 40, 128])
+def test_packed_codes_of_many_blocks(path: str, dim: int) -> None:
+    [held] = drawn(3, 9001, [1], dim)
+    packed = pack(held.values)
+    codes, scales = asked(3, 1, 1, dim)
+    found = best_of_planes(
+        codes, scales, [Vectors(packed, held.scales, is_packed=True)], 10, path=path
+    )
+    stands_for = [Vectors(unpack(packed, dim), held.scales)]
+    everything = np.arange(9001), np.ones(9001, bool)
+    assert listed(found) == plain(codes, scales, stands_for, 10, *everything, np.zeros(1))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from rematch_ray.errors import UserError
 from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.kinds import (
-    default_nprobe,
     has_lists,
     kind_for,
     make_untrained,
     read_list,
     training_rows,
 )
+from rematch_ray.index.coarse.sizes import default_nprobe
 from rematch_ray.index.manifest import sync_file
 
 SEED = 1234

@@ -1,11 +1,13 @@
 """The kinds of coarse lists: what each is in FAISS, what it needs, and which fits a size.
 
-    scan          every entry, from the planes     flat          every entry, float16: exact
-    sq8           every entry, 8 bits              ivf_pq        inverted lists, 2 bits a number
-    ivf           inverted lists, float16          ivf_rabitq    inverted lists, 1 bit a number
-    ivf_sq8       inverted lists, 8 bits           hnsw          a graph over 8-bit entries
+    scan          every entry, from the planes     ivf           inverted lists, float16
+    scan4         every entry, 4 bits a number     ivf_sq8       inverted lists, 8 bits
+    flat          every entry, float16: exact      ivf_pq        inverted lists, 2 bits a number
+    sq8           every entry, 8 bits              ivf_rabitq    inverted lists, 1 bit a number
+    hnsw          a graph over 8-bit entries
 
-`scan` is no list of FAISS: the planes' own codes are read by our kernel (scan.py).
+The first two are no lists of FAISS: our kernel reads the planes' own codes (scan.py), or their high
+bits from a file (packed.py).
 
 Whatever a kind approximates is set right by the MaxSim of the stages behind it, so no kind keeps
 vectors to refine its own scores. Knows nothing of files, keys or searches. Middle floor.
@@ -13,7 +15,6 @@ vectors to refine its own scores. Knows nothing of files, keys or searches. Midd
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,18 +22,13 @@ from typing import Any, Literal, get_args
 import faiss
 
 from rematch_ray.errors import UserError, did_you_mean
+from rematch_ray.index.coarse.sizes import kind_by_size, lists_for
 
 CoarseKind = Literal[
-    "auto", "scan", "flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw"
+    "auto", "scan", "scan4", "flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw"
 ]
 COARSE_KINDS: tuple[str, ...] = get_args(CoarseKind)
 
-SCAN = "scan"
-# above this an exact scan takes longer than scoring the candidates
-IVF_FROM_DOCUMENTS = 200_000
-# recall@10 of the best at 1e6 documents (results/search.md): 64 of 4,096 lists 0.78, an eighth
-# of them 0.94, all of them 0.99
-_LEAST_NPROBE, _PROBED_SHARE = 64, 8
 TRAINING_ROWS_PER_LIST = 64
 MOST_TRAINING_ROWS = 1_000_000
 # fewer entries would leave inverted lists with fewer than four each
@@ -75,13 +71,11 @@ def check_kind(kind: str) -> None:
 def kind_for(kind: str, num_documents: int) -> str:
     """The kind to make: `auto` goes by the number of documents.
 
-    >>> kind_for("auto", 1000), kind_for("auto", 10**6), kind_for("hnsw", 1000)
-    ('scan', 'ivf_sq8', 'hnsw')
+    >>> kind_for("auto", 1000), kind_for("hnsw", 1000)
+    ('scan', 'hnsw')
     """
     check_kind(kind)
-    if kind != "auto":
-        return kind
-    return "ivf_sq8" if num_documents >= IVF_FROM_DOCUMENTS else SCAN
+    return kind_by_size(num_documents) if kind == "auto" else kind
 
 
 def has_lists(kind: str) -> bool:
@@ -89,27 +83,9 @@ def has_lists(kind: str) -> bool:
     return kind in _KINDS and _KINDS[kind].has_lists
 
 
-def default_nprobe(num_lists: int) -> int:
-    """How many inverted lists a search looks through that names no number.
-
-    >>> [default_nprobe(count) for count in (16, 400, 4096)]
-    [16, 64, 512]
-    """
-    return min(num_lists, max(_LEAST_NPROBE, num_lists // _PROBED_SHARE))
-
-
 def holds(kind: str, num_entries: int) -> bool:
     """Whether there are enough entries for a kind."""
     return not has_lists(kind) or num_entries >= _LEAST_ENTRIES
-
-
-def lists_for(num_entries: int) -> int:
-    """Inverted lists for a number of entries: FAISS's own advice below a million.
-
-    >>> lists_for(1_000_000)
-    4000
-    """
-    return int(4 * math.sqrt(num_entries))
 
 
 def training_rows(kind: str, num_entries: int) -> int:
@@ -126,7 +102,7 @@ def make_untrained(kind: str, dim: int, num_entries: int, *, seed: int) -> Any:
     """An empty FAISS index of a kind.
 
     Args:
-        kind: any but `auto` and `scan`.
+        kind: any but `auto` and the scans.
         dim: of the vectors.
         num_entries: that it will hold, about; the number of inverted lists follows.
         seed: of the training to come.

@@ -17,12 +17,13 @@ from typing import Any
 from rematch_ray.index.coarse.building import SEED, build_coarse, coarse_file, train_coarse
 from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.kinds import (
-    SCAN,
     check_kind,
     holds,
     kind_for,
     training_rows,
 )
+from rematch_ray.index.coarse.packed import write_packed
+from rematch_ray.index.coarse.sizes import PACKED, SCAN
 from rematch_ray.index.manifest import (
     TrainedEntry,
     describe_file,
@@ -81,6 +82,9 @@ class CoarseWriter:
         path = directory / coarse_file(key)
         if kind == SCAN or (not fits and self._is_small(kind, entries)):
             return {"kind": SCAN}
+        if kind == PACKED:
+            # several vectors a document keep the kernel busy: there is no memory to wait for
+            return write_packed(directory, key, entries) if entries.width == 1 else {"kind": SCAN}
         if kind == "flat":
             return build_coarse(path, entries, kind=kind)
         if not fits:

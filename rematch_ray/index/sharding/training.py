@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from rematch_ray.index.build import IndexForm
 from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.keys import prefix_planes
-from rematch_ray.index.coarse.kinds import SCAN, kind_for, training_rows
+from rematch_ray.index.coarse.kinds import kind_for, training_rows
+from rematch_ray.index.coarse.sizes import SCANS
 from rematch_ray.index.coarse.training import SEED, CoarseWriter, train_coarse
 from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards, open_parquet
 from rematch_ray.scoring.budget import Ladder
 
 # rows of a file that are drawn, of those that are read: fewer would read more for the same sample
 _SHARE = 0.25
-_NEEDS_NO_TRAINING = (SCAN, "flat")
+_NEEDS_NO_TRAINING = (*SCANS, "flat")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from rematch_ray.index.coarse.documents import gather_documents
 from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.kinds import COARSE_KINDS, kind_for
 from rematch_ray.index.coarse.lists import CoarseList
+from rematch_ray.index.coarse.sizes import SCANS
 from tests.index.made import unit
 
-KINDS = [kind for kind in COARSE_KINDS if kind not in ("auto", "scan")]
+KINDS = [kind for kind in COARSE_KINDS if kind not in ("auto", *SCANS)]
 APPROXIMATE = [kind for kind in KINDS if kind != "flat"]
 
 
@@ -225,7 +226,9 @@ def test_entries_lie_document_by_document_whatever_they_are_made_of() -> None:
 def test_size_chooses_the_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit((900, 24), 1).astype(np.float16)
     assert kind_for("auto", len(vectors)) == "scan"
-    monkeypatch.setattr("rematch_ray.index.coarse.kinds.IVF_FROM_DOCUMENTS", 900)
+    monkeypatch.setattr("rematch_ray.index.coarse.sizes.PACKED_FROM_DOCUMENTS", 900)
+    assert kind_for("auto", len(vectors)) == "scan4"
+    monkeypatch.setattr("rematch_ray.index.coarse.sizes.LISTS_FROM_DOCUMENTS", 900)
     assert build_coarse(tmp_path / "c", vectors)["kind"] == "ivf_sq8"
 
 
@@ -240,8 +243,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     vectors = unit((300, 23), 1).astype(np.float16)
     with pytest.raises(UserError, match="coarse kind 'tree' does not exist; allowed: auto, flat"):
         build_coarse(tmp_path / "c", vectors, kind="tree")
-    with pytest.raises(UserError, match="coarse kind 'scan' has no list of its own: use flat, "):
-        build_coarse(tmp_path / "c", vectors, kind="scan")
+    for kind in SCANS:
+        with pytest.raises(
+            UserError, match=f"coarse kind '{kind}' has no list of its own: use flat"
+        ):
+            build_coarse(tmp_path / "c", vectors, kind=kind)
     with pytest.raises(UserError, match="'ivf_pq' needs vectors of an even dim, not 23"):
         build_coarse(tmp_path / "c", vectors, kind="ivf_pq")
     coarse = make(tmp_path / "c", vectors)

@@ -18,12 +18,13 @@ from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.keys import COARSE_CHOICES
 from rematch_ray.index.coarse.kinds import COARSE_KINDS
 from rematch_ray.index.coarse.lists import CoarseList
+from rematch_ray.index.coarse.sizes import SCANS
 from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.manifest import hash_file
 from rematch_ray.index.search import SearchIndex
 from tests.index.made import queries, unit, write_embeddings
 
-TRAINABLE = [kind for kind in COARSE_KINDS if kind not in ("auto", "scan", "flat")]
+TRAINABLE = [kind for kind in COARSE_KINDS if kind not in ("auto", *SCANS, "flat")]
 KEYS = ("fused", "first", "prefix")
 
 
@@ -183,7 +184,7 @@ def test_several_indexes_share_one_trained_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "one" / "coarse") == os.listdir(tmp_path / "two" / "coarse")
 
 
-@pytest.mark.parametrize("kind", ["scan", "flat", *TRAINABLE])
+@pytest.mark.parametrize("kind", [*SCANS, "flat", *TRAINABLE])
 def test_deleted_and_replaced_documents_never_come_back(tmp_path: Path, kind: str) -> None:
     index = tmp_path / "index"
     build_index(embed(tmp_path / "a", 400, 1), index, coarse="all", coarse_kind=kind)

@@ -361,6 +361,14 @@ def test_shards_without_originals_agree_by_8_bit_scores(
     assert mine == theirs
 
 
+def test_shards_of_packed_codes_agree_with_one_index(tied: Path, tmp_path: Path) -> None:
+    build_index(tied, tmp_path / "one", coarse_kind="scan4")
+    build_sharded(tied, tmp_path / "five", 5, coarse_kind="scan4")
+    mine, theirs = (answers(SearchIndex.open(tmp_path / name)) for name in ("five", "one"))
+    assert mine == theirs
+    assert len(list((tmp_path / "five").glob("**/coarse_fused.npy"))) == 5
+
+
 def test_a_miner_reads_shards_as_one_gallery(tied: Path, one: SearchIndex, tmp_path: Path) -> None:
     build_sharded(tied, tmp_path / "set", 5)
     lines = np.empty(300, DOCUMENTS)

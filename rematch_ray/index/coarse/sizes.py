@@ -1,0 +1,47 @@
+"""How the coarse stage grows with its corpus: which kind, how many lists, how many are looked through.
+
+Counts alone; what the kinds are is in kinds.py. Middle floor.
+"""
+
+from __future__ import annotations
+
+import math
+
+SCAN, PACKED, LISTS = "scan", "scan4", "ivf_sq8"
+SCANS = (SCAN, PACKED)
+# below this the planes' own codes are scanned in less time than anything else of a search takes
+PACKED_FROM_DOCUMENTS = 200_000
+# A scan misses nothing, and lists are faster only where they look through few of many: at 1e6
+# documents of dim 128 an eighth of the lists costs more than the scan and finds 5 % less of the ten
+# best (results/search.md)
+LISTS_FROM_DOCUMENTS = 10_000_000
+_LEAST_NPROBE, _PROBED_SHARE = 64, 8
+
+
+def kind_by_size(num_documents: int) -> str:
+    """The kind that `auto` stands for.
+
+    >>> [kind_by_size(documents) for documents in (1000, 10**6, 10**8)]
+    ['scan', 'scan4', 'ivf_sq8']
+    """
+    if num_documents < PACKED_FROM_DOCUMENTS:
+        return SCAN
+    return PACKED if num_documents < LISTS_FROM_DOCUMENTS else LISTS
+
+
+def lists_for(num_entries: int) -> int:
+    """Inverted lists for a number of entries: FAISS's own advice below a million.
+
+    >>> lists_for(1_000_000)
+    4000
+    """
+    return max(1, math.isqrt(16 * num_entries))
+
+
+def default_nprobe(num_lists: int) -> int:
+    """How many inverted lists a search looks through that names no number.
+
+    >>> [default_nprobe(count) for count in (16, 400, 4096)]
+    [16, 64, 512]
+    """
+    return min(num_lists, max(_LEAST_NPROBE, num_lists // _PROBED_SHARE))
