@@ -87,7 +87,8 @@ def pack(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
     low, high = stored[..., :half] >> 4, stored[..., half:] & 0xF0
     if high.shape[-1] < half:  # an odd entry stands beside the middle of the codes
         high = np.concatenate([high, np.full((*high.shape[:-1], 1), OFFSET, np.uint8)], axis=-1)
-    return low | high
+    both: NDArray[np.uint8] = np.bitwise_or(low, high)
+    return both
 
 
 def unpack(packed: NDArray[np.uint8], dim: int) -> NDArray[np.uint8]:
@@ -97,7 +98,8 @@ def unpack(packed: NDArray[np.uint8], dim: int) -> NDArray[np.uint8]:
     True
     """
     both = np.concatenate([packed << 4, packed & 0xF0], axis=-1)
-    return both[..., :dim] | 8
+    middles: NDArray[np.uint8] = np.bitwise_or(both[..., :dim], 8)
+    return middles
 
 
 def residual_norms(

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.coarse.keys import prefix_planes
-from rematch_ray.index.coarse.sizes import PACKED, SCANS
 from rematch_ray.index.coarse.lists import CoarseList
 from rematch_ray.index.coarse.packed import PackedList
 from rematch_ray.index.coarse.scan import Coarse, ScanList
+from rematch_ray.index.coarse.sizes import PACKED, SCANS
 from rematch_ray.index.lexical.postings import Postings, count_texts
 from rematch_ray.index.manifest import SegmentEntry, SegmentManifest, hash_file
 from rematch_ray.index.npy import map_npy

@@ -1,4 +1,4 @@
-"""A scan of 4-bit codes: half the memory to fetch, which is what a scan of many documents waits for.
+"""A scan of 4-bit codes: half the memory to fetch, which a scan of many documents waits for.
 
     coarse_fused.npy    (N, 1, ceil(D / 2)) uint8    what `quantisation.pack` makes of the codes
 
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from rematch_ray.index.coarse.entries import Entries
-from rematch_ray.index.coarse.sizes import PACKED
 from rematch_ray.index.coarse.scan import ScanList
+from rematch_ray.index.coarse.sizes import PACKED
 from rematch_ray.index.maxsim_native import Vectors
 from rematch_ray.index.planes import CODES, ArrayWriter, Listed, open_array
 from rematch_ray.index.quantisation import pack, quantise, to_offset

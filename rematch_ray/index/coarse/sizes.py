@@ -1,4 +1,4 @@
-"""How the coarse stage grows with its corpus: which kind, how many lists, how many are looked through.
+"""How the coarse stage grows with its corpus: its kind, its lists, how many are looked through.
 
 Counts alone; what the kinds are is in kinds.py. Middle floor.
 """
@@ -11,9 +11,9 @@ SCAN, PACKED, LISTS = "scan", "scan4", "ivf_sq8"
 SCANS = (SCAN, PACKED)
 # below this the planes' own codes are scanned in less time than anything else of a search takes
 PACKED_FROM_DOCUMENTS = 200_000
-# A scan misses nothing, and lists are faster only where they look through few of many: at 1e6
-# documents of dim 128 an eighth of the lists costs more than the scan and finds 5 % less of the ten
-# best (results/search.md)
+# A scan misses nothing, and lists are faster only where few of many are probed: of a million
+# documents an eighth of them costs more than the scan, and finds 5 % less of the ten best
+# (dim 128, results/search.md)
 LISTS_FROM_DOCUMENTS = 10_000_000
 _LEAST_NPROBE, _PROBED_SHARE = 64, 8
 

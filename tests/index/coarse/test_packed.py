@@ -111,8 +111,8 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     description = dict(segment.manifest.coarse["fused"])
     [listed] = segment._listed("fused")
     write_packed(tmp_path, "fused", Entries.of(unit((50, 16), 1)))
-    with pytest.raises(UserError, match="coarse_fused.npy holds uint8 .* the index is damaged"):
+    with pytest.raises(UserError, match=r"coarse_fused\.npy holds uint8 .* the index is damaged"):
         PackedList(tmp_path, description, listed)
     (tmp_path / "coarse_fused.npy").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="coarse_fused.npy cannot be mapped"):
+    with pytest.raises(UserError, match=r"coarse_fused\.npy cannot be mapped"):
         PackedList(tmp_path, description, listed)
