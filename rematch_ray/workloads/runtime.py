@@ -36,6 +36,14 @@ DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
 }
+# What a cluster of this one machine, which lives as long as this program, has no use for: looking
+# ten times a second for new log files that nobody is shown, and a process that asks whether the
+# node is about to be taken away. Together 1 % of what a small training run costs.
+OWN_CLUSTER_ENVIRONMENT = {
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "10",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 
 Made = TypeVar("Made")
 
@@ -137,18 +145,36 @@ def connect(bundles: Sequence[Bundle]) -> Iterator[None]:
         refuse_what_does_not_fit(bundles, [_this_machine()])
     # ray.init takes SIGTERM for itself and answers it with a native stack trace
     handler = signal.getsignal(signal.SIGTERM)
-    _start(address)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    with _environment({} if address or _is_debugging() else OWN_CLUSTER_ENVIRONMENT):
+        _start(address)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        try:
+            refuse_what_does_not_fit(bundles, node_resources())
+            yield
+        except KeyboardInterrupt:
+            # torn down, stages log stack traces on their way out, and this program is ending
+            logging.disable()
+            raise
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables that are set meanwhile, but those that are set already."""
+    added = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in added})
     try:
-        refuse_what_does_not_fit(bundles, node_resources())
         yield
-    except KeyboardInterrupt:
-        # stages that are torn down log stack traces on their way out, and this program is ending
-        logging.disable()
-        raise
     finally:
-        ray.shutdown()
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _is_debugging() -> bool:
+    """Whether the user wants to see what Ray's workers print."""
+    return os.environ.get("REMATCH_RAY_DEBUG") == "1"
 
 
 def node_resources() -> list[dict[str, float]]:
@@ -228,7 +254,7 @@ def _start(address: str | None) -> None:
     import ray
 
     options: dict[str, Any] = {
-        "log_to_driver": os.environ.get("REMATCH_RAY_DEBUG") == "1",
+        "log_to_driver": _is_debugging(),
         # below that Ray announces at every start that it made an authentication token
         "logging_level": "ERROR",
         "runtime_env": {"env_vars": _worker_environment()},

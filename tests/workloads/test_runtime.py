@@ -1,6 +1,7 @@
 """A request that the cluster cannot hold is refused by name before anything starts."""
 
 import json
+import os
 import signal
 import threading
 from typing import Any
@@ -88,6 +89,36 @@ def _asked_of_ray(monkeypatch: pytest.MonkeyPatch, job: object) -> dict[str, str
     monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
     runtime._start("127.0.0.1:1")
     return asked["runtime_env"]["env_vars"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_own"),
+    [({}, True), ({"RAY_ADDRESS": "10.0.0.1:6379"}, False), ({"REMATCH_RAY_DEBUG": "1"}, False)],
+)
+def test_only_a_cluster_of_this_program_goes_without_what_others_need(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], is_own: bool
+) -> None:
+    kept = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    seen: list[dict[str, str | None]] = []
+
+    def start(**_: object) -> None:
+        seen.append({name: os.environ.get(name) for name in runtime.OWN_CLUSTER_ENVIRONMENT})
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", start)
+    monkeypatch.setattr("ray.nodes", list)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("LOG_NAME_UPDATE_INTERVAL_S", "3")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with runtime.connect([]):
+        assert (kept in os.environ) == is_own
+    assert (seen[0][kept] == "0") == is_own
+    # what the user has set stays, and nothing of ours is left behind
+    assert seen[0]["LOG_NAME_UPDATE_INTERVAL_S"] == "3"
+    assert kept not in os.environ
+    assert os.environ["LOG_NAME_UPDATE_INTERVAL_S"] == "3"
 
 
 def test_a_background_call_is_waited_for_although_ctrl_c_came() -> None:
