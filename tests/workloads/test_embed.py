@@ -354,6 +354,27 @@ class TestOnACluster:
         assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+class SlowActor(EmbedActor):
+    """A model that is slower than all that feeds it."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        time.sleep(1.5)
+        return super().__call__(table)
+
+
+def test_a_pool_of_model_processes_grows_with_the_work_that_waits(
+    ray_cluster: None, tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rematch_ray.workloads.embed.EmbedActor", SlowActor)
+    items = [Item.of(f"page {number}", id=f"{number}") for number in range(120)]
+    write_parquet(items_to_table(items), tmp_path / "pages.parquet")
+    settings = EmbedSettings(window_rows=4, batch_rows=4, num_actors=(1, 2))
+    result = embed(
+        model=tiny_export, data=tmp_path / "pages.parquet", out=tmp_path / "out", settings=settings
+    )
+    assert (result["embedded"], result["model_processes"]) == (120, 2)
+
+
 def test_files_with_different_payloads_are_refused_by_name(
     tiny_export: Path, tmp_path: Path
 ) -> None:
