@@ -190,5 +190,5 @@ def test_a_plan_that_keeps_too_few_for_the_hits_is_not_taken() -> None:
 def test_without_a_table_counts_decide_as_before() -> None:
     chosen = choose(None)
     assert chosen.expected_recall is None
-    assert str(chosen.plan) == "fused:2000 > 2x4:1000 > 4x8:500 > 8x16:250 > 16x64"
+    assert str(chosen.plan) == "fused:2000 > 4x8:500 > 16x64"
     assert chosen.chosen_by == "counts"

@@ -53,7 +53,7 @@ def test_few_survivors_of_a_filter_need_no_coarse_stage() -> None:
     assert (few.coarse_candidates, few.is_exhaustive) == (None, False)
     assert many.coarse_candidates == AUTO_CANDIDATES
     assert few.narrowing == many.narrowing
-    assert few.narrowing[0] == (Budget(2, 4), AUTO_CANDIDATES // 2)
+    assert few.narrowing == ((Budget(4, 8), AUTO_CANDIDATES // 4),)
     assert plan(3000).is_exhaustive
     # a number says how many the coarse stage keeps
     assert plan(15_000, 700).coarse_candidates == 700

@@ -307,7 +307,7 @@ def test_no_budget_and_auto_mean_the_top_rung(index: SearchIndex) -> None:
         assert index.search(queries(1), budget=budget)[0].budget == "4x8"
 
 
-def test_a_large_corpus_is_narrowed_through_growing_budgets(
+def test_a_large_corpus_is_narrowed_through_a_smaller_budget(
     make_index: Callable[..., SearchIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rematch_ray.index.planner.EXHAUSTIVE_COST", 100)
@@ -317,12 +317,12 @@ def test_a_large_corpus_is_narrowed_through_growing_budgets(
     assert [(s["name"], s["in"], s["out"]) for s in found.stages] == [
         ("filter", 900, 900),
         ("coarse:fused", 900, 400),
-        ("2x4", 400, 200),
-        ("4x8", 200, found.stages[-1]["in"]),
+        ("2x4", 400, 100),
+        ("4x8", 100, found.stages[-1]["in"]),
         ("exact", found.stages[-1]["in"], 5),
     ]
-    assert 5 <= found.stages[-1]["in"] < 200
-    assert (found.candidates, found.scored, found.exact) == (400, 200, False)
+    assert 5 <= found.stages[-1]["in"] < 100
+    assert (found.candidates, found.scored, found.exact) == (400, 100, False)
 
 
 def test_few_survivors_of_a_filter_go_into_the_first_rung_without_a_coarse_stage(
