@@ -160,8 +160,10 @@ def certify(generation: Generation, query: Queries, coded: Coded, rung: Budget, 
         # a score that was rounded to float32 stays within what its bound covers
         surely = np.partition(scores, first - limit)[first - limit]
         left = rows[first:][upper[first:] >= surely]
-        scores = np.concatenate([scores, exact_scores(generation, query, left, rung)])
-        rows = np.concatenate([rows[:first], left])
+        rows = rows[:first]
+        if len(left):
+            scores = np.concatenate([scores, exact_scores(generation, query, left, rung)])
+            rows = np.concatenate([rows, left])
     order = order_best(scores, generation.keys[rows], limit)
     return Best(rows[order], scores[order], len(rows))
 
