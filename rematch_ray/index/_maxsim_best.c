@@ -146,8 +146,8 @@ static int score_and_take(const struct path *path, const struct group *groups, i
 /* Scores documents against queries of `r_q` vectors each and keeps the best of each query.
  *
  * A packed plane is the only one. `rows` chooses documents, NULL takes all in order; `allowed` (or
- * NULL) tells by position which may be kept. `positions` and `scores` have room for `count` per query, `found` says how many are
- * there. Returns 0, 1 without memory, 2 for a path that is not there.
+ * NULL) tells by position which may be kept. `positions` and `scores` have room for `count` per
+ * query, `found` says how many are there. Returns 0, 1 without memory, 2 for a path that is not there.
  */
 int maxsim_int8_3_best(const char *name, const int8_t *query, int num_queries, int r_q, int dim,
                        const struct plane *planes, int num_planes, const int64_t *rows,

@@ -26,7 +26,7 @@ _FEW_DOCUMENTS = 5000
 _FEW_SHARE = 0.02
 # Candidates are narrowed once, through the largest rung of at most this share of the final cost: of
 # 2,000 of `tiny-full`, 4x8 to 500 keeps 0.992 of the ten best (results/search.md); the three rungs
-# below 16x64 in turn, halving at each, kept 0.980 in the same time.
+# below 16x64 in turn, halving at each, kept 0.980.
 _NARROW_SHARE = 1 / 8
 _NARROW_FACTOR = 4
 _NARROW_FLOOR = 100
