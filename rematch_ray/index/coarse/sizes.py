@@ -11,9 +11,9 @@ SCAN, PACKED, LISTS = "scan", "scan4", "ivf_sq8"
 SCANS = (SCAN, PACKED)
 # below this the planes' own codes are scanned in less time than anything else of a search takes
 PACKED_FROM_DOCUMENTS = 200_000
-# A scan misses nothing, and lists are faster only where few of many are probed: of a million
-# documents an eighth of them costs more than the scan, and finds 5 % less of the ten best
-# (dim 128, results/search.md)
+# A scan misses nothing, and lists are faster only where few of many are probed: an eighth of those
+# of a million documents took 7.3 ms a search and found 0.937 of the ten best, scans of 4 and 8 bits
+# 6.1 and 8.0 ms and 0.987 (results/search.md)
 LISTS_FROM_DOCUMENTS = 10_000_000
 _LEAST_NPROBE, _PROBED_SHARE = 64, 8
 
