@@ -47,7 +47,7 @@ TOP_LIBRARIES = {"ray", "fastapi", "starlette", "uvicorn"}
 
 # imports between workloads point left only
 WORKLOADS = [
-    "runtime", "journal", "run_directory", "stages", "ahead", "stream", "staging", "disk",
+    "runtime", "journal", "run_directory", "pauses", "stages", "ahead", "stream", "staging", "disk",
     "ledger", "shard_files", "embedding_job", "account", "shards",
     "validation", "tracking", "training_plot", "watch", "checkpoints", "preemption", "loop",
     "train", "embed_stages", "embed_progress", "embed_actor", "embed",

@@ -137,14 +137,24 @@ def run_ahead(opened: Opened, asked: AheadAsked) -> Ahead:
     [best] = shard.best(
         asked.query,
         plan.budget,
-        # some of them may fall to a cut over all shards: a few more are ready to stand in
-        asked.top_k + (0 if asked.group_by else _SPARE),
+        asked.top_k if asked.group_by else _ready_hits(asked),
         rows=pool,
         filter=asked.filter,
         group_by=asked.group_by,
     )
     documents = tuple(shard.documents(best.rows)) if len(best.rows) else ()
     return Ahead(passing, coarse, scored, best, pool, documents, statistics=counted)
+
+
+def _ready_hits(asked: AheadAsked) -> int:
+    """Hits of the shard that the router may take: some fall to the cuts over all shards.
+
+    The shards together hold more than the last cut keeps, so that part of each one's best falls.
+    """
+    kept, ready = asked.plan.kept, asked.top_k + _SPARE
+    if not kept:
+        return ready
+    return math.ceil(ready * asked.num_shards * share(kept, asked.num_shards) / kept)
 
 
 def _coarse(shard: LocalShard, asked: AheadAsked, limit: int) -> tuple[Found, ...]:
