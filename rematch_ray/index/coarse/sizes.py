@@ -13,7 +13,8 @@ SCANS = (SCAN, PACKED)
 PACKED_FROM_DOCUMENTS = 200_000
 # A scan misses nothing, and lists are faster only where few of many are probed: an eighth of those
 # of a million documents took 7.3 ms a search and found 0.937 of the ten best, scans of 4 and 8 bits
-# 6.1 and 8.0 ms and 0.987 (results/search.md)
+# 6.1 and 8.0 ms and 0.987 (results/search.md). Where lists begin to pay was not measured: a scan of
+# this many would take 30 ms
 LISTS_FROM_DOCUMENTS = 10_000_000
 _LEAST_NPROBE, _PROBED_SHARE = 64, 8
 
