@@ -10,7 +10,8 @@ been embedded.
 first wait to the last, over those of a loop that only waits.
 (b) CPU-seconds per row of all processes, Ray's daemons included, over one plain process that reads,
 decodes, tokenises and embeds the same rows in turn, one thread; with one model process, as the
-plain one is, and with one on each core, which share caches and memory. On CUDA also: rows per
+plain one is, and with one on each core, which share caches and memory, as two plain processes at
+once do, which stand beside them. On CUDA also: rows per
 second over the forward pass alone, its batches ready in memory.
 (c) Rows per second over sentence-transformers' `encode`; both may use every core, and the job's
 start counts against it (few large windows end unevenly, so no part of a run stands for it): with
@@ -43,7 +44,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 import torch
 from arms import job, loops
 from arms.setting import BASES, BATCH_ROWS, WINDOW_ROWS, Setting
-from meters.own_process import run_apart
+from meters.own_process import run_apart, run_side_by_side
 from shapes.mixed_corpus import write_corpus
 
 ARMS = {
@@ -56,7 +57,7 @@ ARMS = {
     "bare": loops.bare,
     "padding": loops.padding,
 }
-IN_TURN = ("plain", "one_process", "ours", "st", "st_stock")
+IN_TURN = ("plain", "plain_at_once", "one_process", "ours", "st", "st_stock")
 SMALLEST = "tiny"  # the model of the arms that do not depend on it
 
 
@@ -100,7 +101,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(1 if options.quick else options.rounds):
         for shape in shapes:
             for arm in arms:
-                rounds[shape][arm].append(_apart(arm, options, shape=shape))
+                rounds[shape][arm].append(_run_arm(arm, options, shape))
     padding = _apart("padding", options)
     memory = [_apart("memory", options, scale=scale) for scale in (1, 4)]
     over = {shape: _ratios(found, options) for shape, found in rounds.items()}
@@ -134,9 +135,10 @@ def _ratios(
     if options.device == "cuda":
         found["over_bare_forward"] = _ratio(rounds, "ours", "bare", "rows_per_s")
     else:
-        found["cpu_s_per_row_all_cores_over_plain"] = _ratio(
-            rounds, "ours", "plain", "cpu_s_per_row"
-        )
+        for plain in ("plain", "plain_at_once"):
+            found[f"cpu_s_per_row_all_cores_over_{plain}"] = _ratio(
+                rounds, "ours", plain, "cpu_s_per_row"
+            )
     return found
 
 
@@ -156,12 +158,30 @@ def _apart(
     arm: str, options: argparse.Namespace, *, shape: str = SMALLEST, scale: int = 1
 ) -> dict[str, Any]:
     """Runs an arm in a process of its own; says how it went."""
-    arguments = ["--arm", arm, "--folder", str(options.folder), "--scale", str(scale)]
-    arguments += ["--device", options.device, "--shape", shape]
-    arguments += ["--quick"] if options.quick else []
-    found: dict[str, Any] = run_apart(__file__, arguments, what=arm)
+    found: dict[str, Any] = run_apart(__file__, _arguments(arm, options, shape, scale), what=arm)
     print(f"{shape} {arm}: {found}", file=sys.stderr, flush=True)
     return found
+
+
+def _run_arm(arm: str, options: argparse.Namespace, shape: str) -> dict[str, Any]:
+    if arm != "plain_at_once":
+        return _apart(arm, options, shape=shape)
+    found = run_side_by_side(
+        __file__,
+        _arguments("plain", options, shape),
+        what="plain processes",
+        count=os.cpu_count() or 1,
+    )
+    both = {key: statistics.mean(one[key] for one in found) for key in found[0]}
+    both["rows_per_s"] *= len(found)
+    print(f"{shape} {arm}: {both}", file=sys.stderr, flush=True)
+    return both
+
+
+def _arguments(arm: str, options: argparse.Namespace, shape: str, scale: int = 1) -> list[str]:
+    arguments = ["--arm", arm, "--folder", str(options.folder), "--scale", str(scale)]
+    arguments += ["--device", options.device, "--shape", shape]
+    return arguments + (["--quick"] if options.quick else [])
 
 
 def _setting(options: argparse.Namespace) -> Setting:
@@ -234,8 +254,9 @@ def _targets(result: dict[str, Any]) -> list[str]:
     for shape, over in result["shapes"].items():
         cost, speed = over["cpu_s_per_row_over_plain"], over["over_st"]
         lines.append(f"| {shape}: CPU-seconds per row over one plain process | {cost} | <= 1.10 |")
-        if all_cores := over.get("cpu_s_per_row_all_cores_over_plain"):
-            lines.append(f"| {shape}: the same with a model process on each core | {all_cores} | |")
+        for name, plain in (("plain", "it"), ("plain_at_once", "as many plain ones at once")):
+            if ratio := over.get(f"cpu_s_per_row_all_cores_over_{name}"):
+                lines.append(f"| {shape}: a model process on each core, over {plain} | {ratio} | |")
         lines.append(f"| {shape}: rows/s over sentence-transformers, equal work | {speed} | > 1 |")
         if "over_bare_forward" in over:
             bare = over["over_bare_forward"]

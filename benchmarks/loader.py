@@ -5,11 +5,13 @@ core; the share of the time that they wait for data instead, from the second ste
 
 (b) CPU-seconds per pair of a training run, over those of one plain process that reads, decodes,
 tokenises and steps over the same plan, one thread each, in turn (plain, ours, plain, ours, ...;
-medians). Ours are the CPU times of all processes below this one between two logged steps (driver,
-Ray's daemons, data tasks, training processes), read from /proc twice a second, so that what a
-process used before it ended counts too; start-up, checkpoints and export do not. Twice: with a
-model of hidden size 512 and 8 layers, still small for a model that is worth a cluster, on two
-training processes; and with the demo's, of hidden size 128, on one.
+medians). A plain process alone has the caches and the memory of all cores for itself, which two
+training processes have not: where there are two, as many plain ones run at once as well. Ours are
+the CPU times of all processes below this one between two logged steps (driver, Ray's daemons, data
+tasks, training processes), read from /proc twice a second, so that what a process used before it
+ended counts too; start-up, checkpoints and export do not. Twice: with a model of hidden size 512
+and 8 layers, still small for a model that is worth a cluster, on two training processes; and with
+the demo's, of hidden size 128, on one.
 
     python benchmarks/loader.py [--quick] [--shapes committed tiny] [--config RUN.yaml]
 """
@@ -31,7 +33,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 
 from meters.cpu import SAMPLE_S, CpuMeter, Process
-from meters.own_process import run_apart
+from meters.own_process import run_side_by_side
 from shapes.random_rows import COMMITTED, write_base
 
 from rematch_ray.config import RunConfig, read_run
@@ -41,6 +43,7 @@ from rematch_ray.model.tiny import TinySettings
 STEP_S = 0.6
 RANKS = 2
 LARGEST = 12  # processes listed
+AT_ONCE = "plain, as many at once"
 CONFIG = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
 
 
@@ -83,38 +86,28 @@ def main(argv: list[str] | None = None) -> int:
         for shape in options.shapes:
             if SHAPES[shape].sizes is not None:
                 write_base(_base(options), SHAPES[shape].sizes)
+            workers = SHAPES[shape].workers
             costs[shape] = {"plain": [], "ours": []}
+            if workers > 1:
+                costs[shape][AT_ONCE] = []
             for number in range(rounds):
-                costs[shape]["plain"].append(_plain_apart(options, shape))
+                costs[shape]["plain"].append(_plain_apart(options, shape, 1))
+                if workers > 1:
+                    costs[shape][AT_ONCE].append(_plain_apart(options, shape, workers))
                 costs[shape]["ours"].append(_ours(options, shape, f"{shape}-{number}"))
     medians = {
         shape: {name: statistics.median(taken) for name, taken in arms.items()}
         for shape, arms in costs.items()
     }
-    ratios = {
-        shape: statistics.median(a / b for a, b in zip(arms["ours"], arms["plain"], strict=True))
-        for shape, arms in costs.items()
-    }
-    lines = [
-        ["what", "value"],
-        ["waits for data, share of the time", f"{waits['share']:.4f}"],
-        ["longest wait, s", f"{waits['longest_s']:.3f}"],
-        ["first batch after, s", f"{waits['first_s']:.1f}"],
-    ]
-    for shape in options.shapes:
-        lines += [
-            [f"{shape}: CPU-s per pair, plain", f"{medians[shape]['plain']:.4f}"],
-            [f"{shape}: CPU-s per pair, ours", f"{medians[shape]['ours']:.4f}"],
-            [f"{shape}: ours over plain", f"{ratios[shape]:.3f}"],
-        ]
-    print(plain_table(lines))
+    ratios = {shape: _over(arms) for shape, arms in costs.items()}
+    _print(waits, medians, ratios)
     result = {
         "benchmark": "loader",
         "wait_share_with_stand_in": round(waits["share"], 4),
-        "cpu_s_per_pair_over_plain": round(ratios[options.shapes[0]], 3),
+        "cpu_s_per_pair_over_plain": round(ratios[options.shapes[0]]["plain"], 3),
         "shapes": {
             shape: {
-                "over_plain": round(ratios[shape], 3),
+                "over": {name: round(ratio, 3) for name, ratio in ratios[shape].items()},
                 "workers": SHAPES[shape].workers,
                 "cpu_s_per_pair": {
                     name: [round(x, 5) for x in taken] for name, taken in costs[shape].items()
@@ -130,6 +123,34 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(json.dumps(result))
     return 0
+
+
+def _over(arms: dict[str, list[float]]) -> dict[str, float]:
+    """Ours over each of the others, the median over rounds."""
+    return {
+        name: statistics.median(a / b for a, b in zip(arms["ours"], taken, strict=True))
+        for name, taken in arms.items()
+        if name != "ours"
+    }
+
+
+def _print(
+    waits: dict[str, float],
+    medians: dict[str, dict[str, float]],
+    ratios: dict[str, dict[str, float]],
+) -> None:
+    lines = [
+        ["what", "value"],
+        ["waits for data, share of the time", f"{waits['share']:.4f}"],
+        ["longest wait, s", f"{waits['longest_s']:.3f}"],
+        ["first batch after, s", f"{waits['first_s']:.1f}"],
+    ]
+    for shape, arms in medians.items():
+        for name, seconds in arms.items():
+            lines.append([f"{shape}: CPU-s per pair, {name}", f"{seconds:.4f}"])
+        for name, ratio in ratios[shape].items():
+            lines.append([f"{shape}: ours over {name}", f"{ratio:.3f}"])
+    print(plain_table(lines))
 
 
 def _base(options: argparse.Namespace) -> Path:
@@ -236,13 +257,14 @@ def _plain(run: RunConfig, begin: int, end: int) -> float:
     return (time.process_time() - began) / ((end - begin) * run.data.order.global_batch)
 
 
-def _plain_apart(options: argparse.Namespace, shape: str) -> float:
-    """The same in a process of its own, which has not started Ray."""
+def _plain_apart(options: argparse.Namespace, shape: str, count: int) -> float:
+    """The same in processes of their own that have not started Ray, so many at once; the mean."""
     arguments = ["--plain", shape, "--folder", str(options.folder)]
     arguments += ["--config", str(options.config)]
     arguments += ["--window", *map(str, _window(options, shape))]
     arguments += ["--quick"] if options.quick else []
-    return float(run_apart(__file__, arguments, what="the plain process"))
+    found = run_side_by_side(__file__, arguments, what="plain processes", count=count)
+    return statistics.mean(map(float, found))
 
 
 def _ours(options: argparse.Namespace, shape: str, name: str) -> float:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
@@ -33,3 +34,10 @@ def run_apart(
     if done.returncode:
         raise RuntimeError(f"measuring {what} failed with exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_side_by_side(program: str, arguments: Sequence[str], *, what: str, count: int) -> list[Any]:
+    """The same as `run_apart`, so many at once: what a part costs where the other cores work."""
+    with ThreadPoolExecutor(count) as threads:
+        runs = [threads.submit(run_apart, program, arguments, what=what) for _ in range(count)]
+        return [run.result() for run in runs]

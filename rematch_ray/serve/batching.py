@@ -29,13 +29,11 @@ class Queued:
         row: what the model reads.
         side: query or document.
         num_vectors: meta tokens that are appended to it.
-        was_put_back: whether a batch was too full for it.
     """
 
     row: EncodedRow
     side: Side
     num_vectors: int
-    was_put_back: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -48,11 +46,38 @@ class Queued:
         return self.num_tokens + int(self.row.grid.prod(axis=1).sum())
 
 
+@dataclass
+class Pack:
+    """Rows that came together and are embedded together: what `serve.batch` puts into a batch.
+
+    Attributes:
+        rows: at most as many, and of as much work, as a batch holds; or a single one of more work.
+        was_put_back: whether a batch was too full for it.
+    """
+
+    rows: list[Queued]
+    was_put_back: bool = False
+
+
+def packs_of(rows: Sequence[Queued], *, max_size: int, max_tokens: int) -> Iterator[list[int]]:
+    """Places of rows in as few packs as their order allows, none too large for a batch."""
+    pack: list[int] = []
+    work = 0
+    for place, row in enumerate(rows):
+        if pack and (len(pack) == max_size or work + row.work > max_tokens):
+            yield pack
+            pack, work = [], 0
+        pack.append(place)
+        work += row.work
+    if pack:
+        yield pack
+
+
 class BatchSize:
     """Size of a batch as `serve.batch` asks for it, 1 to `max_size` when it may run.
 
     A batch never holds more than `max_size` rows. One row of more work than a whole batch is a
-    batch of its own. Serve puts a row that does not fit at the end of its queue: under steady load
+    batch of its own. Serve puts a pack that does not fit at the end of its queue: under steady load
     a large one would be put back for ever, so on its second turn it is taken; such a batch holds
     at most twice the work.
 
@@ -65,14 +90,15 @@ class BatchSize:
         self._max_size = max_size
         self._max_tokens = max_tokens
 
-    def __call__(self, queued: Sequence[Queued]) -> int:
-        """Size of these rows together; the last is the one that asks to be added."""
-        work = sum(min(one.work, self._max_tokens) for one in queued)
-        size = max(len(queued), math.ceil(work * self._max_size / self._max_tokens))
+    def __call__(self, packs: Sequence[Pack]) -> int:
+        """Size of these packs together; the last is the one that asks to be added."""
+        count = sum(len(pack.rows) for pack in packs)
+        work = sum(min(row.work, self._max_tokens) for pack in packs for row in pack.rows)
+        size = max(count, math.ceil(work * self._max_size / self._max_tokens))
         if size <= self._max_size:
             return size
-        last = queued[-1]
-        if last.was_put_back and len(queued) <= self._max_size and work <= 2 * self._max_tokens:
+        last = packs[-1]
+        if last.was_put_back and count <= self._max_size and work <= 2 * self._max_tokens:
             return self._max_size
         last.was_put_back = True
         return size

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from ray import serve
@@ -20,7 +21,8 @@ from ray import serve
 from rematch_ray.data.item import Item
 from rematch_ray.errors import UserError
 from rematch_ray.serve.backend import EncodedQuery, Float32, Side
-from rematch_ray.serve.batching import BatchSize, Queued, groups_of
+from rematch_ray.serve.batching import BatchSize, Pack, Queued, groups_of, packs_of
+from rematch_ray.serve.gathering import SHORT_TEXT, ToEncode
 from rematch_ray.serve.settings import EncoderSettings
 
 if TYPE_CHECKING:
@@ -28,10 +30,16 @@ if TYPE_CHECKING:
 
 # pairs of the matching head per forward pass
 MATCH_CHUNK = 64
-# characters that are tokenised in a tenth of a millisecond or so
-_SHORT_TEXT = 500
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
+
+
+class EncoderRecorder(Protocol):
+    """See `metrics.Recorder`."""
+
+    def encoded(self, size: int, seconds: float, side: str) -> None:
+        """One pass: its rows, its time, its side."""
+        ...
 
 
 class Encoder:
@@ -41,9 +49,17 @@ class Encoder:
         model: export directory.
         settings: threads and batching.
         max_image_pixels: larger images are refused before they are decoded.
+        record: makes what takes metrics; None takes none.
     """
 
-    def __init__(self, model: str, settings: EncoderSettings, max_image_pixels: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        settings: EncoderSettings,
+        max_image_pixels: int,
+        *,
+        record: Callable[[], EncoderRecorder] | None = None,
+    ) -> None:
         import torch
 
         from rematch_ray.model.embedder import Embedder
@@ -59,12 +75,14 @@ class Encoder:
         self._model = Embedder.from_pretrained(model, device=device)
         self._model.eval()
         self._model.row_encoder.max_image_pixels = max_image_pixels
+        self._recorder = None if record is None else record()
+        self._settings = settings
         # made here, not by the decorator on the class: the size of a batch depends on the settings
         self._embed = serve.batch(
             max_batch_size=settings.max_batch_size,
             batch_wait_timeout_s=settings.batch_wait_s,
             batch_size_fn=BatchSize(settings.max_batch_size, settings.max_batch_tokens),
-        )(self._embed_queued)
+        )(self._embed_packs)
         self._model.encode_query("warm-up")  # the first forward pass is not a caller's to wait for
 
     async def encode(
@@ -75,15 +93,36 @@ class Encoder:
         Raises:
             UserError: an image cannot be decoded or is too large.
         """
-        used = self.default_instruction(side) if instruction is None else instruction
-        encode = self._model.row_encoder.encode
-        if item.images or len(item.text) > _SHORT_TEXT:
-            row = await asyncio.to_thread(encode, item, side, used)
+        asked = ToEncode(item, instruction, side)
+        if item.images or len(item.text) > SHORT_TEXT:
+            row = await asyncio.to_thread(self._row, asked)
         else:
             # tokenising takes less than a thread's turn
-            row = encode(item, side, used)
-        queued = Queued(row, side, self._model.num_vectors(side))
-        return replace(await self._embed(queued), instruction=used)
+            row = self._row(asked)
+        [encoded] = await self._embed(Pack([row]))
+        return replace(encoded, instruction=self._instruction(asked))
+
+    async def encode_many(self, asked: Sequence[ToEncode]) -> list[EncodedQuery | UserError]:
+        """As `encode`, of several short texts; one that cannot be read fails alone."""
+        read = await asyncio.to_thread(self._rows, asked)
+        answers: list[Any] = [one if isinstance(one, UserError) else None for one in read]
+        good = [place for place, one in enumerate(read) if isinstance(one, Queued)]
+        rows = [one for one in read if isinstance(one, Queued)]
+        packs = list(
+            packs_of(
+                rows,
+                max_size=self._settings.max_batch_size,
+                max_tokens=self._settings.max_batch_tokens,
+            )
+        )
+        embedded = await asyncio.gather(
+            *(self._embed(Pack([rows[at] for at in places])) for places in packs)
+        )
+        for places, encoded in zip(packs, embedded, strict=True):
+            for at, one in zip(places, encoded, strict=True):
+                place = good[at]
+                answers[place] = replace(one, instruction=self._instruction(asked[place]))
+        return answers
 
     async def match(self, query_fused: Float32, document_fused: Float32) -> Float32:
         """The matching head's answer, from stored fused vectors alone.
@@ -131,8 +170,27 @@ class Encoder:
             document_instruction,
         )
 
-    async def _embed_queued(self, queued: list[Queued]) -> list[EncodedQuery]:
-        return await _run(self._passes, embed_queued, self._model, queued)
+    def _rows(self, asked: Sequence[ToEncode]) -> list[Queued | UserError]:
+        rows: list[Queued | UserError] = []
+        for one in asked:
+            try:
+                rows.append(self._row(one))
+            except UserError as broken:
+                rows.append(broken)
+        return rows
+
+    def _row(self, asked: ToEncode) -> Queued:
+        row = self._model.row_encoder.encode(asked.item, asked.side, self._instruction(asked))
+        return Queued(row, asked.side, self._model.num_vectors(asked.side))
+
+    def _instruction(self, asked: ToEncode) -> str:
+        given = asked.instruction
+        return self.default_instruction(asked.side) if given is None else given
+
+    async def _embed_packs(self, packs: list[Pack]) -> list[list[EncodedQuery]]:
+        rows = [row for pack in packs for row in pack.rows]
+        encoded = iter(await _run(self._passes, embed_queued, self._model, rows, self._recorder))
+        return [[next(encoded) for _ in pack.rows] for pack in packs]
 
     def default_instruction(self, side: Side = "query") -> str:
         """The instruction of an item that names none."""
@@ -158,16 +216,21 @@ async def _run(threads: ThreadPoolExecutor, work: Callable[..., Answer], *values
     return await asyncio.get_running_loop().run_in_executor(threads, work, *values)
 
 
-def embed_queued(model: Embedder, queued: list[Queued]) -> list[EncodedQuery]:
+def embed_queued(
+    model: Embedder, queued: list[Queued], recorder: EncoderRecorder | None = None
+) -> list[EncodedQuery]:
     """Embeds a batch of either side; one EncodedQuery of a single row each, in their order."""
     answers: dict[int, EncodedQuery] = {}
     digest = "" if model.identity is None else model.identity.digest
     for places in groups_of(queued):
         rows = [queued[place].row for place in places]
         side = queued[places[0]].side
+        started = time.perf_counter()
         embeddings = model.embed(model.batch(rows, side), side).cpu()
         vectors = embeddings.vectors.float().numpy()
         fused = None if embeddings.fused is None else embeddings.fused.float().numpy()
+        if recorder is not None:
+            recorder.encoded(len(rows), time.perf_counter() - started, side)
         for at, place in enumerate(places):
             answers[place] = EncodedQuery(
                 vectors[at : at + 1],

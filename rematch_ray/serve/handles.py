@@ -108,6 +108,10 @@ class RemoteEncoder(Deployed):
         """Vectors of one item."""
         return await self.call("encode", item, instruction, side)
 
+    async def encode_many(self, asked: Any) -> Any:
+        """Vectors of several short texts, or why one has none."""
+        return await self.call("encode_many", asked)
+
     async def match(self, fused_query: Any, fused_documents: Any) -> Any:
         """Log-odds of a query with each document, from fused vectors."""
         return await self.call("match", fused_query, fused_documents)

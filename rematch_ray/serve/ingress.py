@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from rematch_ray.serve.access_log import AccessLog
 from rematch_ray.serve.drifting import DriftWatch
 from rematch_ray.serve.follower import ShardClient
+from rematch_ray.serve.gathering import GatheringEncoder
 from rematch_ray.serve.handles import (
     RemoteCoordinator,
     RemoteEncoder,
@@ -95,7 +96,7 @@ class Ingress:
         if is_in_ingress(self._args, spec):
             shards = [await self._hold(spec, coordinator)]
         reached = Parts(
-            encoder=RemoteEncoder("encoder", parts.encoder),
+            encoder=self._gathering(parts.encoder),
             shards=shards,
             coordinator=coordinator,
             writer=RemoteWriter("writer", parts.writer, tries=1),
@@ -108,6 +109,15 @@ class Ingress:
             head_weight=self._args.head_weight,
             media=MediaRoots(self._args.media_roots),
             drift=DriftWatch(self._args.drift_share, self._recorder.checked),
+        )
+
+    def _gathering(self, encoder: DeploymentHandle) -> GatheringEncoder:
+        settings = self._args.encoder
+        return GatheringEncoder(
+            RemoteEncoder("encoder", encoder),
+            most=settings.max_batch_size,
+            replicas=settings.max_replicas or settings.num_replicas,
+            most_waiting=settings.max_queued_requests,
         )
 
     async def _hold(self, spec: SetSpec, coordinator: RemoteCoordinator) -> HeldShard:

@@ -79,7 +79,7 @@ REFUSED = Metric(
 BATCH_SIZE = Metric(
     "rematch_batch_size",
     "histogram",
-    "Items or searches that were worked on together, by stage.",
+    "Items that were worked on together, by stage.",
     ("stage",),
     _COUNTS,
 )

@@ -145,7 +145,7 @@ def _encoder(args: ServeArgs, model: str) -> Application:
         max_ongoing_requests=2 * settings.max_batch_size,
         max_queued_requests=settings.max_queued_requests,
         **_scaling(settings),
-    )(Encoder).bind(model, settings, args.limits.max_image_pixels)
+    )(Encoder).bind(model, settings, args.limits.max_image_pixels, record=Recorder)
 
 
 def _shard(args: ServeArgs, index: str, number: int, coordinator: Application) -> Application:

@@ -52,7 +52,9 @@ class EncoderSettings(Settings):
     max_batch_tokens: int = Field(
         2048, ge=1, description="tokens and image patches encoded together at most"
     )
-    batch_wait_s: float = Field(0.004, ge=0, description="how long a batch waits to fill")
+    batch_wait_s: float = Field(
+        0.0, ge=0, description="how long a batch waits to fill; what comes meanwhile joins anyway"
+    )
     max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
 
 

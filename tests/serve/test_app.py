@@ -284,6 +284,9 @@ def test_documents_images_pages_and_metrics_are_served(url: str) -> None:
     assert info["index"]["documents"] == 6
     assert ask(f"{url}/")[0] == 200
     assert b"rematch_requests_total" in wait_for(url, b"rematch_requests_total")
+    assert ask(f"{url}/v1/search", {"query": "a red square"})[0] == 200
+    passes = wait_for(url, b"rematch_encode_seconds_count")
+    assert b"rematch_batch_size_count{" in passes
 
 
 def wait_for(url: str, text: bytes) -> bytes:

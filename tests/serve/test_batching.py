@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rematch_ray.serve.backend import Side
-from rematch_ray.serve.batching import BatchSize, Queued, groups_of
+from rematch_ray.serve.batching import BatchSize, Pack, Queued, groups_of, packs_of
 
 
 def queued(tokens: int, patches: int = 0, side: Side = "query") -> Queued:
@@ -25,30 +25,53 @@ def test_work_counts_tokens_meta_tokens_and_patches() -> None:
     assert Queued(row.row, "query", 16).work == 90
 
 
+def pack(*tokens: int) -> Pack:
+    """Rows that came together."""
+    return Pack([queued(one) for one in tokens])
+
+
 def test_a_batch_is_full_by_work_or_by_count() -> None:
     size = BatchSize(8, 800)
-    assert size([queued(1)]) == 1
-    assert size([queued(100)] * 8) == 8
-    assert size([queued(1)] * 9) > 8
-    assert size([queued(100), queued(300, patches=401)]) > 8
-    assert size([queued(1)] * 4) == 4
+    assert size([pack(1)]) == 1
+    assert size([pack(100)] * 8) == 8
+    assert size([pack(1)] * 9) > 8
+    assert size([pack(100), Pack([queued(300, patches=401)])]) > 8
+    assert size([pack(1)] * 4) == 4
+
+
+def test_rows_that_came_together_count_one_by_one() -> None:
+    size = BatchSize(8, 800)
+    assert size([pack(1, 1, 1), pack(1)]) == 4
+    assert size([pack(200, 300), pack(300)]) == 8
+    assert size([pack(1, 1, 1, 1, 1), pack(1, 1, 1, 1)]) > 8
+
+
+def test_packs_are_no_larger_than_a_batch_and_keep_their_order() -> None:
+    def places(rows: Sequence[Queued]) -> list[list[int]]:
+        return list(packs_of(rows, max_size=3, max_tokens=100))
+
+    assert places([queued(10)] * 7) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert places([queued(60), queued(60), queued(30)]) == [[0], [1, 2]]
+    assert places([queued(10), queued(900), queued(10)]) == [[0], [1], [2]]
+    assert places([]) == []
 
 
 def test_a_row_of_more_work_than_a_batch_is_a_batch_of_its_own() -> None:
     size = BatchSize(8, 800)
-    assert size([queued(100, patches=5000)]) == 8
-    assert size([queued(100, patches=5000), queued(1)]) > 8
+    large = Pack([queued(100, patches=5000)])
+    assert size([large]) == 8
+    assert size([large, pack(1)]) > 8
 
 
-def test_a_row_that_was_put_back_is_taken_the_next_time() -> None:
+def test_a_pack_that_was_put_back_is_taken_the_next_time() -> None:
     size = BatchSize(8, 800)
-    large = queued(700)
-    assert size([queued(200), large]) > 8
-    assert size([queued(200), large]) == 8
+    large = pack(700)
+    assert size([pack(200), large]) > 8
+    assert size([pack(200), large]) == 8
     # and once only per batch: twice the work is the most
-    other = queued(800)
-    assert size([queued(200), other]) > 8
-    assert size([queued(200), large, other]) > 8
+    other = pack(800)
+    assert size([pack(200), other]) > 8
+    assert size([pack(200), large, other]) > 8
 
 
 def test_rows_of_one_pass_are_of_one_side_and_of_similar_length() -> None:
@@ -77,25 +100,24 @@ async def test_serve_puts_rows_together_by_work_and_a_large_one_gets_its_turn(ba
         def __init__(self) -> None:
             sizes = BatchSize(8, 800)
             self.embed = batch(max_batch_size=8, batch_wait_timeout_s=0.005, batch_size_fn=sizes)(
-                self.embed_queued
+                self.embed_packs
             )
 
-        async def embed_queued(self, rows: Sequence[Queued]) -> list[int]:
-            batches.append([row.work for row in rows])
+        async def embed_packs(self, packs: Sequence[Pack]) -> list[int]:
+            works = [row.work for pack in packs for row in pack.rows]
+            batches.append(works)
             await asyncio.sleep(0.01)
-            return [row.work for row in rows]
+            return works
 
     model = Model()
 
     async def keep_asking() -> None:
         while running:
-            await model.embed(queued(100))
+            await model.embed(pack(100))
 
     small = [asyncio.ensure_future(keep_asking()) for _ in range(12)]
     await asyncio.sleep(0.05)
-    answers = await asyncio.wait_for(
-        asyncio.gather(*(model.embed(queued(700)) for _ in range(3))), 5
-    )
+    answers = await asyncio.wait_for(asyncio.gather(*(model.embed(pack(700)) for _ in range(3))), 5)
     running = False
     await asyncio.gather(*small)
     assert answers == [700, 700, 700]

@@ -108,6 +108,20 @@ def test_counters_are_added_up_and_written_once(recorder: Recorder, library: Lib
     assert library.values["rematch_requests_total", ("/v1/search", "200")] == [100]
 
 
+def test_every_measurement_is_written_and_of_a_state_the_last(
+    recorder: Recorder, library: Library
+) -> None:
+    for size in (1, 8):
+        recorder.encoded(size, 0.01 * size, "query")
+        recorder.load(size, 0.0, 0.0, 0.002)
+    assert not library.values
+    recorder.flush()
+    recorder.flush()
+    assert library.values["rematch_batch_size", ("encode",)] == [1, 8]
+    assert library.values["rematch_encode_seconds", ("query",)] == [0.01, 0.08]
+    assert library.values["rematch_ceiling_level", ()] == [8]
+
+
 def test_the_state_of_index_controller_writer_and_drift_is_shown(
     recorder: Recorder, library: Library
 ) -> None:
@@ -116,7 +130,6 @@ def test_the_state_of_index_controller_writer_and_drift_is_shown(
     recorder.wrote(WriteResult(added=3, deleted=1))
     recorder.checked("4x8", 0.97)
     recorder.encoded(8, 0.02, "query")
-    recorder.batched("search", 4)
     recorder.flush()
     found = {name: values[-1] for (name, _), values in library.values.items()}
     assert found["rematch_documents"] == 75
