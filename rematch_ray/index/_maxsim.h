@@ -76,6 +76,8 @@ void carry_plane(const struct path *path, const struct group *groups, int num_gr
                  const int64_t *rows, int64_t count, float *best, int64_t stride);
 void mean_of_rows(const float *best, int64_t stride, int64_t count, const float *scales, int r_q,
                   float *means);
+/* The `rank`-th smallest of some numbers, from 0; changes their order: _maxsim_best.c. */
+float nth_smallest(float *values, int64_t count, int64_t rank);
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86_PATHS 1

@@ -24,8 +24,7 @@ struct kept {
     float *scores;
 };
 
-/* The `rank`-th smallest of some numbers, from 0; changes their order. */
-static float nth(float *values, int64_t count, int64_t rank) {
+float nth_smallest(float *values, int64_t count, int64_t rank) {
     int64_t low = 0, high = count - 1;
     while (low < high) {
         const float pivot = values[low + (high - low) / 2];
@@ -56,7 +55,7 @@ static int cut(struct kept *kept) {
     float *scratch = malloc(count * sizeof(float));
     if (!scratch) return 1;
     memcpy(scratch, kept->scores, count * sizeof(float));
-    const double least = (double)nth(scratch, count, count - kept->limit) - kept->slack;
+    const double least = (double)nth_smallest(scratch, count, count - kept->limit) - kept->slack;
     free(scratch);
     kept->cut = (float)least;
     /* the smallest float32 that is not below */
@@ -149,7 +148,7 @@ static int score_and_take(const struct path *path, const struct group *groups, i
  * NULL) tells by position which may be kept. `positions` and `scores` have room for `count` per
  * query, `found` says how many are there. Returns 0, 1 without memory, 2 for a path that is not there.
  */
-int maxsim_int8_3_best(const char *name, const int8_t *query, int num_queries, int r_q, int dim,
+int maxsim_int8_4_best(const char *name, const int8_t *query, int num_queries, int r_q, int dim,
                        const struct plane *planes, int num_planes, const int64_t *rows,
                        int64_t count, const uint8_t *allowed, const float *query_scales,
                        int64_t limit, const double *slack, int64_t *positions, float *scores,

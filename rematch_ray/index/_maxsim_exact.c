@@ -95,7 +95,7 @@ AVX512 static void score_all(const double *query, int r_q, int dim, const struct
  * `query` is (r_q, dim); planes hold float16. Returns 0, 1 without memory, 2 for a path that has no
  * such loop: with registers half as wide numpy is as fast.
  */
-int maxsim_int8_3_exact(const char *name, const double *query, int r_q, int dim,
+int maxsim_int8_4_exact(const char *name, const double *query, int r_q, int dim,
                         const struct plane *planes, int num_planes, const int64_t *rows,
                         int64_t count, float *scores) {
 #ifdef HAS_X86_PATHS

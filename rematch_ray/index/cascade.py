@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.certified import Coded, best_documents, keeps_originals, score_coded
+from rematch_ray.index.climbing import climb
 from rematch_ray.index.generation import Generation, Rows
 from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import Hit, SearchResult, hits_of
-from rematch_ray.index.maxima import CarriedMaxima
 from rematch_ray.index.planner import Plan
 from rematch_ray.index.queries import Queries
-from rematch_ray.index.stages import find_candidates, keep_best
+from rematch_ray.index.stages import find_candidates
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,18 @@ def search_cascade(generation: Generation, query: Queries, request: Request) -> 
     rows, stages = _candidates(generation, query, request)
     num_candidates = len(rows)
     if plan.narrowing:
-        carried = CarriedMaxima(generation, query, rows, max(1, plan.budget.r_q))
-        stages += _narrow(generation, carried, plan)
-        rows = carried.rows
-    started = time.perf_counter()
-    if plan.narrowing and not plan.budget.is_fused:
-        coded = Coded(rows, carried.advance(plan.budget), is_whole=True)
+        climbed = climb(generation, query, rows, plan.narrowing, plan.budget)
+        coded = Coded(climbed.rows, climbed.scores, is_whole=True)
+        rows, left = climbed.rows, [*climbed.entered[1:], 0]
+        rungs = [*(rung for rung, _ in plan.narrowing), plan.budget]
+        *narrowed, scored = map(stage, map(str, rungs), climbed.entered, left, climbed.ms)
+        stages += narrowed
     else:
+        started = time.perf_counter()
         [[coded]] = score_coded(
             generation, query, plan.budget, request.top_k, rows=rows, group_by=request.group_by
         )
-    scored = stage(str(plan.budget), len(rows), 0, ms_since(started))
+        scored = stage(str(plan.budget), len(rows), 0, ms_since(started))
     hits, last = _certified_hits(generation, query, coded, request, scored)
     return _result(generation, request, hits, num_candidates, len(rows), [*stages, *last])
 
@@ -108,17 +109,6 @@ def _candidates(
     )
     entered = request.filter_stage["out"]
     return rows, [stage(f"coarse:{request.coarse}", entered, len(rows), ms_since(started))]
-
-
-def _narrow(generation: Generation, carried: CarriedMaxima, plan: Plan) -> list[dict[str, Any]]:
-    """Takes candidates through the smaller budgets of a plan."""
-    stages = []
-    for rung, keep in plan.narrowing:
-        started = time.perf_counter()
-        scores, entered = carried.advance(rung), len(carried.rows)
-        carried.keep(keep_best(scores, carried.rows, generation.keys, keep))
-        stages.append(stage(str(rung), entered, len(carried.rows), ms_since(started)))
-    return stages
 
 
 def _certified_hits(

@@ -23,7 +23,7 @@ PATHS = ("avx512vnni", "avx2", "c")
 # those that read float16 faster than numpy does
 EXACT_PATHS = PATHS[:1]
 # part of every symbol: a library built from older sources counts as none at all
-_PREFIX = "maxsim_int8_3_"
+_PREFIX = "maxsim_int8_4_"
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _NOTHING = ctypes.c_char * 0
 _ARGUMENTS = {
@@ -36,6 +36,10 @@ _ARGUMENTS = {
     "best": (
         *(ctypes.c_char_p, _POINTER, _INT, _INT, _INT, _POINTER, _INT, _POINTER, _LONG),
         *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
+    ),
+    "climb": (
+        *(ctypes.c_char_p, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT),
+        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER),
     ),
     "code": (_POINTER, _LONG, _INT, *5 * (_POINTER,)),
     "exact": (*(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _LONG, _POINTER),),
@@ -177,6 +181,58 @@ def best(
     _check(status, path, query_BRD.shape)
     counts = found.tolist()
     return [(positions[q, :n].copy(), scores[q, :n].copy()) for q, n in enumerate(counts)]
+
+
+def climb(
+    path: str,
+    query_RD: NDArray[np.int8],
+    scales_R: NDArray[np.float32],
+    planes: Sequence[Vectors],
+    rungs: Sequence[tuple[int, int, int]],
+    keys_N: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.float32], list[int], list[float]]:
+    """Takes documents through growing budgets in one call; see `climbing.climb`.
+
+    Args:
+        path: one of `compiled_paths`.
+        query_RD: codes of the query vectors of the last rung.
+        scales_R: their scales.
+        planes: codes of all documents, those of the last rung.
+        rungs: query vectors, planes and documents kept of each; the last keeps all.
+        keys_N: of all documents, none like another.
+        rows: (C,) documents.
+
+    Returns:
+        Rows and scores of what is left, and of each rung how many came and the milliseconds.
+    """
+    functions = _functions()
+    assert functions is not None
+    num_documents, dim = len(keys_N), query_RD.shape[1]
+    assert query_RD.shape[0] == len(scales_R) == rungs[-1][0] and rungs[-1][1] == len(planes)
+    assert all(
+        plane.values.shape[::2] == (num_documents, dim) and not plane.is_packed for plane in planes
+    )
+    rows = np.array(rows, np.int64)
+    # seen as unsigned, a negative row is a huge one: one pass instead of two
+    assert not len(rows) or rows.view(np.uint64).max() < num_documents, (rows.min(), rows.max())
+    scores = np.empty(len(rows), np.float32)
+    described = np.array([plane.described for plane in planes], np.int64)
+    steps = np.array(rungs, np.int64)
+    entered, ms = np.zeros(len(rungs) + 1, np.int64), np.zeros(len(rungs))
+    status = functions["climb"](
+        path.encode(),
+        *(_address(query_RD), _address(scales_R)),
+        dim,
+        *(_address(described), _address(steps)),
+        len(rungs),
+        *(_address(keys_N), _address(rows)),
+        len(rows),
+        *(_address(scores), _address(entered), _address(ms)),
+    )
+    _check(status, path, query_RD.shape)
+    *came, left = entered.tolist()
+    return rows[:left], scores[:left], came, ms.tolist()
 
 
 def code(

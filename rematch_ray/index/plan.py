@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from rematch_ray.errors import UserError
@@ -24,6 +25,9 @@ class Plan:
         narrowing: smaller budgets on the way, each with the number of documents that it keeps.
         coarse: coarse choice; None takes the index's default.
 
+    Raises:
+        UserError: a budget on the way does not contain the one before it, or the final one it.
+
     >>> str(Plan(Budget(16, 64), 1000, ((Budget(2, 4), 250),), "first"))
     'first:1000 > 2x4:250 > 16x64'
     """
@@ -32,6 +36,15 @@ class Plan:
     coarse_candidates: int | None
     narrowing: tuple[tuple[Budget, int], ...] = ()
     coarse: str | None = None
+
+    def __post_init__(self) -> None:
+        rungs = [*(rung for rung, _ in self.narrowing), self.budget]
+        for smaller, larger in pairwise(rungs):
+            if smaller.is_fused or not larger.contains(smaller):
+                raise UserError(
+                    f"a plan goes through growing budgets, but {larger} follows {smaller}: leave "
+                    "one of them out"
+                )
 
     @property
     def is_exhaustive(self) -> bool:
