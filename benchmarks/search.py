@@ -32,7 +32,16 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from arms.searching import OwnCascade, OwnExact, PlainFaiss, Point, SearchArm, fresh, measure
+from arms.searching import (
+    OwnCascade,
+    OwnExact,
+    OwnNarrowed,
+    PlainFaiss,
+    Point,
+    SearchArm,
+    fresh,
+    measure,
+)
 from meters.resident import OwnMemory, own_memory
 from shapes.fitted_vectors import CUTS, Fitted, Shape, fit
 from shapes.pages_and_scenes import write_pages_and_scenes
@@ -119,7 +128,8 @@ def _build_own(task: SearchTask) -> list[Built]:
     # an index of 1e6 documents has lists of the fused and the first vector only
     there = SearchIndex.open(folder).coarse_choices
     choices = [None, *(key for key in ("first", "prefix", "fused+prefix") if key in there)]
-    return [exact, *(_built(arm, task, folder) for arm in (*map(OwnCascade, choices), FIRST))]
+    arms = (*map(OwnCascade, choices), OwnNarrowed(), FIRST)
+    return [exact, *(_built(arm, task, folder) for arm in arms)]
 
 
 def _build_others(

@@ -3,7 +3,8 @@
 One run on one machine, load generator included in its cores. Overhead: median added at one request
 at a time, CPU, throughput beside an in-process loop of the same threads, at three budgets and where
 a search takes 20 ms or more; variants of Ray Serve. Text queries beside encoding and searching in
-one process. Overload: Poisson arrivals at half to three times capacity, load controller on and off.
+one process. Overload: Poisson arrivals at half to three times capacity, load controller on and off,
+and with it at what the floor bears and beyond.
 Peers: plain FastAPI over FAISS, Qdrant's and LanceDB's engines.
 
     python benchmarks/serving.py [--quick] [--folder DIR] [--parts overhead overload ...]

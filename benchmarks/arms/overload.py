@@ -25,6 +25,8 @@ from arms.service import Service
 FLOOR = "1x1"
 BEARABLE = 2.0  # times the unloaded 99th percentile
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0)
+# of what the floor bears, with the controller alone: without it nothing is answered there
+FLOOR_FACTORS = (0.8, 1.2)
 STEP = 1.15  # between rates that are tried for a capacity
 MOST_STEPS = 12
 SETTLE_S = 4.0  # at the begin of a run: the controller finds its level
@@ -111,10 +113,12 @@ def measure_overload(setting: Setting) -> Overload:
         capacity = find_capacity(_runs(generator, auto, setting), bearable, unloaded.ms())
         floor = _unloaded(generator, least, min(3.0, setting.seconds))
         floors = find_capacity(_runs(generator, least, setting), bearable, floor.ms())
-        off = _sweep(generator, auto, setting, capacity, bearable)
+        rates = [factor * capacity for factor in setting.factors]
+        off = _sweep(generator, auto, setting, rates, bearable)
     with _service(setting, enabled=True) as service, LoadGenerator(service.port) as generator:
         _unloaded(generator, auto, min(3.0, setting.seconds))
-        on = _sweep(generator, auto, setting, capacity, bearable)
+        rates += [share * floors for share in FLOOR_FACTORS if share * floors > rates[-1]]
+        on = _sweep(generator, auto, setting, rates, bearable)
     return Overload(unloaded.ms(), unloaded.ms(99), capacity, floors, on, off)
 
 
@@ -173,12 +177,15 @@ def _runs(generator: LoadGenerator, bodies: Path, setting: Setting) -> Callable[
 
 
 def _sweep(
-    generator: LoadGenerator, bodies: Path, setting: Setting, capacity: float, bearable: float
+    generator: LoadGenerator,
+    bodies: Path,
+    setting: Setting,
+    rates: Sequence[float],
+    bearable: float,
 ) -> list[Point]:
     """Rising rates: the controller follows from one to the next."""
     points = []
-    for number, factor in enumerate(setting.factors):
-        rate = factor * capacity
+    for number, rate in enumerate(rates):
         seconds = SETTLE_S + setting.seconds
         whole = generator.open(bodies, rate=rate, seconds=seconds, seed=number, drain_s=20.0)
         points.append(summarise(whole.after(SETTLE_S), rate, bearable, setting))

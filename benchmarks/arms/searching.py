@@ -22,6 +22,8 @@ from meters.resident import own_memory
 from shapes.search_task import Exact, Query
 
 from rematch_ray.index.build import build_index
+from rematch_ray.index.plan import Plan
+from rematch_ray.index.planner import narrow
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.shards import EmbeddingShards
 
@@ -119,6 +121,23 @@ class OwnCascade(SearchArm):
             top_k=TOP_K,
             coarse=self._coarse,
         )
+        return [hit.id for hit in found.hits]
+
+
+class OwnNarrowed(OwnCascade):
+    """Candidates of the default coarse choice, a quarter of which a small rung lets through."""
+
+    widths = WIDTHS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "ours, default narrowed, then full"
+
+    def search(self, query: Query, width: int) -> list[str]:
+        """Candidates by width."""
+        ladder = self._index.ladder
+        plan = Plan(ladder.top, width, narrow(ladder.top, ladder, width, TOP_K))
+        [found] = self._index.search(query, plan=plan, top_k=TOP_K)
         return [hit.id for hit in found.hits]
 
 

@@ -6,6 +6,7 @@
 #include "_maxsim.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #ifdef HAS_X86_PATHS
 #include "_maxsim_avx512.h"
@@ -88,6 +89,94 @@ AVX512 static void score_all(const double *query, int r_q, int dim, const struct
     }
 }
 
+/* A query as the loops above read it, and room for what they need; NULL without memory. */
+static double *lay_out(const double *query, int r_q, int dim) {
+    const int64_t padded = (r_q + LANES - 1) / LANES * LANES;
+    double *memory = calloc(padded * dim + VECTORS * dim + padded, sizeof(double));
+    for (int64_t i = 0; memory && i < r_q; i++)
+        for (int d = 0; d < dim; d++)
+            memory[i / LANES * LANES * dim + d * LANES + i % LANES] = query[i * dim + d];
+    return memory;
+}
+
+static void score_rows(double *laid_out, int r_q, int dim, const struct plane *planes,
+                       int num_planes, const int64_t *rows, int64_t count, float *scores) {
+    const int64_t padded = (r_q + LANES - 1) / LANES * LANES;
+    double *vectors = laid_out + padded * dim, *best = vectors + VECTORS * dim;
+    score_all(laid_out, r_q, dim, planes, num_planes, rows, count, vectors, best, scores);
+}
+
+/* A document that may be among the best. */
+struct candidate {
+    int64_t row;
+    uint64_t key;
+    double upper; /* the most that it can score */
+    float score;
+};
+
+static int by_upper(const void *a, const void *b) {
+    const struct candidate *x = a, *y = b;
+    if (x->upper != y->upper) return x->upper < y->upper ? 1 : -1;
+    return (x->key > y->key) - (x->key < y->key);
+}
+
+static int by_score(const void *a, const void *b) {
+    const struct candidate *x = a, *y = b;
+    if (x->score != y->score) return x->score < y->score ? 1 : -1;
+    return (x->key > y->key) - (x->key < y->key);
+}
+
+/* The largest distance of a document's vectors from their 8-bit forms. */
+static float largest_error(const int64_t *errors, int num_planes, int64_t row) {
+    float largest = ((const float *)(uintptr_t)errors[0])[row];
+    for (int p = 1; p < num_planes; p++) {
+        const float error = ((const float *)(uintptr_t)errors[p])[row];
+        if (error > largest) largest = error;
+    }
+    return largest;
+}
+
+/* The candidates that can be among the `limit` best, by the most that each can score; their number.
+ * `floor` is the least 8-bit score that is looked at. */
+static int64_t gather(struct candidate *found, const int64_t *errors, int num_planes,
+                      const uint64_t *keys, const int64_t *rows, const float *scores, int64_t count,
+                      double floor, double slope, double fixed) {
+    int64_t held = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!(scores[i] >= floor)) continue;
+        const double upper =
+            largest_error(errors, num_planes, rows[i]) * slope + (scores[i] + fixed);
+        found[held++] = (struct candidate){rows[i], keys[rows[i]], upper, 0};
+    }
+    return held;
+}
+
+static void read_exactly(double *laid_out, int r_q, int dim, const struct plane *planes,
+                         int num_planes, struct candidate *some, int64_t count, int64_t *rows,
+                         float *scores) {
+    for (int64_t i = 0; i < count; i++) rows[i] = some[i].row;
+    score_rows(laid_out, r_q, dim, planes, num_planes, rows, count, scores);
+    for (int64_t i = 0; i < count; i++) some[i].score = scores[i];
+}
+
+/* Reads the most promising, then those that could still be better than the `limit`-th of them;
+ * orders them all and says how many were read. */
+static int64_t certify(double *laid_out, int r_q, int dim, const struct plane *planes,
+                       int num_planes, struct candidate *found, int64_t held, int64_t limit,
+                       int64_t first, int64_t *rows, float *scores) {
+    if (first > held) first = held;
+    read_exactly(laid_out, r_q, dim, planes, num_planes, found, first, rows, scores);
+    int64_t read = first;
+    if (first < held) {
+        /* a score that was rounded to float32 stays within what its bound covers */
+        const double surely = nth_smallest(scores, first, first - limit);
+        while (read < held && found[read].upper >= surely) read++;
+        read_exactly(laid_out, r_q, dim, planes, num_planes, found + first, read - first, rows,
+                     scores);
+    }
+    qsort(found, read, sizeof(struct candidate), by_score);
+    return read;
+}
 #endif
 
 /* scores[c] = the mean over the query's vectors of their best dot product in document rows[c].
@@ -100,19 +189,65 @@ int maxsim_int8_4_exact(const char *name, const double *query, int r_q, int dim,
                         int64_t count, float *scores) {
 #ifdef HAS_X86_PATHS
     if (find_path(name) != &avx512vnni_path) return 2;
-    const int64_t padded = (r_q + LANES - 1) / LANES * LANES;
-    double *memory = calloc(padded * dim + VECTORS * dim + padded, sizeof(double));
-    if (!memory) return 1;
-    double *laid_out = memory, *vectors = memory + padded * dim, *best = vectors + VECTORS * dim;
-    for (int64_t i = 0; i < r_q; i++)
-        for (int d = 0; d < dim; d++)
-            laid_out[i / LANES * LANES * dim + d * LANES + i % LANES] = query[i * dim + d];
-    score_all(laid_out, r_q, dim, planes, num_planes, rows, count, vectors, best, scores);
-    free(memory);
+    double *laid_out = lay_out(query, r_q, dim);
+    if (!laid_out) return 1;
+    score_rows(laid_out, r_q, dim, planes, num_planes, rows, count, scores);
+    free(laid_out);
     return 0;
 #else
     (void)name, (void)query, (void)r_q, (void)dim, (void)planes, (void)num_planes, (void)rows;
     (void)count, (void)scores;
+    return 2;
+#endif
+}
+
+/* The `limit` best of some documents by exact scores, equal ones by their keys: certified.py.
+ *
+ * `errors` are addresses of each plane's (N,) distances, `scores` 8-bit ones that are off by at most
+ * error * slope + fixed; those below the `limit`-th by more than `slack` are not looked at (infinite:
+ * all are). `first` documents are read at once. Results stand in `best_rows` and `best_scores`, their
+ * number and that of the documents read in `found`. Returns as `exact` does.
+ */
+int maxsim_int8_4_certify(const char *name, const double *query, int r_q, int dim,
+                          const struct plane *planes, int num_planes, const int64_t *errors,
+                          const uint64_t *keys, const int64_t *rows, const float *scores,
+                          int64_t count, int64_t limit, int64_t first, double slope, double fixed,
+                          double slack, int64_t *best_rows, float *best_scores, int64_t *found) {
+#ifdef HAS_X86_PATHS
+    if (find_path(name) != &avx512vnni_path) return 2;
+    double *laid_out = lay_out(query, r_q, dim);
+    struct candidate *held = malloc((count + 1) * sizeof(struct candidate));
+    int64_t *some_rows = malloc((count + 1) * sizeof(int64_t));
+    float *some = malloc((count + 1) * sizeof(float));
+    const int status = !laid_out || !held || !some_rows || !some;
+    if (!status) {
+        double floor = -INFINITY;
+        if (limit < count && slack < INFINITY) {
+            memcpy(some, scores, count * sizeof(float));
+            floor = nth_smallest(some, count, count - limit) - slack;
+        }
+        const int64_t likely =
+            gather(held, errors, num_planes, keys, rows, scores, count, floor, slope, fixed);
+        /* without a cut all are read, in any order */
+        if (limit < count) qsort(held, likely, sizeof(struct candidate), by_upper);
+        const int64_t read = certify(laid_out, r_q, dim, planes, num_planes, held, likely, limit,
+                                     limit < count ? first : likely, some_rows, some);
+        found[0] = read < limit ? read : limit;
+        found[1] = read;
+        for (int64_t i = 0; i < found[0]; i++) {
+            best_rows[i] = held[i].row;
+            best_scores[i] = held[i].score;
+        }
+    }
+    free(some);
+    free(some_rows);
+    free(held);
+    free(laid_out);
+    return status;
+#else
+    (void)name, (void)query, (void)r_q, (void)dim, (void)planes, (void)num_planes, (void)errors;
+    (void)keys, (void)rows, (void)scores, (void)count, (void)limit, (void)first, (void)slope;
+    (void)fixed, (void)slack, (void)best_rows, (void)best_scores, (void)found;
     return 2;
 #endif
 }

@@ -8,18 +8,22 @@ answer is that of scoring all of them so, to the last bit. Middle floor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rematch_ray.index import maxsim_native
 from rematch_ray.index.exact import Float32, Float64, Rows, order_best
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import best_positions
 from rematch_ray.index.maxima import best_coded, coded_scores
 from rematch_ray.index.maxsim_best import cut_at
+from rematch_ray.index.maxsim_int8 import path_in_use
+from rematch_ray.index.maxsim_native import EXACT_PATHS
 from rematch_ray.index.quantisation import bound_terms
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.stages import exact_scores
@@ -151,10 +155,13 @@ def certify(generation: Generation, query: Queries, coded: Coded, rung: Budget, 
         rung: a rung of the ladder or the fused one.
         limit: how many.
     """
+    path = path_in_use()
+    if len(generation.segments) == 1 and path in EXACT_PATHS:
+        return _certify_in_one_call(path, generation, query, coded, rung, limit)
     rows, upper = coded.rows, coded.scores.astype(np.float64)
     if limit < len(rows):
         rows, upper = _most_promising(generation, query, coded, rung, limit)
-    first = max(_READ_PER_DOCUMENT * limit, _LEAST_READ)
+    first = _read_at_first(limit)
     scores = exact_scores(generation, query, rows[:first], rung)
     if first < len(rows):
         # a score that was rounded to float32 stays within what its bound covers
@@ -166,6 +173,37 @@ def certify(generation: Generation, query: Queries, coded: Coded, rung: Budget, 
             rows = np.concatenate([rows, left])
     order = order_best(scores, generation.keys[rows], limit)
     return Best(rows[order], scores[order], len(rows))
+
+
+def _certify_in_one_call(
+    path: str, generation: Generation, query: Queries, coded: Coded, rung: Budget, limit: int
+) -> Best:
+    [segment] = generation.segments
+    codes = query.codes_at(rung)
+    slope, fixed = bound_terms(codes.norms[0], codes.errors[0])
+    bound = float(slope * generation.largest_error(rung) + fixed) if coded.is_whole else math.inf
+    limit = min(limit, len(coded.rows))
+    planes = [segment.vectors_at(k) for k in generation.positions(rung)]
+    return Best(
+        *maxsim_native.certify(
+            path,
+            np.ascontiguousarray(codes.vectors[0]),
+            [plane.originals for plane in planes],
+            [plane.errors_address for plane in planes],
+            generation.keys,
+            coded.rows,
+            coded.scores,
+            limit=limit,
+            first=_read_at_first(limit),
+            slope=float(slope),
+            fixed=float(fixed),
+            slack=2 * bound,
+        )
+    )
+
+
+def _read_at_first(limit: int) -> int:
+    return max(_READ_PER_DOCUMENT * limit, _LEAST_READ)
 
 
 def _most_promising(

@@ -42,6 +42,10 @@ _ARGUMENTS = {
         *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER),
     ),
     "code": (_POINTER, _LONG, _INT, *5 * (_POINTER,)),
+    "certify": (
+        *(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _POINTER),
+        *(_POINTER, _POINTER, _LONG, _LONG, _LONG, *3 * (ctypes.c_double,), *3 * (_POINTER,)),
+    ),
     "exact": (*(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _LONG, _POINTER),),
 }
 
@@ -64,8 +68,8 @@ class Vectors:
     @functools.cached_property
     def described(self) -> tuple[int, int, int, int]:
         """Addresses, vectors per document and form, as `struct plane` has them."""
-        scales = 0 if self.scales is None else _address(self.scales)
-        return _address(self.values), scales, self.values.shape[1], int(self.is_packed)
+        scales = 0 if self.scales is None else address(self.scales)
+        return address(self.values), scales, self.values.shape[1], int(self.is_packed)
 
 
 @functools.cache
@@ -113,14 +117,14 @@ def carry(
     offset = first if rows is None else 0
     status = functions["carry"](
         path.encode(),
-        _address(query_RD),
+        address(query_RD),
         *query_RD.shape,
-        _address(codes_NnD) + offset * codes_NnD.strides[0],
-        _address(scales_Nn) + offset * scales_Nn.strides[0],
+        address(codes_NnD) + offset * codes_NnD.strides[0],
+        address(scales_Nn) + offset * scales_Nn.strides[0],
         codes_NnD.shape[1],
-        None if rows is None else _address(rows) + 8 * first,
+        None if rows is None else address(rows) + 8 * first,
         stop - first,
-        _address(best_CR) + first * best_CR.strides[0],
+        address(best_CR) + first * best_CR.strides[0],
         best_CR.strides[0] // 4,
     )
     _check(status, path, query_RD.shape)
@@ -136,12 +140,12 @@ def mean(
     functions = _functions()
     assert functions is not None
     functions["mean"](
-        _address(best_CR),
+        address(best_CR),
         best_CR.strides[0] // 4,
         len(best_CR),
-        _address(scales_R),
+        address(scales_R),
         r_q,
-        _address(means_C),
+        address(means_C),
     )
 
 
@@ -167,16 +171,16 @@ def best(
     described = np.array([plane.described for plane in planes], np.int64)
     status = functions["best"](
         path.encode(),
-        _address(query_BRD),
+        address(query_BRD),
         *(num_queries, r_q, dim),
-        _address(described),
+        address(described),
         len(planes),
-        None if rows is None else _address(rows),
+        None if rows is None else address(rows),
         count,
-        None if allowed is None else _address(allowed),
-        _address(query_scales_BR),
+        None if allowed is None else address(allowed),
+        address(query_scales_BR),
         limit,
-        *(_address(slack_B), _address(positions), _address(scores), _address(found)),
+        *(address(slack_B), address(positions), address(scores), address(found)),
     )
     _check(status, path, query_BRD.shape)
     counts = found.tolist()
@@ -222,13 +226,13 @@ def climb(
     entered, ms = np.zeros(len(rungs) + 1, np.int64), np.zeros(len(rungs))
     status = functions["climb"](
         path.encode(),
-        *(_address(query_RD), _address(scales_R)),
+        *(address(query_RD), address(scales_R)),
         dim,
-        *(_address(described), _address(steps)),
+        *(address(described), address(steps)),
         len(rungs),
-        *(_address(keys_N), _address(rows)),
+        *(address(keys_N), address(rows)),
         len(rows),
-        *(_address(scores), _address(entered), _address(ms)),
+        *(address(scores), address(entered), address(ms)),
     )
     _check(status, path, query_RD.shape)
     *came, left = entered.tolist()
@@ -252,10 +256,10 @@ def code(
     grid, codes = np.empty(shape, np.float64), np.zeros(shape, np.int8)
     scales, errors, norms = np.zeros((3, *shape[:2]), np.float32)
     functions["code"](
-        _address(vectors_BRD),
+        address(vectors_BRD),
         shape[0] * shape[1],
         shape[2],
-        *map(_address, (grid, codes, scales, errors, norms)),
+        *map(address, (grid, codes, scales, errors, norms)),
     )
     return grid, codes, scales, errors, norms
 
@@ -273,16 +277,73 @@ def exact(
     described = np.array([plane.described for plane in originals], np.int64)
     status = functions["exact"](
         path.encode(),
-        _address(query_RD),
+        address(query_RD),
         *query_RD.shape,
-        _address(described),
+        address(described),
         len(originals),
-        _address(rows),
+        address(rows),
         len(rows),
-        _address(scores),
+        address(scores),
     )
     _check(status, path, query_RD.shape)
     return scores
+
+
+def certify(
+    path: str,
+    query_RD: NDArray[np.float64],
+    originals: Sequence[Vectors],
+    errors: Sequence[int],
+    keys_N: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    *,
+    limit: int,
+    first: int,
+    slope: float,
+    fixed: float,
+    slack: float,
+) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
+    """Runs `certified.certify` on documents of one segment, on one of `EXACT_PATHS`.
+
+    Args:
+        path: one of `EXACT_PATHS`.
+        query_RD: on the grid of `exact.to_grid`.
+        originals: float16 of each plane that takes part.
+        errors: addresses of (N,) float32 of each, distances of its vectors from what is read back.
+        keys_N: of all documents.
+        rows: (C,) documents.
+        scores: (C,) their 8-bit scores, off by at most error * slope + fixed.
+        limit: how many are wanted.
+        first: of the promising documents so many are read at first, at least `limit`.
+        slope: see above.
+        fixed: see above.
+        slack: documents further below the `limit`-th score are not looked at; may be infinite.
+
+    Returns:
+        Rows and exact scores of the best, best first, and how many documents were read.
+    """
+    functions = _functions()
+    assert functions is not None and len(rows) == len(scores) and limit <= first
+    rows, scores = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(scores, np.float32)
+    assert not len(rows) or rows.view(np.uint64).max() < len(keys_N), (rows.min(), rows.max())
+    described = np.array([plane.described for plane in originals], np.int64)
+    distances = np.array(errors, np.int64)
+    best_rows, best_scores = np.empty(limit, np.int64), np.empty(limit, np.float32)
+    found = np.zeros(2, np.int64)
+    status = functions["certify"](
+        path.encode(),
+        address(query_RD),
+        *query_RD.shape,
+        address(described),
+        len(originals),
+        *(address(distances), address(keys_N), address(rows), address(scores)),
+        *(len(rows), limit, first, slope, fixed, slack),
+        *(address(best_rows), address(best_scores), address(found)),
+    )
+    _check(status, path, query_RD.shape)
+    kept, read = found.tolist()
+    return best_rows[:kept], best_scores[:kept], read
 
 
 def _check(status: int, path: str, shape: tuple[int, ...]) -> None:
@@ -291,7 +352,8 @@ def _check(status: int, path: str, shape: tuple[int, ...]) -> None:
     assert status == 0, (status, path)
 
 
-def _address(array: NDArray[Any]) -> int:
+def address(array: NDArray[Any]) -> int:
+    """Where the entries of an array lie; it has to be kept for as long as they are read."""
     # what numpy offers builds objects each time: microseconds, for calls that take tens of them
     if array.flags.writeable and array.size and array.flags.c_contiguous:
         return ctypes.addressof(_NOTHING.from_buffer(array.data))

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import FileEntry
-from rematch_ray.index.maxsim_native import Vectors
+from rematch_ray.index.maxsim_native import Vectors, address
 from rematch_ray.index.npy import map_npy
 from rematch_ray.index.quantisation import (
     dequantise,
@@ -189,6 +189,11 @@ class Plane:
     def errors(self) -> NDArray[np.float32]:
         """(N,) largest distance of a document's vector here from what is read back, mapped."""
         return self._open("errors")
+
+    @cached_property
+    def errors_address(self) -> int:
+        """Where `errors` lie, for the kernel."""
+        return address(self.errors)
 
     @cached_property
     def largest_error(self) -> float:

@@ -311,7 +311,12 @@ def make_export(folder: Path, *, seed: int) -> Path:
 
 
 def write_shards(
-    folder: Path, model: Embedder, documents: Embeddings, payloads: list[dict[str, str]]
+    folder: Path,
+    model: Embedder,
+    documents: Embeddings,
+    payloads: list[dict[str, str]],
+    *,
+    ids: list[str] = COLOURS,
 ) -> None:
     """An embedding directory as the embedding job writes it."""
     folder.mkdir()
@@ -320,10 +325,10 @@ def write_shards(
     _, num_vectors, dim = documents.vectors.shape
     table = pa.table(
         {
-            "id": COLOURS,
+            "id": ids,
             "vectors": _halves(documents.vectors.flatten(1)),
             "fused": _halves(documents.fused),
-            "source": ["squares"] * len(COLOURS),
+            "source": ["squares"] * len(ids),
             "payload": payloads,
         }
     )
@@ -331,7 +336,7 @@ def write_shards(
     content = (folder / "part-00000.parquet").read_bytes()
     shard = {
         "file": "part-00000.parquet",
-        "rows": len(COLOURS),
+        "rows": len(ids),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
@@ -344,8 +349,8 @@ def write_shards(
         "D": dim,
         "F": documents.fused.shape[1],
         "dtype": "float16",
-        "rows_in": len(COLOURS),
-        "embedded": len(COLOURS),
+        "rows_in": len(ids),
+        "embedded": len(ids),
         "quarantined": 0,
         "shards": [shard],
     }

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.nn.functional import normalize
 
+from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import add_documents, delete_documents
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding.build import build_sharded
 from rematch_ray.model.embedder import Embedder
+from rematch_ray.model.embeddings import Embeddings
 from rematch_ray.serve.settings import ServeArgs
+from tests.serve.conftest import write_shards
 from tests.serve.test_serving import free_port
 
 SMALL = {"num_cpus": 0.1}
@@ -250,3 +255,60 @@ def test_changes_under_load_fail_no_request(ray_cluster: None, pair: Any, tmp_pa
     serve.shutdown()
     assert {status for status, _ in seen} == {200}
     assert len({generation for _, generation in seen}) > 2
+
+
+@pytest.mark.slow
+def test_a_second_replica_comes_when_more_is_asked_than_one_should_do(
+    ray_cluster: None, pair: Any, tmp_path: Path
+) -> None:
+    import ray
+    from ray import serve
+
+    count, random = 20_000, torch.Generator().manual_seed(0)
+    model = Embedder.from_pretrained(pair.export, device="cpu")
+    few = model.encode_document(["a red square"])
+    assert few.fused is not None
+    many = Embeddings(
+        normalize(torch.randn(count, *few.vectors.shape[1:], generator=random), dim=-1),
+        normalize(torch.randn(count, few.fused.shape[1], generator=random), dim=-1),
+    )
+    names = [f"document {number}" for number in range(count)]
+    write_shards(tmp_path / "many", model, many, [{"name": name} for name in names], ids=names)
+    build_index(tmp_path / "many", tmp_path / "index")
+    url = run(
+        ServeArgs(
+            index=tmp_path / "index",
+            model=str(pair.export),
+            allow_anonymous=True,
+            encoder=SMALL,
+            shard={**SMALL, "max_replicas": 2},
+        )
+    )
+
+    def replicas() -> int:
+        actors = ray.util.list_named_actors(all_namespaces=True)
+        return sum("#shard-0#" in actor["name"] for actor in actors)
+
+    query = model.encode_query("a red square")
+    given = {"vectors": query.vectors[0].tolist(), "candidates": "all"}
+    assert ask(url, given)[0] == 200
+    time.sleep(15)  # longer than a replica takes to be asked for: an idle one is enough
+    assert replicas() == 1
+    over, end = threading.Event(), time.monotonic() + 120
+
+    def load(_: int) -> Counter[int]:
+        seen: Counter[int] = Counter()
+        while not over.is_set() and time.monotonic() < end:
+            seen[ask(url, given)[0]] += 1
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(load, number) for number in range(4)]
+        while replicas() < 2 and time.monotonic() < end:
+            time.sleep(0.5)
+        time.sleep(5)  # it takes requests, too
+        over.set()
+        statuses = sum((one.result() for one in running), Counter[int]())
+    assert replicas() == 2
+    assert set(statuses) == {200}, statuses
+    serve.shutdown()
