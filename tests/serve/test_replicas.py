@@ -282,6 +282,7 @@ def test_a_second_replica_comes_when_more_is_asked_than_one_should_do(
             allow_anonymous=True,
             encoder=SMALL,
             shard={**SMALL, "max_replicas": 2},
+            load=CALM,
         )
     )
 
