@@ -14,6 +14,9 @@
 #define LEAST_BLOCK 64
 #define MOST_BLOCK 2048
 #define LEAST_KEPT 1024
+/* scores by which a cut is guessed, and how many have to be there to be worth it */
+#define SAMPLE 256
+#define LEAST_SAMPLED 1024
 
 /* What one query has kept so far. */
 struct kept {
@@ -48,27 +51,49 @@ float nth_smallest(float *values, int64_t count, int64_t rank) {
     return values[rank];
 }
 
-/* Drops what cannot be among the best; returns 1 without memory. */
-static int cut(struct kept *kept) {
-    const int64_t count = kept->count;
-    if (count < kept->limit) return 0;
-    float *scratch = malloc(count * sizeof(float));
-    if (!scratch) return 1;
-    memcpy(scratch, kept->scores, count * sizeof(float));
-    const double least = (double)nth_smallest(scratch, count, count - kept->limit) - kept->slack;
-    free(scratch);
+/* Drops what is more than the slack below a score that at least `limit` of all have. */
+static void drop_below(struct kept *kept, float score) {
+    const double least = (double)score - kept->slack;
     kept->cut = (float)least;
     /* the smallest float32 that is not below */
     if ((double)kept->cut < least) kept->cut = nextafterf(kept->cut, INFINITY);
     int64_t left = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (kept->scores[i] >= kept->cut) {
-            kept->scores[left] = kept->scores[i];
-            kept->positions[left++] = kept->positions[i];
-        }
+    /* written first and counted if kept: no branch to guess */
+    for (int64_t i = 0; i < kept->count; i++) {
+        const float own = kept->scores[i];
+        kept->scores[left] = own;
+        kept->positions[left] = kept->positions[i];
+        left += own >= kept->cut;
+    }
     kept->count = left;
-    /* ties and slack may leave many: never cut again before twice as many came */
+    /* ties and slack may leave many: never drop again before twice as many came */
     if (kept->full < 2 * left) kept->full = 2 * left;
+}
+
+/* Drops by a score that more than `limit` have by a sample, if they do: sooner than by the exact one,
+ * which is found once, among what is left in the end. */
+static void drop_most(struct kept *kept) {
+    float sample[SAMPLE];
+    const double share = (double)SAMPLE * kept->limit / kept->count;
+    /* two standard deviations more */
+    const int64_t rank = (int64_t)(share + 2 * sqrt(share)) + 1;
+    if (kept->count < LEAST_SAMPLED || rank >= SAMPLE) return;
+    for (int64_t i = 0; i < SAMPLE; i++) sample[i] = kept->scores[i * kept->count / SAMPLE];
+    const float score = nth_smallest(sample, SAMPLE, SAMPLE - rank);
+    int64_t above = 0;
+    for (int64_t i = 0; i < kept->count; i++) above += kept->scores[i] >= score;
+    if (above >= kept->limit) drop_below(kept, score);
+}
+
+/* Drops what cannot be among the best; returns 1 without memory. */
+static int cut(struct kept *kept) {
+    drop_most(kept);
+    if (kept->count < kept->limit) return 0;
+    float *scratch = malloc(kept->count * sizeof(float));
+    if (!scratch) return 1;
+    memcpy(scratch, kept->scores, kept->count * sizeof(float));
+    drop_below(kept, nth_smallest(scratch, kept->count, kept->count - kept->limit));
+    free(scratch);
     return 0;
 }
 
@@ -79,13 +104,16 @@ static int take(struct kept *kept, const float *scores, int64_t first, int count
         const int stop = start + 16 < count ? start + 16 : count;
         int any = 0;
         for (int i = start; i < stop; i++) any |= scores[i] >= kept->cut;
-        for (int i = start; any && i < stop; i++)
-            if (scores[i] >= kept->cut && (!allowed || allowed[first + i])) {
-                kept->scores[kept->count] = scores[i];
-                kept->positions[kept->count++] = first + i;
-            }
+        for (int i = start; any && i < stop; i++) {
+            kept->scores[kept->count] = scores[i];
+            kept->positions[kept->count] = first + i;
+            kept->count += (scores[i] >= kept->cut) & (!allowed || allowed[first + i]);
+        }
     }
-    return kept->count >= kept->full ? cut(kept) : 0;
+    if (kept->count < kept->full) return 0;
+    const int64_t before = kept->count;
+    drop_most(kept);
+    return 2 * kept->count > before ? cut(kept) : 0;
 }
 
 /* 8-bit codes and scales of a block's packed documents. */

@@ -115,7 +115,7 @@ def choose_list(num_documents: int, kind: str = "auto") -> CoarseList:
     Raises:
         UserError: another kind.
 
-    >>> choose_list(10**5), choose_list(10**9), choose_list(10**9, "ivf_rabitq")
+    >>> choose_list(10**4), choose_list(10**9), choose_list(10**9, "ivf_rabitq")
     ('scan', 'ivf_sq8', 'ivf_rabitq')
     """
     wanted = kind_by_size(num_documents) if kind == "auto" else kind

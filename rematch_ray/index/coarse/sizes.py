@@ -9,8 +9,8 @@ import math
 
 SCAN, PACKED, LISTS = "scan", "scan4", "ivf_sq8"
 SCANS = (SCAN, PACKED)
-# below this the planes' own codes are scanned in less time than anything else of a search takes
-PACKED_FROM_DOCUMENTS = 200_000
+# below this 8-bit and 4-bit codes take the same time: neither waits for memory (results/search.md)
+PACKED_FROM_DOCUMENTS = 50_000
 # A scan misses nothing, and lists are faster only where few of many are probed: an eighth of those
 # of a million documents took 7.3 ms a search and found 0.937 of the ten best, scans of 4 and 8 bits
 # 6.1 and 8.0 ms and 0.987 (results/search.md). Where lists begin to pay was not measured: a scan of
