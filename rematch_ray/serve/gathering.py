@@ -41,15 +41,11 @@ class _Waiting:
     answer: asyncio.Future[EncodedQuery]
 
 
-class ManyEncoder(Matcher, Protocol):
+class EncoderClient(Matcher, Protocol):
     """See `Encoder`."""
 
     async def encode(self, item: Item, instruction: str | None, side: Side) -> EncodedQuery:
         """Vectors of one item."""
-        ...
-
-    async def encode_many(self, asked: Sequence[ToEncode]) -> Sequence[EncodedQuery | UserError]:
-        """Vectors of each, or why there are none."""
         ...
 
     async def identity(self) -> Mapping[str, Any]:
@@ -58,6 +54,14 @@ class ManyEncoder(Matcher, Protocol):
 
     async def default_instruction(self) -> str:
         """The instruction of queries that name none."""
+        ...
+
+
+class ManyEncoder(EncoderClient, Protocol):
+    """One that can be asked for many at once."""
+
+    async def encode_many(self, asked: Sequence[ToEncode]) -> Sequence[EncodedQuery | UserError]:
+        """Vectors of each, or why there are none."""
         ...
 
 

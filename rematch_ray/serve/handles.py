@@ -102,7 +102,7 @@ class RemoteShard(Deployed):
 
 
 class RemoteEncoder(Deployed):
-    """See `router.EncoderClient`."""
+    """See `gathering.ManyEncoder`."""
 
     async def encode(self, item: Any, instruction: str | None, side: str) -> Any:
         """Vectors of one item."""

@@ -51,8 +51,8 @@ class Recorder:
     """Counts and measures; created inside a replica.
 
     What happens is noted here and written once a second by a thread: writing takes Ray 5 to 10 us
-    and gives up the interpreter's lock, for which an event loop beside searching threads then
-    waits, nine times a request.
+    and gives up the interpreter's lock, for which an event loop beside searching threads may then
+    wait, some nine times a request.
 
     Args:
         written: makes a metric.

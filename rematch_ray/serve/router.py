@@ -31,8 +31,8 @@ from rematch_ray.serve.backend import (
 from rematch_ray.serve.drifting import DriftWatch
 from rematch_ray.serve.follower import Admitted, CoordinatorClient, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
+from rematch_ray.serve.gathering import EncoderClient
 from rematch_ray.serve.leases import LeasedQuota
-from rematch_ray.serve.matching import Matcher
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.searcher import NO_MEDIA, Searcher
 from rematch_ray.serve.settings import QuotaSettings
@@ -41,22 +41,6 @@ from rematch_ray.serve.wire import GenerationGoneError
 READY_TIMEOUT_S = 3.0
 HEAD_WEIGHT = 0.01
 _EVERYONE = Caller()
-
-
-class EncoderClient(Matcher, Protocol):
-    """See `Encoder`."""
-
-    async def encode(self, item: Item, instruction: str | None, side: Side) -> EncodedQuery:
-        """Vectors of one item."""
-        ...
-
-    async def identity(self) -> Mapping[str, Any]:
-        """The model's identity."""
-        ...
-
-    async def default_instruction(self) -> str:
-        """The instruction of queries that name none."""
-        ...
 
 
 class WriterClient(Protocol):
