@@ -21,9 +21,10 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 import argparse
 import json
 import platform
+import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +41,7 @@ from arms.searching import (
     Point,
     SearchArm,
     fresh,
+    in_turns,
     measure,
 )
 from meters.resident import OwnMemory, own_memory
@@ -80,21 +82,22 @@ def main(argv: list[str] | None = None) -> int:
     folder = options.folder / f"pages-and-scenes-{rows}"
     task = pages_and_scenes(write_pages_and_scenes(folder, rows), most=options.queries)
     result: dict[str, Any] = {"benchmark": "search"}
-    points = _run(task, options, result)
-    result |= _keys(points)
+    points, ratios = _run(task, options, result)
+    result |= ratios
     if options.nested and not options.quick:
         known = pages_and_scenes(folder, part="validation", most=options.queries)
         larger = _nested_task(options, _fitted(known, options))
-        result["time_1e6_over_1e5"] = _time_at(_run(larger, options, {}), 0.99) / _time_at(
-            points, 0.99
-        )
+        more, _ = _run(larger, options, {})
+        result["time_1e6_over_1e5"] = _time_at(more, 0.99) / _time_at(points, 0.99)
     result["machine"] = f"{os.cpu_count()} cores {platform.machine()}, one thread"
     print(json.dumps(result))
     return 0
 
 
-def _run(task: SearchTask, options: argparse.Namespace, result: dict[str, Any]) -> list[Point]:
-    """Builds, measures and prints all arms on one task."""
+def _run(
+    task: SearchTask, options: argparse.Namespace, result: dict[str, Any]
+) -> tuple[list[Point], dict[str, float | None]]:
+    """Builds, measures and prints all arms on one task; the ratios are measured in turns."""
     print(f"\n{task.name}: {task.documents.num_rows} documents, {len(task.queries)} queries")
     exact = task.exact()
     recalls = key_recalls(task, CUTS)
@@ -119,7 +122,7 @@ def _run(task: SearchTask, options: argparse.Namespace, result: dict[str, Any]) 
     for name, reason in refused.items():
         print(f"{name} did not run: {reason}")
     result["refused"] = refused
-    return points
+    return points, _ratios(built, points, task, clock)
 
 
 def _build_own(task: SearchTask) -> list[Built]:
@@ -211,22 +214,48 @@ def _ndcg(found: Sequence[str], relevant: Any, k: int = 10) -> float:
     return sum(gains) / sum(grade / np.log2(2 + rank) for rank, grade in enumerate(ideal))
 
 
-def _keys(points: Sequence[Point]) -> dict[str, float | None]:
-    """The ratios of speed; None where no arm reaches the recall."""
-    times = {point.arm: point.ms for point in points if not point.width}
-    ours = _time_at(points, 0.99)
-    others = [p.ms for p in points if not _is_own(p) and p.recall >= 0.99 and p.width]
+def _ratios(
+    built: Sequence[Built], points: Sequence[Point], task: SearchTask, clock: Callable[[], float]
+) -> dict[str, float | None]:
+    """What takes how many times as long as what; None where no arm reaches the recall."""
+    arms = {one.arm.name: one.arm for one in built}
+    steps = {
+        "exact": (EXACT, 0),
+        "first": (FIRST, 0),
+        "faiss first": (arms["FAISS flat on the first vector"], 0),
+    }
+    reached = [point for point in points if point.recall >= RECALLS[-1]]
+    cascades = [point for point in reached if _is_cascade(point)]
+    others = [point for point in reached if not _is_own(point) and point.width]
+    for name, some in (("cascade", cascades), ("peer", others)):
+        if some:
+            best = min(some, key=lambda point: point.ms)
+            steps[name] = (arms[best.arm], best.width)
+    taken = in_turns(steps, task.queries, clock)
+    print(f"\nin turns, medians of {len(task.queries)} searches, ms")
+    for name, (arm, width) in steps.items():
+        print(f"{arm.name}, {width or '-'}: " + " ".join(f"{ms:.2f}" for ms in taken[name]))
+
+    def ratio(above: str, below: str) -> float | None:
+        if above not in taken or below not in taken:
+            return None
+        return statistics.median(a / b for a, b in zip(taken[above], taken[below], strict=True))
+
     return {
-        "cascade_over_exact_1e5": times[EXACT.name] / ours,
-        "qps_over_best_peer_r99": min(others) / ours if others else None,
-        "time_1x1_over_faiss": times[FIRST.name] / times["FAISS flat on the first vector"],
+        "cascade_over_exact_1e5": ratio("exact", "cascade"),
+        "qps_over_best_peer_r99": ratio("peer", "cascade"),
+        "time_1x1_over_faiss": ratio("first", "faiss first"),
     }
 
 
 def _time_at(points: Sequence[Point], recall: float) -> float:
     """Milliseconds of our fastest cascade of at least that recall; infinite where none has it."""
-    reached = [p.ms for p in points if _is_own(p) and " then full" in p.arm and p.recall >= recall]
+    reached = [p.ms for p in points if _is_cascade(p) and p.recall >= recall]
     return min(reached, default=float("inf"))
+
+
+def _is_cascade(point: Point) -> bool:
+    return _is_own(point) and " then full" in point.arm
 
 
 def _is_own(point: Point) -> bool:

@@ -12,7 +12,7 @@ import shutil
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.shards import EmbeddingShards
 
 TOP_K = 10
+ROUNDS = 5
 WIDTHS = (50, 100, 200, 500, 1000, 2000, 4000, 8000)
 
 
@@ -227,6 +228,38 @@ def measure(
         ms = statistics.median(times)
         points.append(Point(arm.name, width, ms, recall, memory.peak_bytes, found))
     return points
+
+
+def in_turns(
+    steps: Mapping[str, tuple[SearchArm, int]],
+    queries: Query,
+    clock: Callable[[], float] = time.perf_counter,
+    rounds: int = ROUNDS,
+) -> dict[str, list[float]]:
+    """Times some arms one after the other, again and again: what ratios are made of.
+
+    A machine's speed may change by half within a minute, and a whole table takes several.
+
+    Args:
+        steps: name -> arm, built, and its width.
+        queries: B queries, one at a time.
+        clock: as of `measure`.
+        rounds: of every arm.
+
+    Returns:
+        Name -> median milliseconds of each round.
+    """
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, (arm, width) in steps.items():
+            times = []
+            for number in range(len(queries)):
+                query = queries[number : number + 1]
+                started = clock()
+                arm.search(query, width)
+                times.append((clock() - started) * 1000)
+            found[name].append(statistics.median(times))
+    return found
 
 
 def fresh(folder: Path) -> Path:

@@ -251,6 +251,14 @@ class Backend(Protocol):
         """
         ...
 
+    def admit_search(self) -> None:
+        """Nothing, where a search that comes now is answered in time; asked before it is read.
+
+        Raises:
+            OverloadedError: it would only wait: no budget is small enough, and many wait already.
+        """
+        ...
+
     def charge(self, caller: Caller) -> None:
         """Count a request that is no search against the caller's quota.
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class LoadRecorder(Protocol):
     """What the coordinator tells; see `metrics.Recorder`."""
 
-    def load(self, level: int, refused_share: float, queue_delay_s: float, target_s: float) -> None:
+    def load(self, level: int, refusing: bool, queue_delay_s: float, target_s: float) -> None:
         """The state of the load controller."""
         ...
 
@@ -88,8 +88,8 @@ class Coordinator:
         return Orders(
             state=self._board.current,
             level=self._load.level,
-            refused_share=self._load.refused_share,
             refuses_explicit=self._load.refuses_explicit,
+            bearable_s=self._load.bearable_s,
             leases={
                 key: self._ledger.lease(key, wanted.requests, wanted.dot_products)
                 for key, wanted in report.demand.items()
@@ -100,7 +100,7 @@ class Coordinator:
         self._delay_s = max(self._delay_s, delay_s)
         if self._recorder is not None and self._clock() - self._recorded_at >= RECORD_S:
             load = self._load
-            self._recorder.load(load.level, load.refused_share, self._delay_s, load.target_s)
+            self._recorder.load(load.level, load.refusing, self._delay_s, load.target_s)
             self._recorded_at, self._delay_s = self._clock(), 0.0
         now = (self._load.level, self._load.refusing)
         if now != self._told:

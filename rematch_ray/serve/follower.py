@@ -96,7 +96,6 @@ class Follower:
         self._is_silent = False
         self._admitted: Admitted | None = None
         self._task: asyncio.Task[None] | None = None
-        self._refused_part = 0.0
         self.waits = Waits(clock)
         self.refused = 0
 
@@ -143,13 +142,22 @@ class Follower:
                 return await self._adopt(state)
         raise NotReadyError("the shards of the index have no state in common yet; ask again")
 
-    def refuses_auto(self) -> bool:
-        """Whether this `auto` request is refused: a share of them, evenly spread."""
-        self._refused_part += self.orders.refused_share
-        if self._refused_part < 1.0:
-            return False
-        self._refused_part -= 1.0
-        return True
+    def admit(self) -> None:
+        """Turn a search away that would only wait, whatever it asks for.
+
+        While the floor does not keep up, no more searches are begun here than are answered in the
+        time that is borne: what is admitted is on time, and what waited before the refusals began
+        is worked off by all that the floor can do.
+
+        Raises:
+            OverloadedError: too many are under way.
+        """
+        bearable_s = self.orders.bearable_s
+        if bearable_s is not None and not self.waits.has_room(bearable_s):
+            self.refused += 1
+            raise OverloadedError(
+                "no budget is small enough for this many requests; try again in a moment"
+            )
 
     async def exchange(self) -> None:
         """Report once and take orders."""

@@ -48,11 +48,15 @@ class KeyCheck:
 
 def is_open(scope: Scope) -> bool:
     """Whether a request needs no key."""
+    path = path_of(scope)
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
+
+
+def path_of(scope: Scope) -> str:
+    """The path as routes name it, below the prefix that the application is mounted at."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
-    if root and path.startswith(f"{root}/"):
-        path = path.removeprefix(root)
-    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
 
 def caller_of(scope: Scope) -> Caller:

@@ -2,17 +2,19 @@
 
 A state machine on queue delays, with the clock passed in. After CoDel, it acts on waiting that
 lasts, not on a burst. Steps down come one per interval; steps up are slow, and a rung that was too
-dear at some rate of requests is not tried again at that rate for a while. Knows no Ray and no
-budgets: level 0 is no ceiling, the last level is the floor.
+dear at some rate of requests is not tried again at that rate for a while. A step down that waits do
+not answer to is taken back: what keeps requests waiting then is not searching. Where the floor does
+not keep up either, it says how long an admitted request may take; routers refuse the rest. Knows no
+Ray and no budgets: level 0 is no ceiling, the last level is the floor.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rematch_ray.serve.history import History, Look
 from rematch_ray.serve.settings import LoadSettings
 from rematch_ray.serve.utilisation import scale_up_utilisation as scale_up_utilisation
 
@@ -24,23 +26,13 @@ _CALM = 10  # up to this many is what a quiet service shows now and then
 _MOST_EXCESS = 100  # and no more than this is held against the present
 _ROOM = 0.85  # a rung that failed at some rate is taken again below this share of it
 _QUEUE = 10  # times the target: about a whole search
+_BEARABLE = 15  # times the target, under a flood: a mean that leaves a 99th percentile of twice it
 _WORKED_OFF = 0.2  # seconds of wait lost per second: the queue is on its way out
 _FLOOD = 0.2  # seconds of wait gained per second: it is not, whatever chance does
 _GROWTH_WINDOW_S = 2.0
-_ADMITTED = 0.9  # of what the floor was seen to do, while waits are too long there
-_MOST_REFUSED = 0.95
 _MOST_PROBE_DOUBLINGS = 3
-_RATE_WINDOW_S = 10.0
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What one tick saw: requests offered, those that were judged, and their mean wait."""
-
-    at: float
-    offered: int
-    judged: int
-    delay_s: float
+_IN_VAIN = 0.7  # of the waits before: a step down that leaves more of them was for nothing
+_WORSE = 1.5  # times the waits that such a step did not answer to: something else has come
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,23 @@ class _TooDear:
 
     rate: float
     at: float
+    failures: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step down: the mean wait that led to it, and whether there was a queue."""
+
+    delay_s: float
+    had_queue: bool
+
+
+@dataclass(frozen=True)
+class _InVain:
+    """Waits that a step down did not answer to, until when none is taken for such, how often."""
+
+    delay_s: float
+    until: float
     failures: int
 
 
@@ -76,14 +85,16 @@ class LoadController:
         self._settings = settings
         self._clock = clock
         self._level = 0
-        self._refused_share = 0.0
+        self._refusing = False
         self._waits: list[tuple[float, int]] = []
         self._refused = 0
-        self._seen: deque[_Seen] = deque()
+        self._history = History()
         self._excess_s = 0.0
         self._excess_since: float | None = None
         self._calm_since = self._changed_at = self._ticked_at = clock()
         self._too_dear: dict[int, _TooDear] = {}
+        self._steps: list[_Step] = []
+        self._in_vain: _InVain | None = None
         self.calibrate(unloaded_s)
 
     @property
@@ -97,14 +108,14 @@ class LoadController:
         return self._target_s
 
     @property
-    def refused_share(self) -> float:
-        """Share of `auto` requests to refuse, 0..1; above 0 only at the floor."""
-        return self._refused_share
+    def refusing(self) -> bool:
+        """Whether requests are being refused: at the floor, and waits still too long."""
+        return self._refusing
 
     @property
-    def refusing(self) -> bool:
-        """Whether `auto` requests are being refused: at the floor, and waits still too long."""
-        return self._refused_share > 0
+    def bearable_s(self) -> float | None:
+        """Mean time that an admitted search may take while others are refused; None: none is."""
+        return _BEARABLE * self._target_s if self._refusing else None
 
     @property
     def refuses_explicit(self) -> bool:
@@ -119,8 +130,9 @@ class LoadController:
         self._target_s = relative if given is None else given / 1e3
 
     def capacity_changed(self) -> None:
-        """Forget what was too dear: replicas have come or gone."""
+        """Forget what was too dear and what was in vain: replicas have come or gone."""
         self._too_dear.clear()
+        self._in_vain = None
 
     def observe(self, queue_delay_s: float, count: int, reporter: str, *, refused: int = 0) -> None:
         """Take one report of a router.
@@ -158,18 +170,16 @@ class LoadController:
         else:
             self._loosen(now)
 
-    def _gather(self, now: float) -> _Seen:
+    def _gather(self, now: float) -> Look:
         judged = sum(max(count, 1) for _, count in self._waits)
         waited = sum(delay * max(count, 1) for delay, count in self._waits)
         offered = self._refused + sum(count for _, count in self._waits)
-        seen = _Seen(now, offered, judged, waited / judged if judged else 0.0)
+        seen = Look(now, offered, judged, waited / judged if judged else 0.0)
         self._waits, self._refused = [], 0
-        self._seen.append(seen)
-        while self._seen[0].at < now - _RATE_WINDOW_S:
-            self._seen.popleft()
+        self._history.add(seen)
         return seen
 
-    def _accumulate(self, seen: _Seen) -> None:
+    def _accumulate(self, seen: Look) -> None:
         """Sum up waiting beyond the target, so that few and many requests are judged alike."""
         if seen.judged == 0:
             self._excess_s = 0.0  # nobody waits
@@ -199,90 +209,103 @@ class LoadController:
         growth = self._growth(now)
         if growth < 0 and self._wait_s + growth * self._settings.interval_s <= self._target_s:
             return  # over in another interval: the last step was enough
+        since = max(self._excess_since or now, now - _GROWTH_WINDOW_S)
+        delay_s = self._history.mean_delay_s(since)
+        has_queue = delay_s >= _QUEUE * self._target_s
+        if not has_queue and self._is_in_vain(now, delay_s):
+            return
         if self._level < self._floor:
             # a rung that works off what came before it, only too slowly, may still be cheap enough
             if growth > -_WORKED_OFF:
                 self._remember_too_dear(now)
             self._level += 1
             self._begin(now)
-        elif self._is_flooded(now, growth):
-            self._refuse_more(growth)
+            self._steps.append(_Step(delay_s, has_queue))
+        elif not self._refusing and self._is_flooded(now, growth):
+            self._refusing = True
             self._begin(now)
+
+    def _is_in_vain(self, now: float, delay_s: float) -> bool:
+        """Whether waits do not answer to the ceiling; takes back the step that has shown it.
+
+        A smaller budget shortens the waits that searches cause, by far more than it is smaller.
+        Where they stay as they were, requests wait for something else: cores that encode.
+        """
+        held = self._in_vain
+        step = self._steps[-1] if self._steps else None
+        if step is None or step.had_queue or delay_s < _IN_VAIN * step.delay_s:
+            return held is not None and now < held.until and delay_s <= _WORSE * held.delay_s
+        is_new = held is None or now >= held.until
+        failures = 0 if held is None else held.failures + is_new
+        until = now + self._pause_s(failures)
+        self._in_vain = _InVain(max(delay_s, step.delay_s), until, failures)
+        self._level -= 1
+        self._steps.pop()
+        self._too_dear.pop(self._level, None)
+        self._begin(now)
+        return True
 
     def _is_flooded(self, now: float, growth: float) -> bool:
         """Whether the floor does not keep up: a queue that does not get shorter.
 
         Waits beyond the target are no reason: close below its capacity the floor has them, too.
         """
-        if self._wait_s < 2 * _QUEUE * self._target_s:
-            return False
+        long_s = 2 * _QUEUE * self._target_s
         judged_s = now - self._changed_at
         if growth >= _FLOOD:
-            return judged_s >= 2 * self._settings.interval_s
-        return judged_s >= _GROWTH_WINDOW_S and growth >= (-_WORKED_OFF if self.refusing else 0.0)
-
-    def _refuse_more(self, growth: float) -> None:
-        """Admit a little less than the floor can do; a wait grows by 1 - done / admitted."""
-        done_per_admitted = 1 - min(max(growth, 0.0), 0.8)
-        admitted = (1 - self._refused_share) * _ADMITTED * done_per_admitted
-        self._refused_share = min(1 - admitted, _MOST_REFUSED)
+            return self._wait_s >= long_s and judged_s >= 2 * self._settings.interval_s
+        # all the time: a queue that came by chance grows, too, on its way up
+        least_s = self._history.least_delay_s(now - _GROWTH_WINDOW_S)
+        return judged_s >= _GROWTH_WINDOW_S and growth >= 0.0 and least_s >= long_s
 
     def _loosen(self, now: float) -> None:
         """Take back one step at a time, refusals first."""
         calm_s = now - max(self._calm_since, self._changed_at)
         if self.refusing:
             if calm_s >= self._settings.interval_s:
-                self._refused_share = max(0.0, 0.95 * self._refused_share - 0.005)
+                self._refusing = False
                 self._changed_at = now
             return
         if calm_s < self._settings.raise_after_s:
             return
         held = self._too_dear.get(self._level)
-        if held and self._rate(now) >= held.rate:
+        if held and self._history.rate(now) >= held.rate:
             del self._too_dear[self._level]
         if self._level > 0 and self._may_raise(now):
             self._level -= 1
+            self._steps.pop()
             self._begin(now)
 
     def _may_raise(self, now: float) -> bool:
         """Whether the rung above fits this rate of requests, or is due for a trial."""
         failed = self._too_dear.get(self._level - 1)
-        if failed is None or self._rate(now, deviations=2) < _ROOM * failed.rate:
+        if failed is None or self._history.rate(now, deviations=2) < _ROOM * failed.rate:
             return True
-        doublings = min(failed.failures, _MOST_PROBE_DOUBLINGS)
-        return now - failed.at >= self._settings.probe_after_s * 2**doublings
+        return now - failed.at >= self._pause_s(failed.failures)
+
+    def _pause_s(self, failures: int) -> float:
+        """Until what failed before, so often, is tried again."""
+        return self._settings.probe_after_s * float(2 ** min(failures, _MOST_PROBE_DOUBLINGS))
 
     def _remember_too_dear(self, now: float) -> None:
         # requests since waits grew, too: after a sudden rise the window holds mostly the quiet past
         since = self._excess_since
         assert since is not None
-        count = sum(seen.offered for seen in self._seen if seen.at > since)
+        count = self._history.offered(since)
         # less two deviations: waits grow when requests happen to come close together
         risen = (count - 2 * math.sqrt(count)) / (now - since)
         before = self._too_dear.get(self._level)
         failures = before.failures + 1 if before else 0
-        self._too_dear[self._level] = _TooDear(max(self._rate(now), risen), now, failures)
-
-    def _rate(self, now: float, *, deviations: float = 0.0) -> float:
-        """Requests a second over the window, or so many standard deviations above."""
-        first, *others = self._seen
-        offered = sum(seen.offered for seen in others)
-        return (offered + deviations * math.sqrt(offered)) / max(now - first.at, 1e-9)
+        self._too_dear[self._level] = _TooDear(max(self._history.rate(now), risen), now, failures)
 
     @property
     def _wait_s(self) -> float:
-        return self._seen[-1].delay_s
+        return self._history.last.delay_s
 
     def _growth(self, now: float) -> float:
-        """Seconds of wait gained per second since the last step; 0 where there is no queue.
-
-        A queue of which `a` a second come and `b` are done grows by 1 - b / a.
-        """
+        """Seconds of wait gained per second since the last step; 0 where there is no queue."""
         since = max(self._changed_at, now - _GROWTH_WINDOW_S)
-        before = next(seen for seen in self._seen if seen.at >= since)
-        if before.at >= now or max(before.delay_s, self._wait_s) < _QUEUE * self._target_s:
-            return 0.0  # single requests that met, not a queue
-        return (self._wait_s - before.delay_s) / (now - before.at)
+        return self._history.growth(since, now, queue_s=_QUEUE * self._target_s)
 
     def _begin(self, now: float) -> None:
         self._changed_at = now

@@ -93,8 +93,8 @@ ENCODE_SECONDS = Metric(
 CEILING = Metric(
     "rematch_ceiling_level", "gauge", "Rungs that the ceiling of auto lies below the top."
 )
-REFUSED_SHARE = Metric(
-    "rematch_refused_share", "gauge", "Share of auto requests that the load controller refuses."
+REFUSING = Metric(
+    "rematch_refusing", "gauge", "1 while the floor does not keep up and searches are refused."
 )
 QUEUE_DELAY = Metric(
     "rematch_queue_delay_seconds", "gauge", "Mean wait that the load controller saw last."

@@ -99,10 +99,10 @@ class Recorder:
         self._note(table.BATCH_SIZE, size, "encode")
         self._note(table.ENCODE_SECONDS, seconds, side)
 
-    def load(self, level: int, refused_share: float, queue_delay_s: float, target_s: float) -> None:
+    def load(self, level: int, refusing: bool, queue_delay_s: float, target_s: float) -> None:
         """The state of the load controller."""
         self._note(table.CEILING, level)
-        self._note(table.REFUSED_SHARE, refused_share)
+        self._note(table.REFUSING, int(refusing))
         self._note(table.QUEUE_DELAY, queue_delay_s)
         self._note(table.QUEUE_TARGET, target_s)
 

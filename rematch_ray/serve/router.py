@@ -144,6 +144,10 @@ class Router:
             lambda admitted: self._searcher.search(admitted, query, plan, caller)
         )
 
+    def admit_search(self) -> None:
+        """See `Backend.admit_search`."""
+        self.follower.admit()
+
     def charge(self, caller: Caller) -> None:
         """See `Backend.charge`."""
         self.follower.start()
@@ -196,7 +200,7 @@ class Router:
             load={
                 "ceiling": str(planner.ceiling(orders.level)),
                 "level": orders.level,
-                "refusing": orders.refused_share > 0,
+                "refusing": orders.bearable_s is not None,
                 "coordinated": not self.follower.is_silent,
             },
         )

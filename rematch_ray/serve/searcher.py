@@ -244,23 +244,18 @@ class Searcher:
         self, admitted: Admitted, plan: SearchPlan, decision: Decision, top_k: int
     ) -> None:
         orders = self._follower.orders
-        if plan.is_auto:
-            if self._follower.refuses_auto():
+        if not plan.is_auto and orders.refuses_explicit:
+            ceiling = admitted.planner.ceiling_cost(orders.level, top_k, self._forecast)
+            if decision.option.dot_products > ceiling:
                 self._follower.refused += 1
                 raise OverloadedError(
-                    "no budget is small enough for this many requests; try again in a moment"
+                    f"no room for budget {decision.option.plan.budget} now: the service is down to "
+                    f"{admitted.planner.ceiling(orders.level)}; ask for 'auto', or again in a "
+                    "moment",
+                    code="budget_unavailable",
                 )
-            return
-        if not orders.refuses_explicit:
-            return
-        ceiling = admitted.planner.ceiling_cost(orders.level, top_k, self._forecast)
-        if decision.option.dot_products > ceiling:
-            self._follower.refused += 1
-            raise OverloadedError(
-                f"no room for budget {decision.option.plan.budget} now: the service is down to "
-                f"{admitted.planner.ceiling(orders.level)}; ask for 'auto', or again in a moment",
-                code="budget_unavailable",
-            )
+        # again: when it came, what was being encoded for others was not under way yet
+        self._follower.admit()
 
     def check_deadline(self, plan: SearchPlan) -> None:
         """DeadlineError where it has passed already."""

@@ -196,6 +196,11 @@ class SetBackend:
         """See `Backend.search`."""
         return await (await self._backend()).search(query, plan, caller)
 
+    def admit_search(self) -> None:
+        """See `Backend.admit_search`."""
+        if (part := self._known()) is not None:
+            part.admit_search()
+
     def charge(self, caller: Caller) -> None:
         """See `Backend.charge`."""
         if (part := self._known()) is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+_SMOOTHED_S = 1.0  # over which ended searches are counted
+_LEAST_RUNNING = 4  # so that threads have work whatever was counted
+
 
 class Waits:
     """Searches under way, and those that ended since the last look.
@@ -19,6 +22,8 @@ class Waits:
         self._running: dict[int, tuple[float, float]] = {}
         self._waited_s = 0.0
         self._ended = 0
+        self._taken_at = clock()
+        self._per_s = 0.0
 
     def begin(self, expected_s: float) -> int:
         """Take down a search.
@@ -45,6 +50,14 @@ class Waits:
         """Searches under way."""
         return len(self._running)
 
+    def has_room(self, bearable_s: float) -> bool:
+        """Whether one more search would be answered within a time: Little's law.
+
+        Args:
+            bearable_s: mean time that a search may take, seconds.
+        """
+        return self.running < max(_LEAST_RUNNING, self._per_s * bearable_s)
+
     def take(self) -> tuple[float, int]:
         """Mean wait of those that ended and those that wait still, and how many ended.
 
@@ -55,4 +68,7 @@ class Waits:
         late = [seconds for seconds in late if seconds > 0]
         ended, waited = self._ended, self._waited_s + sum(late)
         self._ended, self._waited_s = 0, 0.0
+        elapsed, self._taken_at = now - self._taken_at, now
+        if elapsed > 0:
+            self._per_s += (ended / elapsed - self._per_s) * min(1.0, elapsed / _SMOOTHED_S)
         return (waited / (ended + len(late)) if ended + len(late) else 0.0), ended

@@ -134,13 +134,14 @@ class Orders:
     Attributes:
         state: of the index; None until every shard has reported.
         level: rungs that `auto` must stay below the top of the ladder.
-        refused_share: share of `auto` requests that is refused, 0..1.
         refuses_explicit: whether explicit requests that cost more than the ceiling are refused.
+        bearable_s: mean time that a search may take; what would take longer is refused. None
+            refuses nothing.
         leases: key name -> `Lease` of its quota.
     """
 
     state: State | None = None
     level: int = 0
-    refused_share: float = 0.0
     refuses_explicit: bool = False
+    bearable_s: float | None = None
     leases: Mapping[str, Any] = field(default_factory=dict)

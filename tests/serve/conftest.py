@@ -31,6 +31,7 @@ from rematch_ray.serve.backend import (
     EncodedQuery,
     NewDocument,
     NotReadyError,
+    OverloadedError,
     SearchPlan,
     ServedIndex,
     Side,
@@ -78,6 +79,7 @@ class FakeBackend:
         self.degraded: tuple[str, ...] = ()
         self.log_odds: list[float] | None = None
         self.is_ready = True
+        self.is_full = False
         self.documents: dict[str, dict[str, Any]] = {
             f"doc/{n}": {"name": f"shape {n}", "media": str(media / f"{n}.png")} for n in range(5)
         }
@@ -190,6 +192,10 @@ class FakeBackend:
     async def ready(self) -> None:
         if not self.is_ready:
             raise NotReadyError("the encoder does not answer yet")
+
+    def admit_search(self) -> None:
+        if self.is_full:
+            raise OverloadedError("no budget is small enough", retry_after_s=1.5)
 
     def charge(self, caller: Caller) -> None:
         self.charged.append(caller.name)

@@ -179,6 +179,9 @@ class Gallery:
         if self.waiting_for:
             raise NotReadyError(f"{self.waiting_for} does not answer yet")
 
+    def admit_search(self) -> None:
+        pass
+
     def charge(self, caller: Caller) -> None:
         """Nobody is limited."""
 

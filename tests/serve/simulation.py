@@ -16,6 +16,7 @@ import numpy as np
 
 from rematch_ray.serve.load import LoadController
 from rematch_ray.serve.settings import LoadSettings
+from rematch_ray.serve.waits import Waits
 
 EXCHANGE_S = 0.2
 
@@ -66,6 +67,7 @@ class Service:
         routers: how many report, in turn.
         explicit_share: of the requests that name the top rung.
         jitter: service times vary by this share, uniformly.
+        elsewhere_s: mean of what each request waits beside, whatever the level.
     """
 
     seconds: Sequence[float]
@@ -74,6 +76,7 @@ class Service:
     routers: int = 2
     explicit_share: float = 0.0
     jitter: float = 0.1
+    elsewhere_s: float = 0.0
 
     def run(self, rate: Callable[[float], float], until: float, seed: int = 0) -> Run:
         """Simulate; `rate` gives requests per second at a time."""
@@ -83,6 +86,7 @@ class Service:
         self.load = load
         free_at = [0.0] * self.servers
         heapq.heapify(free_at)
+        gate, running, ends = Waits(clock), deque[int](), list[tuple[float, int]]()
         queue: deque[tuple[float, bool]] = deque()
         waits: list[float] = []
         refused, next_exchange, now = 0, EXCHANGE_S, 0.0
@@ -91,7 +95,10 @@ class Service:
             begin = max(free_at[0], queue[0][0]) if queue else np.inf
             now = min(arrival, begin, next_exchange)
             clock.now = now
+            while ends and ends[0][0] <= now:
+                gate.end(heapq.heappop(ends)[1], 0.0)
             if now == next_exchange:
+                gate.take()
                 self._report(load, waits, [now - at for at, _ in queue], refused)
                 waits, refused = [], 0
                 load.tick()
@@ -99,24 +106,27 @@ class Service:
                 next_exchange += EXCHANGE_S
             elif now == begin:
                 arrived, explicit = queue.popleft()
-                waits.append(now - arrived)
+                elsewhere = rng.exponential(self.elsewhere_s) if self.elsewhere_s else 0.0
+                waits.append(now - arrived + elsewhere)
                 level = 0 if explicit else load.level
                 took = self.seconds[level] * rng.uniform(1 - self.jitter, 1 + self.jitter)
                 heapq.heapreplace(free_at, now + took)
+                heapq.heappush(ends, (now + took, running.popleft()))
                 run.arrived.append(arrived)
-                run.latency.append(now + took - arrived)
+                run.latency.append(now + took - arrived + elsewhere)
                 run.explicit.append(explicit)
             else:
                 explicit = bool(rng.random() < self.explicit_share)
                 arrival = self._after(now, rate, rng) if now < until else np.inf
-                if explicit and load.refuses_explicit:
-                    run.refused_explicit.append(now)
-                    refused += 1
-                elif not explicit and rng.random() < load.refused_share:
+                if load.bearable_s is not None and not gate.has_room(load.bearable_s):
                     run.refused.append(now)
+                    refused += 1
+                elif explicit and load.refuses_explicit:
+                    run.refused_explicit.append(now)
                     refused += 1
                 else:
                     queue.append((now, explicit))
+                    running.append(gate.begin(0.0))
         return run
 
     def _after(self, now: float, rate: Callable[[float], float], rng: np.random.Generator) -> float:

@@ -41,7 +41,7 @@ async def test_long_waits_lower_the_ceiling_to_the_floor_and_calm_raises_it() ->
     for _ in range(2000):
         clock.now += 0.2
         orders = await one.exchange(RouterReport("r", delay_s=0.0, searches=1))
-    assert (orders.level, orders.refused_share, orders.refuses_explicit) == (0, 0.0, False)
+    assert (orders.level, orders.bearable_s, orders.refuses_explicit) == (0, None, False)
 
 
 async def test_demand_is_answered_with_leases() -> None:

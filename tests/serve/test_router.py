@@ -135,14 +135,29 @@ async def outcome(router: Router, plan: SearchPlan, caller: Caller = EVERYONE) -
     return ""
 
 
-async def test_at_the_floor_a_share_of_auto_is_refused_evenly(shard: LocalShard) -> None:
-    router, coordinator = obeying(shard, Orders(level=2, refused_share=0.25))
+async def test_at_the_floor_no_more_is_begun_than_is_answered_in_time(shard: LocalShard) -> None:
+    clock = Clock()
+    router, coordinator = obeying(shard, Orders(level=2, bearable_s=0.05), clock=clock)
     await router.follower.exchange()
-    answers = [await outcome(router, SearchPlan()) for _ in range(20)]
-    assert answers == ["", "", "", "overloaded"] * 5
+    for _ in range(5):
+        # 200 a second
+        for _ in range(200):
+            number = router.follower.waits.begin(0.0)
+            router.follower.waits.end(number, 0.0)
+        clock.now += 1
+        await router.follower.exchange()
+    for _ in range(10):
+        router.admit_search()
+        router.follower.waits.begin(10.0)
+    with pytest.raises(OverloadedError, match="no budget is small enough"):
+        router.admit_search()
+    assert await outcome(router, SearchPlan()) == "overloaded"
     await router.follower.exchange()
-    assert sum(report.refused for report in coordinator.reports) == 5
-    assert sum(report.searches for report in coordinator.reports) == 15
+    assert sum(report.refused for report in coordinator.reports) == 2
+    coordinator.orders = Orders(level=2)
+    await router.follower.exchange()
+    router.admit_search()
+    assert await outcome(router, SearchPlan()) == ""
 
 
 async def test_explicit_requests_above_the_ceiling_are_refused_before_auto(

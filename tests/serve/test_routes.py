@@ -13,6 +13,8 @@ from rematch_ray.serve.api_key import ApiKey
 from rematch_ray.serve.backend import OverloadedError
 from rematch_ray.serve.key_check import KeyCheck, is_open
 from rematch_ray.serve.keys import KeyRing
+from rematch_ray.serve.observation import RequestRecord
+from rematch_ray.serve.search_gate import SearchGate
 
 Backend = Any
 
@@ -265,6 +267,41 @@ def test_what_the_index_refuses_is_400_and_what_breaks_is_500_without_details(
     backend.failure = RuntimeError("secret path /etc/shadow")
     answer = client.post("/v1/search", json={"query": "x"})
     assert "secret" not in error_of(answer, 500)["message"]
+
+
+async def test_a_search_without_room_is_refused_before_its_body_is_read(backend: Backend) -> None:
+    sent: list[Any] = []
+
+    async def never(*read: Any) -> Any:
+        raise AssertionError("something was read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    backend.is_full = True
+    scope = {"type": "http", "method": "POST", "path": "/v1/search", "headers": []}
+    for search in (scope, scope | {"root_path": "/api", "path": "/api/v1/search"}):
+        await SearchGate(never, backend)(search, never, send)
+    assert [message["status"] for message in sent[::2]] == [503, 503]
+    with pytest.raises(AssertionError, match="something was read"):
+        await SearchGate(never, backend)(scope | {"path": "/v1/info"}, never, send)
+
+
+def test_a_search_without_room_gets_the_one_shape_and_others_go_on(
+    connect: Callable[..., TestClient], backend: Backend, records: list[RequestRecord]
+) -> None:
+    client = connect("secret")
+    backend.is_full = True
+    assert error_of(client.post("/v1/search", json={"query": "x"}), 401)
+    client.headers["authorization"] = "Bearer secret"
+    answer = client.post("/v1/search", json={"query": "x"})
+    assert error_of(answer, 503)["code"] == "overloaded"
+    assert answer.headers["retry-after"] == "2"
+    assert "x-request-id" in answer.headers
+    refused = records[-1]
+    assert (refused.route, refused.status, refused.facts.code) == ("/v1/search", 503, "overloaded")
+    assert client.get("/v1/info").status_code == 200
+    assert client.get("/v1/documents/doc/3").status_code == 200
 
 
 def test_documents_by_id_also_with_a_slash(client: TestClient) -> None:

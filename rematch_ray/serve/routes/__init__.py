@@ -25,6 +25,7 @@ from rematch_ray.serve.routes.lean import LeanRoute
 from rematch_ray.serve.routes.rerank import add_rerank
 from rematch_ray.serve.routes.search import add_search
 from rematch_ray.serve.routes.service import Service
+from rematch_ray.serve.search_gate import SearchGate
 from rematch_ray.serve.settings import Limits
 
 
@@ -60,6 +61,7 @@ def make_api(
     api.router.route_class = LeanRoute
     install_handlers(api)
     api.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
+    api.add_middleware(SearchGate, backend=backend)
     # the last that is added is the first that is asked: refusals are recorded, bodies not read
     api.add_middleware(KeyCheck, keys=keys)
     api.add_middleware(Observed, record=record)
