@@ -6,6 +6,7 @@ clocks, no index and no requests.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 # weight of a new observation
@@ -15,6 +16,8 @@ _DEVIATIONS = 2.5
 # before the first search: dot products of 128 dimensions on one thread, and a search's fixed cost
 _NS_PER_DOT_PRODUCT = 10.0
 _FIXED_MS = 0.5
+# ways after which the quickest is looked for anew
+_HOPS = 1000
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Forecast:
         self._ns = _NS_PER_DOT_PRODUCT
         self._delay = _Average(0.0, 0.0)
         self._hop = _Average(5.0, 0.0)
+        self._least_hops = (math.inf, math.inf)
+        self._hops = 0
 
     def take(self, plan: str, dot_products: int, ms: float) -> None:
         """Learn from one search.
@@ -71,6 +76,17 @@ class Forecast:
         """Learn how long a request waited and travelled, all but the search; and waited alone."""
         self._delay.take(ms)
         self._hop.take(ms - queue_ms)
+        if self._hops % _HOPS == 0:
+            self._least_hops = (math.inf, self._least_hops[0])
+        self._hops += 1
+        self._least_hops = (min(self._least_hops[0], ms - queue_ms), self._least_hops[1])
+
+    def lag_ms(self, ms: float) -> float:
+        """What of a request's way, all but the search, is waiting: for event loops, too.
+
+        The quickest of the last thousand or two did not wait.
+        """
+        return max(0.0, ms - min(self._least_hops)) if self._hops else 0.0
 
     @property
     def hop_ms(self) -> float:

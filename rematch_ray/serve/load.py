@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from rematch_ray.serve.history import History, Look
 from rematch_ray.serve.settings import LoadSettings
+from rematch_ray.serve.steps import Steps, Verdict
 from rematch_ray.serve.utilisation import scale_up_utilisation as scale_up_utilisation
 
 _LEAST_TARGET_S = 0.003  # below this, clocks, threads and event loops are what is measured
@@ -31,8 +32,6 @@ _WORKED_OFF = 0.2  # seconds of wait lost per second: the queue is on its way ou
 _FLOOD = 0.2  # seconds of wait gained per second: it is not, whatever chance does
 _GROWTH_WINDOW_S = 2.0
 _MOST_PROBE_DOUBLINGS = 3
-_IN_VAIN = 0.7  # of the waits before: a step down that leaves more of them was for nothing
-_WORSE = 1.5  # times the waits that such a step did not answer to: something else has come
 
 
 @dataclass(frozen=True)
@@ -41,23 +40,6 @@ class _TooDear:
 
     rate: float
     at: float
-    failures: int
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step down: the mean wait that led to it, and whether there was a queue."""
-
-    delay_s: float
-    had_queue: bool
-
-
-@dataclass(frozen=True)
-class _InVain:
-    """Waits that a step down did not answer to, until when none is taken for such, how often."""
-
-    delay_s: float
-    until: float
     failures: int
 
 
@@ -93,8 +75,7 @@ class LoadController:
         self._excess_since: float | None = None
         self._calm_since = self._changed_at = self._ticked_at = clock()
         self._too_dear: dict[int, _TooDear] = {}
-        self._steps: list[_Step] = []
-        self._in_vain: _InVain | None = None
+        self._steps = Steps(self._pause_s)
         self.calibrate(unloaded_s)
 
     @property
@@ -132,7 +113,7 @@ class LoadController:
     def capacity_changed(self) -> None:
         """Forget what was too dear and what was in vain: replicas have come or gone."""
         self._too_dear.clear()
-        self._in_vain = None
+        self._steps.capacity_changed()
 
     def observe(self, queue_delay_s: float, count: int, reporter: str, *, refused: int = 0) -> None:
         """Take one report of a router.
@@ -209,41 +190,28 @@ class LoadController:
         growth = self._growth(now)
         if growth < 0 and self._wait_s + growth * self._settings.interval_s <= self._target_s:
             return  # over in another interval: the last step was enough
-        since = max(self._excess_since or now, now - _GROWTH_WINDOW_S)
+        assert self._excess_since is not None
+        since = max(self._excess_since, now - _GROWTH_WINDOW_S)
         delay_s = self._history.mean_delay_s(since)
         has_queue = delay_s >= _QUEUE * self._target_s
-        if not has_queue and self._is_in_vain(now, delay_s):
-            return
+        if not has_queue and not self._refusing:
+            lately = self._rate_since(now - _GROWTH_WINDOW_S, now, deviations=1)
+            verdict = self._steps.judge(now, delay_s, lately)
+            if verdict is Verdict.TAKE_BACK:
+                self._go_up(now)
+                self._too_dear.pop(self._level, None)
+            if verdict is not Verdict.GO_DOWN:
+                return
         if self._level < self._floor:
             # a rung that works off what came before it, only too slowly, may still be cheap enough
             if growth > -_WORKED_OFF:
                 self._remember_too_dear(now)
             self._level += 1
             self._begin(now)
-            self._steps.append(_Step(delay_s, has_queue))
+            self._steps.go_down(delay_s, self._rate_since(since, now), had_queue=has_queue)
         elif not self._refusing and self._is_flooded(now, growth):
             self._refusing = True
             self._begin(now)
-
-    def _is_in_vain(self, now: float, delay_s: float) -> bool:
-        """Whether waits do not answer to the ceiling; takes back the step that has shown it.
-
-        A smaller budget shortens the waits that searches cause, by far more than it is smaller.
-        Where they stay as they were, requests wait for something else: cores that encode.
-        """
-        held = self._in_vain
-        step = self._steps[-1] if self._steps else None
-        if step is None or step.had_queue or delay_s < _IN_VAIN * step.delay_s:
-            return held is not None and now < held.until and delay_s <= _WORSE * held.delay_s
-        is_new = held is None or now >= held.until
-        failures = 0 if held is None else held.failures + is_new
-        until = now + self._pause_s(failures)
-        self._in_vain = _InVain(max(delay_s, step.delay_s), until, failures)
-        self._level -= 1
-        self._steps.pop()
-        self._too_dear.pop(self._level, None)
-        self._begin(now)
-        return True
 
     def _is_flooded(self, now: float, growth: float) -> bool:
         """Whether the floor does not keep up: a queue that does not get shorter.
@@ -272,9 +240,12 @@ class LoadController:
         if held and self._history.rate(now) >= held.rate:
             del self._too_dear[self._level]
         if self._level > 0 and self._may_raise(now):
-            self._level -= 1
-            self._steps.pop()
-            self._begin(now)
+            self._go_up(now)
+
+    def _go_up(self, now: float) -> None:
+        self._level -= 1
+        self._steps.go_up()
+        self._begin(now)
 
     def _may_raise(self, now: float) -> bool:
         """Whether the rung above fits this rate of requests, or is due for a trial."""
@@ -289,14 +260,20 @@ class LoadController:
 
     def _remember_too_dear(self, now: float) -> None:
         # requests since waits grew, too: after a sudden rise the window holds mostly the quiet past
-        since = self._excess_since
-        assert since is not None
-        count = self._history.offered(since)
-        # less two deviations: waits grow when requests happen to come close together
-        risen = (count - 2 * math.sqrt(count)) / (now - since)
+        assert self._excess_since is not None
+        rate = self._rate_since(self._excess_since, now, deviations=2)
         before = self._too_dear.get(self._level)
         failures = before.failures + 1 if before else 0
-        self._too_dear[self._level] = _TooDear(max(self._history.rate(now), risen), now, failures)
+        self._too_dear[self._level] = _TooDear(rate, now, failures)
+
+    def _rate_since(self, since: float, now: float, *, deviations: float = 0.0) -> float:
+        """Requests a second over the window or, where it is more, since a time.
+
+        That less some standard deviations: waits grow when requests happen to come close together.
+        """
+        count = self._history.offered(since)
+        risen = (count - deviations * math.sqrt(count)) / (now - since)
+        return max(self._history.rate(now), risen)
 
     @property
     def _wait_s(self) -> float:

@@ -154,19 +154,25 @@ class Searcher:
         expected_ms = option.mean_ms(self._forecast)
         began = self._clock()
         number = self._follower.waits.begin((2 * expected_ms + self._forecast.hop_ms) / 1e3)
-        waited_s = None
         try:
             if self._split is None:
                 found = await self._shards[0].search(asked)
             else:
                 found = await self._split.search(admitted, asked)
                 self._check_drift(admitted, asked, found)
-            waited_s = found.queue_ms / 1e3
-        finally:
-            self._follower.waits.end(number, waited_s)
-        took_ms = (self._clock() - began) * 1e3
+        except BaseException:
+            self._follower.waits.end(number, None)
+            raise
+        way_ms = (self._clock() - began) * 1e3 - found.search_ms
         self._forecast.take(option.name, option.dot_products, found.search_ms)
-        self._forecast.take_delay(took_ms - found.search_ms, found.queue_ms)
+        self._forecast.take_delay(way_ms, found.queue_ms)
+        waited_ms = found.queue_ms
+        if (lag_ms := self._forecast.lag_ms(way_ms)) >= expected_ms:
+            # an event loop that does not keep up is told by lags as long as a search of the top
+            # rung; shorter ones are cores that do other work
+            whole_ms = admitted.planner.plain().mean_ms(self._forecast)
+            waited_ms = lag_ms if lag_ms >= whole_ms else waited_ms
+        self._follower.waits.end(number, waited_ms / 1e3)
         return found
 
     def _check_drift(self, admitted: Admitted, asked: Asked, found: Found) -> None:

@@ -181,11 +181,13 @@ def test_one_rung_alone_is_floor_and_top() -> None:
     assert (load.level, load.refusing, load.refuses_explicit) == (0, True, True)
 
 
-def drive(load: LoadController, clock: Clock, delay_s: float, seconds: float) -> None:
-    """So many seconds of 20 requests each 0.2 s that wait so long."""
+def drive(
+    load: LoadController, clock: Clock, delay_s: float, seconds: float, requests: int = 20
+) -> None:
+    """So many seconds of so many requests each 0.2 s that wait so long."""
     for _ in range(round(seconds / 0.2)):
         clock.now += 0.2
-        load.observe(delay_s, 20, "router")
+        load.observe(delay_s, requests, "router")
         load.tick()
 
 
@@ -240,6 +242,17 @@ def test_a_step_in_vain_is_taken_back_and_tried_again_later_each_time() -> None:
         assert load.level == 0
     pauses = [later - before for before, later in itertools.pairwise(lowered)]
     assert pauses == [pytest.approx(at, abs=1.5) for at in (20, 40)]
+
+
+def test_a_step_is_kept_when_more_is_asked_than_before() -> None:
+    clock = Clock()
+    load = LoadController(3, LoadSettings(), clock)
+    while load.level == 0:
+        drive(load, clock, 0.01, 0.2)
+    drive(load, clock, 0.0, 1)
+    while load.level == 1:
+        drive(load, clock, 0.01, 0.2, requests=80)
+    assert load.level == 2
 
 
 def test_new_replicas_or_longer_waits_end_the_pause_after_a_step_in_vain() -> None:

@@ -160,6 +160,27 @@ async def test_at_the_floor_no_more_is_begun_than_is_answered_in_time(shard: Loc
     assert await outcome(router, SearchPlan()) == ""
 
 
+@pytest.mark.parametrize(("lag_s", "reported"), [(0.4, True), (0.0001, False)])
+async def test_an_event_loop_that_does_not_keep_up_counts_as_waiting(
+    shard: LocalShard, lag_s: float, reported: bool
+) -> None:
+    clock = Clock()
+    router, coordinator = obeying(shard, Orders(), clock=clock)
+    await router.search(query(), FULL)
+    await router.follower.exchange()
+    real = shard.search
+
+    async def late(asked: Any) -> Any:
+        found = await real(asked)
+        clock.now += found.search_ms / 1e3 + lag_s
+        return found
+
+    shard.search = late  # type: ignore[method-assign]
+    await router.search(query(), FULL)
+    await router.follower.exchange()
+    assert (coordinator.reports[-1].delay_s > 0.1) == reported
+
+
 async def test_explicit_requests_above_the_ceiling_are_refused_before_auto(
     shard: LocalShard,
 ) -> None:
