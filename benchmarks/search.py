@@ -17,6 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["RAYON_NUM_THREADS"] = "1"
+os.environ["LANCE_CPU_THREADS"] = "1"
 
 import argparse
 import json
