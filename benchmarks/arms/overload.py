@@ -26,7 +26,7 @@ FLOOR = "1x1"
 BEARABLE = 2.0  # times the unloaded 99th percentile
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0)
 # of what the floor bears, with the controller alone: without it nothing is answered there
-FLOOR_FACTORS = (0.8, 1.2)
+FLOOR_FACTORS = (0.8, 1.2, 2.0)
 STEP = 1.15  # between rates that are tried for a capacity
 MOST_STEPS = 12
 SETTLE_S = 4.0  # at the begin of a run: the controller finds its level

@@ -23,7 +23,7 @@ from rematch_ray.index.hits import best_positions
 from rematch_ray.index.maxima import best_coded, coded_scores
 from rematch_ray.index.maxsim_best import cut_at
 from rematch_ray.index.maxsim_int8 import path_in_use
-from rematch_ray.index.maxsim_native import EXACT_PATHS
+from rematch_ray.index.maxsim_library import EXACT_PATHS
 from rematch_ray.index.quantisation import bound_terms
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.stages import exact_scores

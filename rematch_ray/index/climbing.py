@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rematch_ray.index import maxsim_native
+from rematch_ray.index import maxsim_library, maxsim_native
 from rematch_ray.index.exact import Float32, Rows
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.maxima import CarriedMaxima
@@ -59,7 +59,7 @@ def climb(
     """
     assert len(query) == 1 and not last.is_fused
     path = path_in_use()
-    if len(generation.segments) == 1 and path in maxsim_native.compiled_paths():
+    if len(generation.segments) == 1 and path in maxsim_library.compiled_paths():
         return _in_one_call(path, generation, query, rows, narrowing, last)
     return _by_carrying(generation, query, rows, narrowing, last)
 

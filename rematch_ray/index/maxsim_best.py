@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rematch_ray.index import maxsim_native
+from rematch_ray.index import maxsim_library, maxsim_native
 from rematch_ray.index.maxsim_int8 import (
     MAX_DIM,
     Float32,
@@ -21,7 +21,7 @@ from rematch_ray.index.maxsim_int8 import (
     new_maxima,
     path_in_use,
 )
-from rematch_ray.index.maxsim_native import Vectors
+from rematch_ray.index.maxsim_library import Vectors
 from rematch_ray.index.quantisation import unpack
 
 Rows = NDArray[np.int64]
@@ -66,7 +66,7 @@ def best_of_planes(
     if slack is None:
         slack = np.zeros(len(query_codes_BRD))
     path = path or path_in_use()
-    if path in maxsim_native.compiled_paths():
+    if path in maxsim_library.compiled_paths():
         return maxsim_native.best(
             path, query_codes_BRD, query_scales_BR, planes, rows, allowed, limit, slack
         )

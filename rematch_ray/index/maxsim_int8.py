@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from rematch_ray.index import maxsim_native
+from rematch_ray.index import maxsim_library, maxsim_native
 from rematch_ray.index.maxsim_matrices import carry_by_matrices, matrix_paths
 
 Float32 = NDArray[np.float32]
@@ -30,12 +30,12 @@ def available_paths() -> tuple[str, ...]:
     Returns:
         Some of `avx512vnni`, `avx2`, `c` (compiled) and `torch`, and always `numpy`.
     """
-    return (*maxsim_native.compiled_paths(), *matrix_paths())
+    return (*maxsim_library.compiled_paths(), *matrix_paths())
 
 
 def path_in_use() -> str:
     """The path that `carry_maxima` takes when none is named."""
-    compiled = maxsim_native.compiled_paths()
+    compiled = maxsim_library.compiled_paths()
     return compiled[0] if compiled else matrix_paths()[0]
 
 
@@ -75,7 +75,7 @@ def carry_maxima(
     count, num_rows = best_CR.shape
     if not count or not num_rows or not plane_codes_NnD.shape[1]:
         return
-    if path not in maxsim_native.compiled_paths():
+    if path not in maxsim_library.compiled_paths():
         assert path in matrix_paths(), (path, available_paths())
         carry_by_matrices(path, best_CR, query_codes_RD, plane_codes_NnD, plane_scales_Nn, rows)
         return
@@ -115,7 +115,7 @@ def mean_of_maxima(best_CR: Float32, query_scales_R: Float32, r_q: int) -> Float
     assert best_CR.ndim == 2 and query_scales_R.shape == best_CR.shape[1:]
     assert 1 <= r_q <= best_CR.shape[1], (r_q, best_CR.shape)
     _check_rows_dense(best_CR)
-    if maxsim_native.is_built():
+    if maxsim_library.is_built():
         means = np.empty(len(best_CR), np.float32)
         maxsim_native.mean(best_CR, np.ascontiguousarray(query_scales_R), r_q, means)
         return means

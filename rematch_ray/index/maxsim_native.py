@@ -1,104 +1,18 @@
-"""The compiled 8-bit MaxSim kernel: finding it, what it can run here, calling it.
+"""Calls of the compiled 8-bit MaxSim kernel.
 
-`_maxsim.c` is built with the package where there is a C compiler; without one everything here says
-so and `maxsim_int8` serves from its fallback. ctypes releases the interpreter lock for the time of
-a call. Takes arrays that `maxsim_int8` has checked; knows nothing of documents. Middle floor.
+ctypes releases the interpreter lock for the time of a call. Takes arrays that `maxsim_int8` has
+checked; knows nothing of documents. Middle floor.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-MODULE = "rematch_ray.index._maxsim"
-# fastest first; which of them a machine has, the library says
-PATHS = ("avx512vnni", "avx2", "c")
-# those that read float16 faster than numpy does
-EXACT_PATHS = PATHS[:1]
-# part of every symbol: a library built from older sources counts as none at all
-_PREFIX = "maxsim_int8_4_"
-_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-_NOTHING = ctypes.c_char * 0
-_ARGUMENTS = {
-    "has": (ctypes.c_char_p,),
-    "carry": (
-        *(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _POINTER, _INT),
-        *(_POINTER, _LONG, _POINTER, _LONG),
-    ),
-    "mean": (_POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER),
-    "best": (
-        *(ctypes.c_char_p, _POINTER, _INT, _INT, _INT, _POINTER, _INT, _POINTER, _LONG),
-        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
-    ),
-    "climb": (
-        *(ctypes.c_char_p, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT),
-        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER),
-    ),
-    "code": (_POINTER, _LONG, _INT, *5 * (_POINTER,)),
-    "certify": (
-        *(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _POINTER),
-        *(_POINTER, _POINTER, _LONG, _LONG, _LONG, *3 * (ctypes.c_double,), *3 * (_POINTER,)),
-    ),
-    "exact": (*(ctypes.c_char_p, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER, _LONG, _POINTER),),
-}
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """One plane as the kernel reads it.
-
-    Args:
-        values: (N, n, D) codes + 128 as uint8, or originals as float16; packed, what
-            `quantisation.pack` makes of (N, 1, D) codes.
-        scales: (N, n) float32 of codes; None of originals.
-        is_packed: whether values are packed.
-    """
-
-    values: NDArray[Any]
-    scales: NDArray[np.float32] | None = None
-    is_packed: bool = False
-
-    @functools.cached_property
-    def described(self) -> tuple[int, int, int, int]:
-        """Addresses, vectors per document and form, as `struct plane` has them."""
-        scales = 0 if self.scales is None else address(self.scales)
-        return address(self.values), scales, self.values.shape[1], int(self.is_packed)
-
-
-@functools.cache
-def _functions() -> dict[str, Callable[..., int]] | None:
-    found = importlib.util.find_spec(MODULE)
-    if found is None or found.origin is None:
-        return None
-    library: Any = ctypes.CDLL(found.origin)
-    if not all(hasattr(library, _PREFIX + name) for name in _ARGUMENTS):
-        return None
-    functions = {name: library[_PREFIX + name] for name in _ARGUMENTS}
-    for name, function in functions.items():
-        function.argtypes, function.restype = _ARGUMENTS[name], _INT
-    functions["mean"].restype = functions["code"].restype = None
-    return functions
-
-
-def is_built() -> bool:
-    """Whether the compiled kernel is there."""
-    return _functions() is not None
-
-
-@functools.cache
-def compiled_paths() -> tuple[str, ...]:
-    """Which instruction sets of the compiled kernel this machine can run, fastest first."""
-    functions = _functions()
-    if functions is None:
-        return ()
-    return tuple(path for path in PATHS if functions["has"](path.encode()))
+from rematch_ray.index import maxsim_library
+from rematch_ray.index.maxsim_library import Vectors, address, check
 
 
 def carry(
@@ -112,7 +26,7 @@ def carry(
     stop: int,
 ) -> None:
     """Runs `maxsim_int8.carry_maxima` over the documents at positions first..stop of `rows`."""
-    functions = _functions()
+    functions = maxsim_library.functions()
     assert functions is not None
     offset = first if rows is None else 0
     status = functions["carry"](
@@ -127,7 +41,7 @@ def carry(
         address(best_CR) + first * best_CR.strides[0],
         best_CR.strides[0] // 4,
     )
-    _check(status, path, query_RD.shape)
+    check(status, path, query_RD.shape)
 
 
 def mean(
@@ -137,7 +51,7 @@ def mean(
     means_C: NDArray[np.float32],
 ) -> None:
     """Runs `maxsim_int8.mean_of_maxima`, writing into `means_C`."""
-    functions = _functions()
+    functions = maxsim_library.functions()
     assert functions is not None
     functions["mean"](
         address(best_CR),
@@ -160,7 +74,7 @@ def best(
     slack_B: NDArray[np.float64],
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Runs `maxsim_best.best_of_planes`."""
-    functions = _functions()
+    functions = maxsim_library.functions()
     assert functions is not None
     num_queries, r_q, dim = query_BRD.shape
     count = len(planes[0].values) if rows is None else len(rows)
@@ -182,7 +96,7 @@ def best(
         limit,
         *(address(slack_B), address(positions), address(scores), address(found)),
     )
-    _check(status, path, query_BRD.shape)
+    check(status, path, query_BRD.shape)
     counts = found.tolist()
     return [(positions[q, :n].copy(), scores[q, :n].copy()) for q, n in enumerate(counts)]
 
@@ -210,7 +124,7 @@ def climb(
     Returns:
         Rows and scores of what is left, and of each rung how many came and the milliseconds.
     """
-    functions = _functions()
+    functions = maxsim_library.functions()
     assert functions is not None
     num_documents, dim = len(keys_N), query_RD.shape[1]
     assert query_RD.shape[0] == len(scales_R) == rungs[-1][0] and rungs[-1][1] == len(planes)
@@ -234,7 +148,7 @@ def climb(
         len(rows),
         *(address(scores), address(entered), address(ms)),
     )
-    _check(status, path, query_RD.shape)
+    check(status, path, query_RD.shape)
     *came, left = entered.tolist()
     return rows[:left], scores[:left], came, ms.tolist()
 
@@ -249,7 +163,7 @@ def code(
     NDArray[np.float32],
 ]:
     """Runs `exact.to_grid`, `quantise`, `residual_norms` and `norms` of `quantisation` at once."""
-    functions = _functions()
+    functions = maxsim_library.functions()
     assert functions is not None and vectors_BRD.dtype == np.float32
     vectors_BRD = np.ascontiguousarray(vectors_BRD)
     shape = vectors_BRD.shape
@@ -271,7 +185,7 @@ def exact(
     rows: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     """Runs `exact.score_rows` for one query at one budget, on one of `EXACT_PATHS`."""
-    functions = _functions()
+    functions = maxsim_library.functions()
     assert functions is not None
     scores = np.empty(len(rows), np.float32)
     described = np.array([plane.described for plane in originals], np.int64)
@@ -285,7 +199,7 @@ def exact(
         len(rows),
         address(scores),
     )
-    _check(status, path, query_RD.shape)
+    check(status, path, query_RD.shape)
     return scores
 
 
@@ -323,7 +237,7 @@ def certify(
     Returns:
         Rows and exact scores of the best, best first, and how many documents were read.
     """
-    functions = _functions()
+    functions = maxsim_library.functions()
     assert functions is not None and len(rows) == len(scores) and limit <= first
     rows, scores = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(scores, np.float32)
     assert not len(rows) or rows.view(np.uint64).max() < len(keys_N), (rows.min(), rows.max())
@@ -341,20 +255,6 @@ def certify(
         *(len(rows), limit, first, slope, fixed, slack),
         *(address(best_rows), address(best_scores), address(found)),
     )
-    _check(status, path, query_RD.shape)
+    check(status, path, query_RD.shape)
     kept, read = found.tolist()
     return best_rows[:kept], best_scores[:kept], read
-
-
-def _check(status: int, path: str, shape: tuple[int, ...]) -> None:
-    if status == 1:
-        raise MemoryError(f"no memory to lay out a query of shape {shape}")
-    assert status == 0, (status, path)
-
-
-def address(array: NDArray[Any]) -> int:
-    """Where the entries of an array lie; it has to be kept for as long as they are read."""
-    # what numpy offers builds objects each time: microseconds, for calls that take tens of them
-    if array.flags.writeable and array.size and array.flags.c_contiguous:
-        return ctypes.addressof(_NOTHING.from_buffer(array.data))
-    return int(array.__array_interface__["data"][0])

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import FileEntry
-from rematch_ray.index.maxsim_native import Vectors, address
+from rematch_ray.index.maxsim_library import Vectors, address
 from rematch_ray.index.npy import map_npy
 from rematch_ray.index.quantisation import (
     dequantise,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
-from rematch_ray.index import maxsim_native
+from rematch_ray.index import maxsim_library, maxsim_native
 from rematch_ray.index.exact import Float32, Float64, to_grid
 from rematch_ray.index.quantisation import norms, quantise, residual_norms
 from rematch_ray.scoring.budget import Budget
@@ -56,7 +56,7 @@ class Codes:
     @classmethod
     def of(cls, vectors_BRD: NDArray[np.float32]) -> Codes:
         """Rounds and codes vectors; of one that is not finite only the norm is of use."""
-        if maxsim_native.is_built() and vectors_BRD.shape[2] <= _EXACT_DIM:
+        if maxsim_library.is_built() and vectors_BRD.shape[2] <= _EXACT_DIM:
             return cls(*maxsim_native.code(vectors_BRD))
         with np.errstate(invalid="ignore"):
             grid = to_grid(vectors_BRD)

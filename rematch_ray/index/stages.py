@@ -17,7 +17,8 @@ from rematch_ray.index.exact import Float32, Rows, order_best, score_fused, scor
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.maxsim_best import cut_at
 from rematch_ray.index.maxsim_int8 import path_in_use
-from rematch_ray.index.maxsim_native import EXACT_PATHS, exact
+from rematch_ray.index.maxsim_library import EXACT_PATHS
+from rematch_ray.index.maxsim_native import exact
 from rematch_ray.index.queries import Queries
 from rematch_ray.scoring.budget import Budget
 

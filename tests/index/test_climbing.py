@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rematch_ray.errors import UserError
-from rematch_ray.index import climbing, maxsim_native
+from rematch_ray.index import climbing, maxsim_library
 from rematch_ray.index.changes import add_documents
 from rematch_ray.index.climbing import climb
 from rematch_ray.index.maxima import coded_scores
@@ -18,7 +18,7 @@ from rematch_ray.index.search import SearchIndex
 from rematch_ray.scoring.budget import Budget
 from tests.index.made import queries, unit, write_embeddings
 
-PATHS = maxsim_native.compiled_paths()
+PATHS = maxsim_library.compiled_paths()
 RUNGS = ["1x1", "2x4", "4x8"]
 
 

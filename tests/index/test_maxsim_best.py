@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rematch_ray.index import maxsim_native
+from rematch_ray.index import maxsim_library
 from rematch_ray.index.maxsim_best import best_of_planes, choose_rows
 from rematch_ray.index.maxsim_int8 import (
     available_paths,
@@ -13,7 +13,7 @@ from rematch_ray.index.maxsim_int8 import (
     mean_of_maxima,
     new_maxima,
 )
-from rematch_ray.index.maxsim_native import Vectors
+from rematch_ray.index.maxsim_library import Vectors
 from rematch_ray.index.quantisation import pack, to_offset, unpack
 
 PATHS = available_paths()
@@ -232,4 +232,4 @@ def test_rows_and_masks_that_do_not_fit_are_refused() -> None:
 
 
 def test_the_tests_run_the_compiled_kernel_where_it_is_built() -> None:
-    assert set(maxsim_native.compiled_paths()) <= set(PATHS)
+    assert set(maxsim_library.compiled_paths()) <= set(PATHS)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rematch_ray.index import maxsim_int8, maxsim_native
+from rematch_ray.index import maxsim_int8, maxsim_library
 from rematch_ray.index.maxsim_int8 import (
     available_paths,
     carry_maxima,
@@ -42,7 +42,7 @@ def plain_maxima(query: np.ndarray, stored: np.ndarray, scales: np.ndarray) -> n
 def test_the_compiled_kernel_is_used_where_it_is_built() -> None:
     assert path_in_use() == PATHS[0]
     assert PATHS[-1] == "numpy"
-    assert ("c" in PATHS) == maxsim_native.is_built()
+    assert ("c" in PATHS) == maxsim_library.is_built()
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -207,8 +207,8 @@ def test_without_the_compiled_kernel_the_bits_are_the_same(monkeypatch: pytest.M
         return mean_of_maxima(best, query_scales, 11)
 
     with_kernel = scores()
-    monkeypatch.setattr(maxsim_native, "_functions", lambda: None)
-    monkeypatch.setattr(maxsim_native, "compiled_paths", lambda: ())
+    monkeypatch.setattr(maxsim_library, "functions", lambda: None)
+    monkeypatch.setattr(maxsim_library, "compiled_paths", lambda: ())
     assert path_in_use() in ("torch", "numpy")
     assert np.array_equal(scores(), with_kernel)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rematch_ray.errors import UserError
-from rematch_ray.index import maxsim_native
+from rematch_ray.index import maxsim_library, maxsim_native
 from rematch_ray.index.queries import Codes, Queries
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.stages import exact_scores, score_documents
@@ -18,8 +18,8 @@ from tests.index.made import Vectors, queries, unit
 
 def without_kernel(code: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> object:
     with monkeypatch.context() as patch:
-        patch.setattr(maxsim_native, "_functions", lambda: None)
-        patch.setattr(maxsim_native, "compiled_paths", lambda: ())
+        patch.setattr(maxsim_library, "functions", lambda: None)
+        patch.setattr(maxsim_library, "compiled_paths", lambda: ())
         return code()
 
 
@@ -76,7 +76,7 @@ def test_exact_scores_are_those_of_the_reference(index: SearchIndex, rung: str) 
 
 
 @pytest.mark.skipif(
-    maxsim_native.EXACT_PATHS[0] not in maxsim_native.compiled_paths(),
+    maxsim_library.EXACT_PATHS[0] not in maxsim_library.compiled_paths(),
     reason="this machine has no path that reads float16",
 )
 @given(
@@ -97,8 +97,8 @@ def test_float16_is_read_as_it_is(seed: int, r_q: int, dim: int, planes: list[in
     ]
     query = np.rint(rng.uniform(-1, 1, (r_q, dim)) * 2**20) / 2**24
     rows = rng.integers(0, 6, 11)
-    planes_of = [maxsim_native.Vectors(plane) for plane in originals]
-    found = maxsim_native.exact(maxsim_native.EXACT_PATHS[0], query, planes_of, rows)
+    planes_of = [maxsim_library.Vectors(plane) for plane in originals]
+    found = maxsim_native.exact(maxsim_library.EXACT_PATHS[0], query, planes_of, rows)
     document = np.concatenate(originals, axis=1).astype(np.float64)[rows]
     best = (document @ query.T).max(axis=1)
     total = best[:, 0].copy()

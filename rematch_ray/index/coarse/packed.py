@@ -17,7 +17,7 @@ import numpy as np
 from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.scan import ScanList
 from rematch_ray.index.coarse.sizes import PACKED
-from rematch_ray.index.maxsim_native import Vectors
+from rematch_ray.index.maxsim_library import Vectors
 from rematch_ray.index.planes import CODES, ArrayWriter, Listed, open_array
 from rematch_ray.index.quantisation import pack, quantise, to_offset
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.maxsim_best import best_of_planes, choose_rows
-from rematch_ray.index.maxsim_native import Vectors
+from rematch_ray.index.maxsim_library import Vectors
 from rematch_ray.index.planes import Listed
 from rematch_ray.index.quantisation import quantise
 
