@@ -18,7 +18,7 @@ from arms.overhead import PER_THREAD
 from arms.service import ROOT, Service
 
 PROGRAM = ROOT / "benchmarks" / "peers" / "vector_service.py"
-WIDTHS = {"faiss": 0, "qdrant": 500, "lancedb": 32}
+WIDTHS = {"faiss": 0, "qdrant": 500, "lancedb": 300}
 NAMES = {
     "faiss": "FastAPI + FAISS flat, fused vector",
     "qdrant": "FastAPI + Qdrant engine, fused then MaxSim",

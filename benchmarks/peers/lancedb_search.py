@@ -1,7 +1,7 @@
 """LanceDB's embedded engine on multi-vectors: IVF-PQ over all vectors, candidates re-ranked.
 
-Width = lists probed; as many times the hits as `REFINE` says are scored from the stored vectors.
-Needs the cosine metric for multi-vectors, which on unit vectors is MaxSim.
+Width = documents scored from the stored vectors; more than `LISTS` lists found nothing more. Needs
+the cosine metric for multi-vectors, which on unit vectors is MaxSim.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from shapes.search_task import Query
 
 from rematch_ray.index.shards import EmbeddingShards
 
-REFINE = 30
+LISTS = 32
 
 
 class LanceArm(SearchArm):
     """A table of ids and lists of vectors."""
 
     name = "LanceDB, IVF-PQ on all vectors"
-    widths = (4, 8, 16, 32, 64, 128)
+    widths = (100, 300, 1000, 4000)
 
     def build(self, documents: EmbeddingShards, folder: Path) -> None:
         """Streams the documents in, then trains and builds the index."""
@@ -52,6 +52,6 @@ class LanceArm(SearchArm):
     def search(self, query: Query, width: int) -> list[str]:
         """One query of several vectors."""
         asked = self._table.search(query.vectors[0], vector_column_name="vectors")
-        asked = asked.nprobes(width).refine_factor(REFINE).limit(TOP_K)
+        asked = asked.nprobes(LISTS).refine_factor(width // TOP_K).limit(TOP_K)
         found = asked.select(["id", "_distance"]).to_arrow()
         return list(found["id"].to_pylist())
