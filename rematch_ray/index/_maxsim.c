@@ -44,7 +44,8 @@ static void fold_portable(const struct chunk *chunk, const struct group *group, 
     fold_scores(chunk, group, scores, best, stride, vectors_per_document);
 }
 
-static const struct path portable_path = {"c", pack_portable, score_portable, fold_portable, NULL};
+static const struct path portable_path = {
+    "c", pack_portable, score_portable, fold_portable, NULL, keep_at_least, nth_smallest};
 
 const struct path *find_path(const char *name) {
 #ifdef HAS_X86_PATHS

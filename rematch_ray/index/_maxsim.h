@@ -51,12 +51,22 @@ typedef void fold_fn(const struct chunk *, const struct group *, const float *sc
 typedef int single_fn(const uint8_t *codes, int is_packed, const float *scales, int64_t count,
                       const int8_t *query, int dim, float query_scale, float *out);
 
+/* Appends the scores that are no less than `cut`, and their positions (`first`, `first` + 1, … where
+ * those are NULL), in the order in which they stand; says how many. What they are appended to has
+ * room for all, and may be where they stand: _maxsim_keep.c. */
+typedef int64_t keep_fn(float cut, const float *scores, const int64_t *positions, int64_t first,
+                        int64_t count, float *kept_scores, int64_t *kept_positions);
+/* The `rank`-th smallest of some numbers, from 0; changes what stands there. */
+typedef float nth_fn(float *values, int64_t count, int64_t rank);
+
 struct path {
     const char *name;
     pack_fn *pack;
     score_fn *score;
     fold_fn *fold;
     single_fn *single; /* or NULL */
+    keep_fn *keep;
+    nth_fn *nth_smallest;
 };
 
 /* One plane of the documents, as Python lays it out: addresses in 64 bits. */
@@ -76,13 +86,16 @@ void carry_plane(const struct path *path, const struct group *groups, int num_gr
                  const int64_t *rows, int64_t count, float *best, int64_t stride);
 void mean_of_rows(const float *best, int64_t stride, int64_t count, const float *scales, int r_q,
                   float *means);
-/* The `rank`-th smallest of some numbers, from 0; changes their order: _maxsim_best.c. */
-float nth_smallest(float *values, int64_t count, int64_t rank);
+/* on any machine */
+keep_fn keep_at_least;
+nth_fn nth_smallest;
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86_PATHS 1
 extern const struct path avx512vnni_path, avx2_path;
 single_fn single_avx512;
+keep_fn keep_at_least_avx512;
+nth_fn nth_smallest_avx512;
 #endif
 
 /* Bytes of one vector of a plane. */

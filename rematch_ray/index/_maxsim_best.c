@@ -20,6 +20,7 @@
 
 /* What one query has kept so far. */
 struct kept {
+    const struct path *path;
     int64_t limit, count, full; /* it is cut once `full` are there */
     double slack;
     float cut; /* documents below it cannot be among the best any more */
@@ -27,47 +28,16 @@ struct kept {
     float *scores;
 };
 
-float nth_smallest(float *values, int64_t count, int64_t rank) {
-    int64_t low = 0, high = count - 1;
-    while (low < high) {
-        const float pivot = values[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (values[i] < pivot) i++;
-            while (values[j] > pivot) j--;
-            if (i <= j) {
-                const float swapped = values[i];
-                values[i++] = values[j];
-                values[j--] = swapped;
-            }
-        }
-        if (rank <= j)
-            high = j;
-        else if (rank >= i)
-            low = i;
-        else
-            break;
-    }
-    return values[rank];
-}
-
 /* Drops what is more than the slack below a score that at least `limit` of all have. */
 static void drop_below(struct kept *kept, float score) {
     const double least = (double)score - kept->slack;
     kept->cut = (float)least;
     /* the smallest float32 that is not below */
     if ((double)kept->cut < least) kept->cut = nextafterf(kept->cut, INFINITY);
-    int64_t left = 0;
-    /* written first and counted if kept: no branch to guess */
-    for (int64_t i = 0; i < kept->count; i++) {
-        const float own = kept->scores[i];
-        kept->scores[left] = own;
-        kept->positions[left] = kept->positions[i];
-        left += own >= kept->cut;
-    }
-    kept->count = left;
+    kept->count = kept->path->keep(kept->cut, kept->scores, kept->positions, 0, kept->count,
+                                   kept->scores, kept->positions);
     /* ties and slack may leave many: never drop again before twice as many came */
-    if (kept->full < 2 * left) kept->full = 2 * left;
+    if (kept->full < 2 * kept->count) kept->full = 2 * kept->count;
 }
 
 /* Drops by a score that more than `limit` have by a sample, if they do: sooner than by the exact one,
@@ -79,7 +49,7 @@ static void drop_most(struct kept *kept) {
     const int64_t rank = (int64_t)(share + 2 * sqrt(share)) + 1;
     if (kept->count < LEAST_SAMPLED || rank >= SAMPLE) return;
     for (int64_t i = 0; i < SAMPLE; i++) sample[i] = kept->scores[i * kept->count / SAMPLE];
-    const float score = nth_smallest(sample, SAMPLE, SAMPLE - rank);
+    const float score = kept->path->nth_smallest(sample, SAMPLE, SAMPLE - rank);
     int64_t above = 0;
     for (int64_t i = 0; i < kept->count; i++) above += kept->scores[i] >= score;
     if (above >= kept->limit) drop_below(kept, score);
@@ -92,7 +62,7 @@ static int cut(struct kept *kept) {
     float *scratch = malloc(kept->count * sizeof(float));
     if (!scratch) return 1;
     memcpy(scratch, kept->scores, kept->count * sizeof(float));
-    drop_below(kept, nth_smallest(scratch, kept->count, kept->count - kept->limit));
+    drop_below(kept, kept->path->nth_smallest(scratch, kept->count, kept->count - kept->limit));
     free(scratch);
     return 0;
 }
@@ -100,16 +70,16 @@ static int cut(struct kept *kept) {
 /* Takes a block's scores; returns 1 without memory. */
 static int take(struct kept *kept, const float *scores, int64_t first, int count,
                 const uint8_t *allowed) {
-    for (int start = 0; start < count; start += 16) {
-        const int stop = start + 16 < count ? start + 16 : count;
-        int any = 0;
-        for (int i = start; i < stop; i++) any |= scores[i] >= kept->cut;
-        for (int i = start; any && i < stop; i++) {
-            kept->scores[kept->count] = scores[i];
-            kept->positions[kept->count] = first + i;
-            kept->count += (scores[i] >= kept->cut) & (!allowed || allowed[first + i]);
-        }
+    float *new_scores = kept->scores + kept->count;
+    int64_t *positions = kept->positions + kept->count, some = 0;
+    const int64_t found =
+        kept->path->keep(kept->cut, scores, NULL, first, count, new_scores, positions);
+    for (int64_t i = 0; allowed && i < found; i++) {
+        new_scores[some] = new_scores[i];
+        positions[some] = positions[i];
+        some += allowed[positions[some]];
     }
+    kept->count += allowed ? some : found;
     if (kept->count < kept->full) return 0;
     const int64_t before = kept->count;
     drop_most(kept);
@@ -196,8 +166,9 @@ int maxsim_int8_4_best(const char *name, const int8_t *query, int num_queries, i
     if (groups && kept && best) {
         for (int q = 0; q < num_queries; q++) {
             const int64_t full = 4 * limit > LEAST_KEPT ? 4 * limit : LEAST_KEPT;
-            kept[q] = (struct kept){limit,     0, full, slack[q], -INFINITY, positions + q * count,
-                                    scores + q * count};
+            kept[q] = (struct kept){path,      limit,     0,
+                                    full,      slack[q],  -INFINITY,
+                                    positions + q * count, scores + q * count};
         }
         status = score_and_take(path, groups, num_groups, query, num_queries, r_q, dim, planes, num_planes,
                                 rows, count, allowed, query_scales, kept, best,

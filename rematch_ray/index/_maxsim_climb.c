@@ -56,7 +56,7 @@ static int cut(struct climb *at, const uint64_t *keys, int64_t keep) {
     int64_t above = 0, num_tied = 0, left = 0;
     if (sorted && tied) {
         memcpy(sorted, at->scores, at->count * sizeof(float));
-        const float least = nth_smallest(sorted, at->count, at->count - keep);
+        const float least = at->path->nth_smallest(sorted, at->count, at->count - keep);
         for (int64_t i = 0; i < at->count; i++) {
             above += at->scores[i] > least;
             if (at->scores[i] == least) tied[num_tied++] = keys[at->rows[i]];

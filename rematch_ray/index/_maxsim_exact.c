@@ -169,7 +169,7 @@ static int64_t certify(double *laid_out, int r_q, int dim, const struct plane *p
     int64_t read = first;
     if (first < held) {
         /* a score that was rounded to float32 stays within what its bound covers */
-        const double surely = nth_smallest(scores, first, first - limit);
+        const double surely = nth_smallest_avx512(scores, first, first - limit);
         while (read < held && found[read].upper >= surely) read++;
         read_exactly(laid_out, r_q, dim, planes, num_planes, found + first, read - first, rows,
                      scores);
@@ -224,7 +224,7 @@ int maxsim_int8_4_certify(const char *name, const double *query, int r_q, int di
         double floor = -INFINITY;
         if (limit < count && slack < INFINITY) {
             memcpy(some, scores, count * sizeof(float));
-            floor = nth_smallest(some, count, count - limit) - slack;
+            floor = nth_smallest_avx512(some, count, count - limit) - slack;
         }
         const int64_t likely =
             gather(held, errors, num_planes, keys, rows, scores, count, floor, slope, fixed);
