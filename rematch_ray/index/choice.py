@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.calibration import DOCTOR, Calibration, Row, judge_calibration
 from rematch_ray.index.generation import Generation
-from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import SearchResult
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.planner import (
@@ -51,9 +51,9 @@ class Table:
         """The calibration of an open generation, judged against it."""
         return cls(str(generation.path), *judge_calibration(generation))
 
-    def under(self, filter: Any, group_by: GroupBy | None) -> Table:
-        """This table as far as it covers a search with these."""
-        return replace(self, full=filter is None and group_by is None)
+    def partly(self) -> Table:
+        """This table for searches that a filter or a grouping changes."""
+        return replace(self, full=False)
 
     @property
     def holds(self) -> bool:
@@ -85,8 +85,12 @@ class Choice:
         return replace(
             result,
             expected_recall=None if is_hybrid else expected,
-            plan={**self.plan.to_json(), "chosen_by": self.chosen_by},
+            plan=dict(self._described),
         )
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        return {**self.plan.to_json(), "chosen_by": self.chosen_by}
 
 
 def choose_plan(

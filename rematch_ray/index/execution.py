@@ -24,6 +24,8 @@ def search_vectors(
         return search_shards(generation.group, queries, generation.ask(request))
     if request.plan.is_exhaustive:
         return search_exhaustively(generation, queries, request)
+    if len(queries) == 1:
+        return [search_cascade(generation, queries, request)]
     return [
         search_cascade(generation, queries[row : row + 1], request) for row in range(len(queries))
     ]

@@ -88,6 +88,7 @@ class Generation:
         self.offsets = np.cumsum([0, *(segment.rows for segment in self.segments)])
         self.live = np.concatenate([segment.live for segment in self.segments])
         self.live.flags.writeable = False  # searches without a filter share it
+        self._all_live = bool(self.live.all())
         self.keys = np.concatenate([segment.keys for segment in self.segments])
 
     @property
@@ -190,14 +191,19 @@ class Generation:
         all that equal the last of their segment.
         """
         rows, scores = [], []
-        for offset, segment in zip(self.offsets, self.segments):
-            mask = allowed[offset : offset + segment.rows]
+        everything = allowed is self.live and self._all_live
+        for offset, segment in zip(self.offsets.tolist(), self.segments):
+            mask = None if everything else allowed[offset : offset + segment.rows]
             found, score = segment.coarse(key).search(
-                query, limit, allowed=None if mask.all() else mask, nprobe=nprobe
+                query, limit, allowed=None if mask is None or mask.all() else mask, nprobe=nprobe
             )
-            rows.append(found + offset)
+            rows.append(found + offset if offset else found)
             scores.append(score)
-        return np.concatenate(rows), np.concatenate(scores)
+        return (
+            (rows[0], scores[0])
+            if len(rows) == 1
+            else (np.concatenate(rows), np.concatenate(scores))
+        )
 
     def verify(self) -> int:
         """Reads every file and checks it against its checksum; returns the bytes read.
@@ -214,12 +220,13 @@ class Generation:
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
         """Id and payload of each row, in the order asked."""
         found: dict[int, tuple[str, dict[str, Any]]] = {}
-        for offset, segment in zip(self.offsets, self.segments):
-            mine = rows[(rows >= offset) & (rows < offset + segment.rows)] - offset
-            if len(mine):
-                local = segment.payload.documents(mine.tolist())
-                found.update({row + int(offset): document for row, document in local.items()})
-        return [found[int(row)] for row in rows]
+        asked = rows.tolist()
+        for offset, segment in zip(self.offsets.tolist(), self.segments):
+            mine = [row - offset for row in asked if 0 <= row - offset < segment.rows]
+            if mine:
+                local = segment.payload.documents(mine)
+                found |= {row + offset: document for row, document in local.items()}
+        return [found[row] for row in asked]
 
     def ids(self) -> list[str]:
         """Ids of all rows, deleted ones included."""

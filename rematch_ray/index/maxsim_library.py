@@ -111,6 +111,8 @@ def check(status: int, path: str, shape: tuple[int, ...]) -> None:
 def address(array: NDArray[Any]) -> int:
     """Where the entries of an array lie; it has to be kept for as long as they are read."""
     # what numpy offers builds objects each time: microseconds, for calls that take tens of them
-    if array.flags.writeable and array.size and array.flags.c_contiguous:
-        return ctypes.addressof(_NOTHING.from_buffer(array.data))
-    return int(array.__array_interface__["data"][0])
+    try:
+        return ctypes.addressof(_NOTHING.from_buffer(array))
+    except (TypeError, ValueError, BufferError):
+        # one that cannot be written to, or whose entries do not lie side by side
+        return int(array.__array_interface__["data"][0])

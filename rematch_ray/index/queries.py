@@ -166,9 +166,9 @@ def _as_array(vectors: Any) -> NDArray[np.float32]:
 
 
 def _check_unit(codes: Codes) -> None:
-    wrong = ~(np.abs(codes.norms - 1.0) <= _NORM_TOLERANCE)
-    if wrong.any():
-        query, vector = np.argwhere(wrong)[0]
+    right = np.abs(codes.norms - 1.0) <= _NORM_TOLERANCE  # not a number is not right
+    if not right.all():
+        query, vector = np.argwhere(~right)[0]
         raise UserError(
             f"vector {vector} of query {query} has norm {codes.norms[query, vector]:.4g}: "
             "query vectors must be finite and of unit norm"

@@ -16,20 +16,20 @@ import numpy as np
 from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.calibration import Standing
 from rematch_ray.index.cascade import Request, ms_since, stage
-from rematch_ray.index.choice import Choice, Table, choose_plan
+from rematch_ray.index.choice import Table
+from rematch_ray.index.chooser import Chooser
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.execution import search_vectors
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.grouping import GroupBy, field_of
 from rematch_ray.index.hits import Hit, SearchResult
 from rematch_ray.index.lexical.hybrid import Hybrid, search_hybrid
-from rematch_ray.index.options import SearchOptions
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.planner import Candidates
 from rematch_ray.index.queries import Queries, QueryVectors
 from rematch_ray.index.reader import IndexReader
 from rematch_ray.index.stages import require_fused, score_documents, similarity_matrix
-from rematch_ray.index.wish import Wish, is_open
+from rematch_ray.index.wish import is_open
 from rematch_ray.scoring.budget import Budget
 
 __all__ = ["Hit", "SearchIndex", "SearchResult"]
@@ -45,7 +45,14 @@ class SearchIndex(IndexReader):
     def __init__(self, generation: Generation) -> None:
         super().__init__(generation)
         self.standing = Standing.of(generation)
-        self._table = Table.of(generation)
+        self._chooser = Chooser(
+            self.ladder,
+            Table.of(generation),
+            has_fused=self.has_fused,
+            coarse_choices=self.coarse_choices,
+            default_coarse=self._manifest.default_coarse,
+            num_live=len(self),
+        )
 
     def search(
         self,
@@ -95,44 +102,23 @@ class SearchIndex(IndexReader):
         Raises:
             UserError: a value that does not fit, or a goal without a valid calibration.
         """
-        options = SearchOptions(
+        self._check_group(group_by)
+        queries = self._check_queries(query)
+        hybrid = Hybrid.check(text, fusion, lexical_weight, len(queries))
+        started = time.perf_counter()
+        allowed = self._generation.select(filter)
+        num_allowed = int(np.count_nonzero(allowed)) if filter else len(self)
+        chosen = self._chooser.choose(
+            full=filter is None and group_by is None,
+            num_allowed=num_allowed,
             budget=budget,
             candidates=candidates,
-            top_k=top_k,
-            filter=filter,
-            group_by=group_by,
             coarse=coarse,
-            nprobe=nprobe,
-            text=text,
-            fusion=fusion,
-            lexical_weight=lexical_weight,
+            top_k=top_k,
             target_recall=target_recall,
             cost_limit=cost_limit,
             max_ms=max_ms,
             plan=plan,
-        )
-        wish = options.wish(self.ladder, self.has_fused, self.coarse_choices)
-        self._check_group(group_by)
-        queries = self._check_queries(query)
-        hybrid = Hybrid.check(text, fusion, lexical_weight, len(queries))
-        chosen, request = self._plan(wish, options, queries)
-        if hybrid:
-            results = search_hybrid(self._generation, queries, request, hybrid)
-        else:
-            results = search_vectors(self._generation, queries, request)
-        return [chosen.mark(r, self.ladder.top, is_hybrid=bool(hybrid)) for r in results]
-
-    def _plan(self, wish: Wish, options: SearchOptions, queries: Queries) -> tuple[Choice, Request]:
-        started = time.perf_counter()
-        allowed = self._generation.select(options.filter)
-        num_allowed = int(np.count_nonzero(allowed)) if options.filter else len(self)
-        chosen = choose_plan(
-            wish,
-            self.ladder,
-            self._table.under(options.filter, options.group_by),
-            num_allowed=num_allowed,
-            num_live=len(self),
-            default_coarse=self._manifest.default_coarse,
         )
         if chosen.plan.budget.is_fused:
             require_fused(queries, "budget 'fused'")
@@ -141,13 +127,17 @@ class SearchIndex(IndexReader):
             plan=chosen.plan,
             coarse=chosen.plan.coarse or self._manifest.default_coarse,
             allowed=allowed,
-            top_k=options.top_k,
-            group_by=options.group_by,
+            top_k=top_k,
+            group_by=group_by,
             filter_stage=stage("filter", len(self), num_allowed, spent_ms),
-            nprobe=options.nprobe,
-            filter=options.filter,
+            nprobe=nprobe,
+            filter=filter,
         )
-        return chosen, request
+        if hybrid:
+            results = search_hybrid(self._generation, queries, request, hybrid)
+        else:
+            results = search_vectors(self._generation, queries, request)
+        return [chosen.mark(r, self.ladder.top, is_hybrid=bool(hybrid)) for r in results]
 
     def score_all(
         self,

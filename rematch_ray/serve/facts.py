@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rematch_ray.index.calibration import Calibration, Standing
-from rematch_ray.index.choice import Choice, Table, choose_plan
+from rematch_ray.index.choice import Choice, Table
+from rematch_ray.index.chooser import Chooser
 from rematch_ray.index.coarse.keys import CHOICE_KEYS
 from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.plan import Plan
-from rematch_ray.index.wish import Wish
 from rematch_ray.scoring.budget import Budget, Ladder
 
 if TYPE_CHECKING:
@@ -103,16 +103,22 @@ class IndexFacts:
             UserError: something that does not exist here, or that no calibration allows.
         """
         fields = {"budget": None, "candidates": "auto", "coarse": None, "plan": None, **asked}
-        wish = Wish.of(
-            self.rungs, self.fused_dim is not None, self.coarse_choices, top_k=top_k, **fields
-        )
-        return choose_plan(
-            wish,
-            self.rungs,
-            self.table.under(filter, group_by),
+        return self._chooser.choose(
+            full=filter is None and group_by is None,
             num_allowed=self.live if num_allowed is None else num_allowed,
-            num_live=self.live,
+            top_k=top_k,
+            **fields,
+        )
+
+    @cached_property
+    def _chooser(self) -> Chooser:
+        return Chooser(
+            self.rungs,
+            self.table,
+            has_fused=self.fused_dim is not None,
+            coarse_choices=self.coarse_choices,
             default_coarse=self.default_coarse,
+            num_live=self.live,
         )
 
     def dot_products(self, plan: Plan, num_allowed: int | None = None) -> int:

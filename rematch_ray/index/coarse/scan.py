@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rematch_ray.index.maxsim_best import best_of_planes, choose_rows
 from rematch_ray.index.maxsim_library import Vectors
 from rematch_ray.index.planes import Listed
-from rematch_ray.index.quantisation import quantise
+from rematch_ray.index.queries import Codes
 
 
 class Coarse(Protocol):
@@ -80,8 +80,10 @@ class ScanList:
             Rows, ascending, and scores: the `limit` best, and all that equal the last of them. A
             score is the mean over the query vectors.
         """
-        codes, scales = quantise(np.atleast_2d(query)[None])
+        coded = Codes.of(np.atleast_2d(query)[None])
         rows, mask = (None, None) if allowed is None else choose_rows(allowed)
-        [found] = best_of_planes(codes, scales, self._planes, limit, rows=rows, allowed=mask)
+        [found] = best_of_planes(
+            coded.codes, coded.scales, self._planes, limit, rows=rows, allowed=mask
+        )
         places, scores = found
         return places if rows is None else rows[places], scores
