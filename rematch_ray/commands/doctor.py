@@ -66,6 +66,9 @@ def add_arguments(parser: OneLineParser) -> None:
     parser.add_argument("--format", metavar="NAME", help="format of rows; default: detected")
     parser.add_argument("--plot", type=Path, metavar="out.png", help="draw quality against cost")
     parser.add_argument(
+        "--device", metavar="cuda", help="measure plans there (default: the CPU's kernel)"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="measure and report, leave the index as it is"
     )
 
@@ -81,7 +84,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.plot is not None:
         figure_class()  # refused before anything is measured
-    index = SearchIndex.open(options.index)
+    index = SearchIndex.open(options.index, device=options.device)
     qrels = None if options.qrels is None else read_judgements(options.qrels)
     queries = read_query_vectors(options.queries, index)
     items = None if queries is not None else _read_rows(options)

@@ -1,8 +1,8 @@
 """Candidates of one query through the growing budgets of a plan, the best of each going on.
 
-Where the documents lie in one segment the compiled kernel does it in one call; else maxima are
-carried plane by plane. Both give the same documents and scores, to the last bit. Knows no coarse
-stage, no plans and no hits. Middle floor.
+Where the documents lie in one segment the compiled kernel does it in one call; else, and on a
+device, maxima are carried plane by plane. Both give the same documents and scores, to the last bit.
+Knows no coarse stage, no plans and no hits. Middle floor.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def climb(
     """
     assert len(query) == 1 and not last.is_fused
     path = path_in_use()
-    if len(generation.segments) == 1 and path in maxsim_library.compiled_paths():
+    is_one = len(generation.segments) == 1 and generation.device is None
+    if is_one and path in maxsim_library.compiled_paths():
         return _in_one_call(path, generation, query, rows, narrowing, last)
     return _by_carrying(generation, query, rows, narrowing, last)
 

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.coarse.keys import COARSE_KEYS
+from rematch_ray.index.coarse.scan import ScanList
 from rematch_ray.index.manifest import GenerationManifest
+from rematch_ray.index.queries import Codes
 from rematch_ray.index.segment import FUSED_POSITION, Segment
 from rematch_ray.scoring.budget import Budget
 
@@ -52,15 +54,16 @@ class Generation:
     Args:
         path: index directory.
         name: generation; None opens the published one.
-        gpu: search coarse lists on a GPU where there is one.
+        device: of torch, `cuda` for example, where 8-bit vectors are held and scored, and coarse
+            lists searched where FAISS can; hits are the same. None: the CPU's own kernel.
 
     Raises:
         UserError: not an index, another format version, or a file missing or of the wrong size.
     """
 
-    def __init__(self, path: Path, name: str | None = None, *, gpu: bool = False) -> None:
+    def __init__(self, path: Path, name: str | None = None, *, device: str | None = None) -> None:
         self.path = path
-        self.gpu = gpu
+        self.device = device
         self.name = name or read_current(path)
         self.manifest = GenerationManifest.read(generation_file(path, self.name))
         self.segments = [
@@ -68,7 +71,7 @@ class Generation:
                 path / SEGMENTS / entry.name,
                 entry,
                 None if entry.tombstones is None else path / entry.tombstones,
-                gpu=gpu,
+                device=device,
             )
             for entry in self.manifest.segments
         ]
@@ -89,6 +92,9 @@ class Generation:
         self.live = np.concatenate([segment.live for segment in self.segments])
         self.live.flags.writeable = False  # searches without a filter share it
         self._all_live = bool(self.live.all())
+        # of every rung that was asked for: looked up by each search, more than once
+        self._positions: dict[Budget, list[int]] = {}
+        self._largest_errors: dict[Budget, float] = {}
         self.keys = np.concatenate([segment.keys for segment in self.segments])
 
     @property
@@ -113,9 +119,10 @@ class Generation:
 
     def positions(self, rung: Budget) -> list[int]:
         """Planes that a rung reads; -1 stands for the fused vectors."""
-        if rung.is_fused:
-            return [FUSED_POSITION]
-        return [k for k, (start, _) in enumerate(self.planes) if start < rung.r_d]
+        if rung not in self._positions:
+            read = [k for k, (start, _) in enumerate(self.planes) if start < rung.r_d]
+            self._positions[rung] = [FUSED_POSITION] if rung.is_fused else read
+        return self._positions[rung]
 
     def split(self, rows: Rows) -> Iterator[tuple[Segment, NDArray[np.intp] | None, Rows]]:
         """The segments that hold some rows: segment, which of the rows (None = all), its own rows.
@@ -164,11 +171,13 @@ class Generation:
 
     def largest_error(self, rung: Budget) -> float:
         """The largest of all `errors`."""
-        return max(
-            segment.vectors_at(k).largest_error
-            for segment in self.segments
-            for k in self.positions(rung)
-        )
+        if rung not in self._largest_errors:
+            self._largest_errors[rung] = max(
+                segment.vectors_at(k).largest_error
+                for segment in self.segments
+                for k in self.positions(rung)
+            )
+        return self._largest_errors[rung]
 
     @property
     def coarse_keys(self) -> tuple[str, ...]:
@@ -179,7 +188,7 @@ class Generation:
     def find_coarse(
         self,
         key: str,
-        query: NDArray[np.float32],
+        query: Codes,
         limit: int,
         allowed: NDArray[np.bool_],
         *,
@@ -189,14 +198,26 @@ class Generation:
 
         At least the `limit` best of the whole generation are among them (with an exact list), and
         all that equal the last of their segment.
+
+        Args:
+            key: of the lists.
+            query: one query's vectors that the key compares, (1, K, D).
+            limit: how many are wanted.
+            allowed: (rows,) True where a document may be found.
+            nprobe: inverted lists to look through; None the stored number.
         """
         rows, scores = [], []
         everything = allowed is self.live and self._all_live
         for offset, segment in zip(self.offsets.tolist(), self.segments):
             mask = None if everything else allowed[offset : offset + segment.rows]
-            found, score = segment.coarse(key).search(
-                query, limit, allowed=None if mask is None or mask.all() else mask, nprobe=nprobe
-            )
+            if mask is not None and mask.all():
+                mask = None
+            coarse = segment.coarse(key)
+            if isinstance(coarse, ScanList):
+                found, score = coarse.search_coded(query, limit, allowed=mask)
+            else:
+                vectors = query.vectors[0].astype(np.float32)
+                found, score = coarse.search(vectors, limit, allowed=mask, nprobe=nprobe)
             rows.append(found + offset if offset else found)
             scores.append(score)
         return (

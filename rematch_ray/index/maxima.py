@@ -141,8 +141,8 @@ class CarriedMaxima:
         assert len(query) == 1
         self.rows = rows
         self._generation = generation
-        self._codes: Codes = query.codes
-        self._best = new_maxima(len(rows), r_q)
+        kind = _Maxima if generation.device is None else _OnDevice
+        self._best = kind(generation, query.codes, len(rows), r_q)
         self._read = Budget.FUSED
 
     def advance(self, rung: Budget) -> Float32:
@@ -151,23 +151,67 @@ class CarriedMaxima:
         Old query vectors meet the planes that are new, new ones all of them.
         """
         assert rung.contains(self._read), (rung, self._read)
-        old, codes = self._read, self._codes.codes[0]
+        old = self._read
         for position in self._generation.positions(rung):
             is_new = self._generation.planes[position][1] > old.r_d
             first = 0 if is_new else old.r_q
             if first < rung.r_q:
-                best = self._best[:, first : rung.r_q]
-                part = np.ascontiguousarray(codes[first : rung.r_q])
-                carry(self._generation, best, part, position, self.rows)
+                self._best.carry(first, rung.r_q, position, self.rows)
         self._read = rung
-        return mean_of_maxima(
-            self._best[:, : rung.r_q], self._codes.scales[0, : rung.r_q], rung.r_q
-        )
+        return self._best.scores(rung.r_q)
 
     def keep(self, chosen: NDArray[np.intp] | slice) -> None:
         """Goes on with some of the candidates, by position."""
         self.rows = self.rows[chosen]
+        self._best.keep(chosen)
+
+
+class _Maxima:
+    """Maxima of one query's candidates, in memory."""
+
+    def __init__(self, generation: Generation, codes: Codes, count: int, r_q: int) -> None:
+        self._generation, self._codes = generation, codes
+        self._best = new_maxima(count, r_q)
+
+    def carry(self, first: int, stop: int, position: int, rows: Rows) -> None:
+        """Raises the maxima of query vectors first..stop by a plane."""
+        codes = np.ascontiguousarray(self._codes.codes[0, first:stop])
+        carry(self._generation, self._best[:, first:stop], codes, position, rows)
+
+    def scores(self, r_q: int) -> Float32:
+        """Means over the first query vectors."""
+        return mean_of_maxima(self._best[:, :r_q], self._codes.scales[0, :r_q], r_q)
+
+    def keep(self, chosen: NDArray[np.intp] | slice) -> None:
+        """Goes on with some of the candidates."""
         self._best = self._best[chosen]
+
+
+class _OnDevice(_Maxima):
+    """The same where the generation's vectors are held."""
+
+    def __init__(self, generation: Generation, codes: Codes, count: int, r_q: int) -> None:
+        from rematch_ray.index.maxsim_device import DeviceMaxima
+
+        assert generation.device is not None
+        self._generation = generation
+        self._held = DeviceMaxima(
+            codes.codes[0, :r_q], codes.scales[0, :r_q], count, generation.device
+        )
+
+    def carry(self, first: int, stop: int, position: int, rows: Rows) -> None:
+        """Raises the maxima of query vectors first..stop by a plane."""
+        for segment, mine, local in self._generation.split(rows):
+            plane = segment.vectors_at(position).coded.held
+            self._held.carry(first, stop, plane, local, mine)
+
+    def scores(self, r_q: int) -> Float32:
+        """Means over the first query vectors."""
+        return self._held.scores(r_q)
+
+    def keep(self, chosen: NDArray[np.intp] | slice) -> None:
+        """Goes on with some of the candidates."""
+        self._held.keep(chosen)
 
 
 def carry(

@@ -56,7 +56,8 @@ def best_of_planes(
         allowed: (C,) True where a document may be kept; None allows all.
         slack: (B,) float64, not negative: how far below the `limit`-th best score a document is
             still kept; None is 0.
-        path: one of `maxsim_int8.available_paths`; None takes the fastest.
+        path: one of `maxsim_int8.available_paths`; None takes the fastest. Planes that name a
+            device are scored there.
 
     Returns:
         For each query, of the documents that are allowed: positions in `rows` (documents, where
@@ -65,6 +66,19 @@ def best_of_planes(
     _check(query_codes_BRD, query_scales_BR, planes, rows, allowed)
     if slack is None:
         slack = np.zeros(len(query_codes_BRD))
+    if planes[0].device is not None:
+        from rematch_ray.index.maxsim_device import best_on_device
+
+        held = [plane.held for plane in planes]
+        return best_on_device(
+            query_codes_BRD,
+            query_scales_BR,
+            held,
+            limit,
+            rows=rows,
+            allowed=allowed,
+            slack=slack,
+        )
     path = path or path_in_use()
     if path in maxsim_library.compiled_paths():
         return maxsim_native.best(

@@ -11,10 +11,14 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from rematch_ray.index.maxsim_device import Held
 
 MODULE = "rematch_ray.index._maxsim"
 # fastest first; which of them a machine has, the library says
@@ -58,11 +62,28 @@ class Vectors:
             `quantisation.pack` makes of (N, 1, D) codes.
         scales: (N, n) float32 of codes; None of originals.
         is_packed: whether values are packed.
+        device: of torch, where codes are to be held and scored; None: the CPU, where they lie.
+        file: of all the codes, which several generations may have open: they are copied once.
     """
 
     values: NDArray[Any]
     scales: NDArray[np.float32] | None = None
     is_packed: bool = False
+    device: str | None = None
+    file: Path | None = None
+
+    @functools.cached_property
+    def held(self) -> Held:
+        """The codes on the device, copied when first asked for.
+
+        Raises:
+            UserError: they do not fit there.
+        """
+        from rematch_ray.index.maxsim_device import hold, hold_once
+
+        assert self.device is not None and self.scales is not None
+        what = self.values, self.scales, self.device, self.is_packed
+        return hold(*what) if self.file is None else hold_once(self.file, *what)
 
     @functools.cached_property
     def described(self) -> tuple[int, int, int, int]:
@@ -112,7 +133,7 @@ def address(array: NDArray[Any]) -> int:
     """Where the entries of an array lie; it has to be kept for as long as they are read."""
     # what numpy offers builds objects each time: microseconds, for calls that take tens of them
     try:
-        return ctypes.addressof(_NOTHING.from_buffer(array))
+        return ctypes.addressof(_NOTHING.from_buffer(cast("Any", array)))
     except (TypeError, ValueError, BufferError):
         # one that cannot be written to, or whose entries do not lie side by side
         return int(array.__array_interface__["data"][0])

@@ -167,14 +167,15 @@ def code(
     assert functions is not None and vectors_BRD.dtype == np.float32
     vectors_BRD = np.ascontiguousarray(vectors_BRD)
     shape = vectors_BRD.shape
+    count = shape[0] * shape[1]
     grid, codes = np.empty(shape, np.float64), np.zeros(shape, np.int8)
-    scales, errors, norms = np.zeros((3, *shape[:2]), np.float32)
+    numbers = np.zeros((3, *shape[:2]), np.float32)
+    first = address(numbers)
     functions["code"](
-        address(vectors_BRD),
-        shape[0] * shape[1],
-        shape[2],
-        *map(address, (grid, codes, scales, errors, norms)),
+        *(address(vectors_BRD), count, shape[2], address(grid), address(codes)),
+        *(first, first + 4 * count, first + 8 * count),
     )
+    scales, errors, norms = numbers
     return grid, codes, scales, errors, norms
 
 

@@ -163,12 +163,14 @@ class Plane:
         name: `range_name` of the tokens, or `fused`.
         shape: (N, n, D).
         has_originals: whether float16 originals and errors are there.
+        device: of torch, where codes are scored; None: the CPU, where they lie.
     """
 
     directory: Path
     name: str
     shape: tuple[int, int, int]
     has_originals: bool
+    device: str | None = None
 
     @cached_property
     def codes(self) -> NDArray[np.uint8]:
@@ -183,7 +185,8 @@ class Plane:
     @cached_property
     def coded(self) -> Vectors:
         """Codes and scales, as the kernel takes a plane."""
-        return Vectors(self.codes, self.scales)
+        codes = plane_files(self.name, self.shape, originals=False)["codes"][0]
+        return Vectors(self.codes, self.scales, device=self.device, file=self.directory / codes)
 
     @cached_property
     def errors(self) -> NDArray[np.float32]:
@@ -206,8 +209,8 @@ class Plane:
         return Vectors(self._open("originals"))
 
     def hold(self) -> None:
-        """Maps every file now: it stays readable when it is deleted."""
-        _ = self.coded
+        """Maps every file now, or copies it to the device: it stays when the file is deleted."""
+        _ = self.coded if self.device is None else self.coded.held
         if self.has_originals:
             _ = self.errors, self.originals
 

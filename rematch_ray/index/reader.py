@@ -36,17 +36,22 @@ class IndexReader:
         self.identity: Mapping[str, Any] = self._manifest.identity
 
     @classmethod
-    def open(cls, path: str | Path, *, gpu: bool = False) -> Self:
+    def open(cls, path: str | Path, *, device: str | None = None) -> Self:
         """Opens the published generation; checks versions and file sizes, reads no vectors.
 
         Args:
             path: directory of an index, or of one that is split into shards.
-            gpu: search coarse lists on a GPU where FAISS has one; nothing changes where not.
+            device: of torch, `cuda` for example, where 8-bit vectors are held and scored; the hits
+                are the same. None: the CPU's own kernel, on the files.
 
         Raises:
-            UserError: not an index, another format version, or a damaged one.
+            UserError: not an index, another format version, a damaged one, or no such device.
         """
-        return cls(open_generation(Path(path).absolute(), gpu=gpu))
+        if device is not None:
+            from rematch_ray.index.maxsim_device import check_device
+
+            check_device(device)
+        return cls(open_generation(Path(path).absolute(), device=device))
 
     @property
     def generation(self) -> str:
@@ -62,7 +67,7 @@ class IndexReader:
         path = self._generation.path
         if current_name(path) == self._generation.name:
             return self
-        return type(self).open(path, gpu=self._generation.gpu)
+        return type(self).open(path, device=self._generation.device)
 
     def __len__(self) -> int:
         """Live documents."""

@@ -45,6 +45,7 @@ class SegmentVectors:
         fused_dim: F, or None.
         planes: document token ranges [start, stop).
         originals: whether float16 vectors are kept beside the 8-bit ones.
+        device: of torch, where codes are scored; None: the CPU.
     """
 
     rows: int
@@ -52,6 +53,7 @@ class SegmentVectors:
     fused_dim: int | None
     planes: tuple[tuple[int, int], ...]
     originals: bool
+    device: str | None = None
 
     def keeps(self, name: str) -> bool:
         """Whether the originals of a plane are kept; fused ones always, the matching head reads
@@ -63,12 +65,14 @@ class SegmentVectors:
         """The k-th token range."""
         start, stop = self.planes[position]
         name = range_name(start, stop)
-        return Plane(directory, name, (self.rows, stop - start, self.dim), self.keeps(name))
+        shape = (self.rows, stop - start, self.dim)
+        return Plane(directory, name, shape, self.keeps(name), self.device)
 
     def fused(self, directory: Path) -> Plane:
         """The fused vectors, as a plane of one vector."""
         assert self.fused_dim is not None
-        return Plane(directory, FUSED, (self.rows, 1, self.fused_dim), self.keeps(FUSED))
+        shape = (self.rows, 1, self.fused_dim)
+        return Plane(directory, FUSED, shape, self.keeps(FUSED), self.device)
 
     def listed(self, directory: Path, key: str) -> list[Listed]:
         """The vectors of a coarse key."""
@@ -101,7 +105,7 @@ class Segment:
         directory: the segment's directory.
         entry: how the generation names it.
         tombstones: the bitmap file, or None.
-        gpu: search coarse lists on a GPU where there is one.
+        device: see `Generation`.
 
     Raises:
         UserError: a file is missing or of another size than its manifest says.
@@ -113,13 +117,13 @@ class Segment:
         entry: SegmentEntry,
         tombstones: Path | None = None,
         *,
-        gpu: bool = False,
+        device: str | None = None,
     ) -> None:
         self.directory = directory
         self.manifest = SegmentManifest.read(directory / SEGMENT_FILE)
         self._entry = entry
         self._tombstones = tombstones
-        self._gpu = gpu
+        self.device = device
         for name, file in self.manifest.files.items():
             path = directory / name
             size = path.stat().st_size if path.is_file() else None
@@ -142,6 +146,7 @@ class Segment:
             fused_dim=self.manifest.fused_dim,
             planes=self.manifest.planes,
             originals=self.manifest.originals,
+            device=device,
         )
         self.planes = [shape.plane(directory, k) for k in range(len(shape.planes))]
         self.fused = None if shape.fused_dim is None else shape.fused(directory)
@@ -190,7 +195,7 @@ class Segment:
             return PackedList(self.directory, description, listed)
         if self.is_scanned:
             return ScanList(self._listed(key))
-        return CoarseList(self.directory, description, gpu=self._gpu)
+        return CoarseList(self.directory, description, gpu=(self.device or "").startswith("cuda"))
 
     @cached_property
     def is_scanned(self) -> bool:

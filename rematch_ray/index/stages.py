@@ -169,12 +169,12 @@ def coarse_lists(
     found = []
     for key in CHOICE_KEYS[choice]:
         if key == "fused":
-            vectors = require_fused(query, f"coarse '{choice}'")
+            require_fused(query, f"coarse '{choice}'")
+            assert query.fused_codes is not None
+            codes = query.fused_codes
         else:
-            vectors = query.vectors[0, : QUERY_VECTORS[key]]
-        found.append(
-            generation.find_coarse(key, vectors.astype(np.float32), limit, allowed, nprobe=nprobe)
-        )
+            codes = query.codes.part(slice(None), slice(QUERY_VECTORS[key]))
+        found.append(generation.find_coarse(key, codes, limit, allowed, nprobe=nprobe))
     return found
 
 

@@ -45,7 +45,10 @@ def _ingress(args: ServeArgs) -> Any:
     scaling = scaling_by_work(args) if holds_index else {"num_replicas": args.ingress_replicas}
     return serve.deployment(
         name="ingress",
-        ray_actor_options={"num_cpus": args.shard.num_cpus if holds_index else 0},
+        ray_actor_options={
+            "num_cpus": args.shard.num_cpus if holds_index else 0,
+            "num_gpus": args.shard.num_gpus if holds_index else 0,
+        },
         # the queues of the others refuse first, with an answer of ours
         max_ongoing_requests=args.encoder.max_queued_requests
         + 2 * args.shard.max_queued_requests

@@ -62,14 +62,25 @@ class HeldGenerations:
         path: index directory.
         shard: which shard of it, where it is split.
         identity: JSON of the model that asks; None takes that of the index as it is now.
+        device: of torch, where 8-bit vectors are held and scored; None: the CPU.
 
     Raises:
-        UserError: no index, or one of another model.
+        UserError: no index, one of another model, no such device, or one that it does not fit.
     """
 
     def __init__(
-        self, path: Path, shard: int = 0, *, identity: Mapping[str, Any] | None = None
+        self,
+        path: Path,
+        shard: int = 0,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        device: str | None = None,
     ) -> None:
+        if device is not None:
+            from rematch_ray.index.maxsim_device import check_device
+
+            check_device(device)
+        self._device = device
         self._path = path
         self._shard = shard
         self._identity = identity
@@ -184,7 +195,7 @@ class HeldGenerations:
         if is_sharded(path):
             path = path / ShardSet.read(path).shards[self._shard].name
         try:
-            generation = Generation(path, name)
+            generation = Generation(path, name, device=self._device)
             # searches go on with it while a writer, or a merge, publishes the next ones
             generation.hold()
         except OSError as gone:

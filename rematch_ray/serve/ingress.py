@@ -131,6 +131,7 @@ class Ingress:
             tell=lambda report: tell_from_thread(loop, coordinator.report(report)),
             record=lambda: self._recorder,
             drift_share=self._args.drift_share,
+            device=settings.device,
         )
         held = HeldShard(shard, settings.max_queued_requests + settings.num_threads)
         self._held[spec.name] = held

@@ -152,7 +152,7 @@ def _shard(args: ServeArgs, index: str, number: int, coordinator: Application) -
     settings = args.shard
     return serve.deployment(
         name=f"shard-{number}",
-        ray_actor_options={"num_cpus": settings.num_cpus},
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         # searches wait in the shard, where their waiting is measured
         max_ongoing_requests=settings.max_queued_requests + settings.num_threads,
         max_queued_requests=settings.max_queued_requests,
@@ -164,6 +164,7 @@ def _shard(args: ServeArgs, index: str, number: int, coordinator: Application) -
         coordinator,
         record=Recorder,
         drift_share=args.drift_share,
+        device=settings.device,
     )
 
 

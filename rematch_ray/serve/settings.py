@@ -64,6 +64,11 @@ class ShardSettings(Settings):
     num_replicas: int = Field(1, ge=1, description="copies of the index, the least where scaled")
     max_replicas: int | None = Field(None, ge=1, description="scale up to so many; none: do not")
     num_cpus: float = Field(1.0, ge=0, description="CPUs that one replica reserves")
+    num_gpus: float = Field(
+        0.0,
+        ge=0,
+        description="GPUs that one replica reserves; 8-bit vectors are then held and scored there",
+    )
     num_threads: int = Field(1, ge=1, description="searches that one replica runs at a time")
     max_queued_requests: int = Field(256, ge=1, description="queue length before a 503")
     in_ingress: bool = Field(
@@ -71,6 +76,11 @@ class ShardSettings(Settings):
         description="hold an index that is not split in each HTTP ingress instead: less time a "
         "request, one process fewer; num_replicas then counts ingresses, not ingress_replicas",
     )
+
+    @property
+    def device(self) -> str | None:
+        """Of torch, where a replica scores; None: the CPU."""
+        return "cuda" if self.num_gpus else None
 
 
 class WriterSettings(Settings):

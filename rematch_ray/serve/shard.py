@@ -66,6 +66,7 @@ class Shard:
         tell: takes reports instead, from a thread of the shard's own.
         record: makes what takes metrics; None takes none.
         drift_share: of the searches that promised a recall; so many are checked.
+        device: of torch, where vectors are held and scored; None: the CPU.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class Shard:
         tell: Tell | None = None,
         record: Callable[[], ShardRecorder] | None = None,
         drift_share: float = 0.0,
+        device: str | None = None,
     ) -> None:
         self._number = number
-        self._held = HeldGenerations(Path(index), number)
+        self._held = HeldGenerations(Path(index), number, device=device)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="search")
         self._meter = WorkMeter(num_threads)
         self._tell = tell if coordinator is None else _teller(coordinator)

@@ -54,9 +54,11 @@ class PackedList(ScanList):
         super().__init__([listed])
         num_documents, _, dim = listed.shape
         shape = (num_documents, 1, -(-dim // 2))
-        self._codes = open_array(directory / description["file"], shape, CODES)
+        self._file = directory / description["file"]
+        self._codes = open_array(self._file, shape, CODES)
 
     @cached_property
     def _planes(self) -> list[Vectors]:
-        scales = np.ascontiguousarray(self._listed[0].plane.scales[:, :1])
-        return [Vectors(self._codes, scales, is_packed=True)]
+        plane = self._listed[0].plane
+        scales = np.ascontiguousarray(plane.scales[:, :1])
+        return [Vectors(self._codes, scales, is_packed=True, device=plane.device, file=self._file)]

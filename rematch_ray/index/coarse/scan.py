@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.index.maxsim_best import best_of_planes, choose_rows
 from rematch_ray.index.maxsim_library import Vectors
-from rematch_ray.index.planes import Listed
+from rematch_ray.index.planes import Listed, Plane
 from rematch_ray.index.queries import Codes
 
 
@@ -52,13 +52,7 @@ class ScanList:
     @cached_property
     def _planes(self) -> list[Vectors]:
         """Codes and scales; copied where more vectors lie beside those that are listed."""
-        return [
-            Vectors(
-                np.ascontiguousarray(part.plane.codes[:, : part.num_vectors]),
-                np.ascontiguousarray(part.plane.scales[:, : part.num_vectors]),
-            )
-            for part in self._listed
-        ]
+        return [_first_vectors(part.plane, part.num_vectors) for part in self._listed]
 
     def search(
         self,
@@ -80,10 +74,21 @@ class ScanList:
             Rows, ascending, and scores: the `limit` best, and all that equal the last of them. A
             score is the mean over the query vectors.
         """
-        coded = Codes.of(np.atleast_2d(query)[None])
+        return self.search_coded(Codes.of(np.atleast_2d(query)[None]), limit, allowed=allowed)
+
+    def search_coded(
+        self, query: Codes, limit: int, *, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Finds what `search` finds, of one query that is coded already."""
+        codes, scales = np.ascontiguousarray(query.codes), np.ascontiguousarray(query.scales)
         rows, mask = (None, None) if allowed is None else choose_rows(allowed)
-        [found] = best_of_planes(
-            coded.codes, coded.scales, self._planes, limit, rows=rows, allowed=mask
-        )
+        [found] = best_of_planes(codes, scales, self._planes, limit, rows=rows, allowed=mask)
         places, scores = found
         return places if rows is None else rows[places], scores
+
+
+def _first_vectors(plane: Plane, count: int) -> Vectors:
+    if count == plane.shape[1]:
+        return plane.coded
+    codes, scales = plane.codes[:, :count], plane.scales[:, :count]
+    return Vectors(np.ascontiguousarray(codes), np.ascontiguousarray(scales), device=plane.device)

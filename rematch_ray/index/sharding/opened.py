@@ -30,22 +30,22 @@ from rematch_ray.index.sharding.scatter import ShardedRequest, ShardGroup
 from rematch_ray.index.sharding.sets import SET_FILE, ShardSet, is_sharded
 
 
-def open_generation(path: Path, *, gpu: bool = False) -> Generation:
+def open_generation(path: Path, *, device: str | None = None) -> Generation:
     """Opens what an index directory publishes, be it split into shards or not.
 
     Args:
         path: index directory.
-        gpu: see `Generation`.
+        device: see `Generation`.
 
     Raises:
         UserError: not an index, another format version, or a damaged one.
     """
     if not is_sharded(path):
-        return Generation(path, gpu=gpu)
+        return Generation(path, device=device)
     while True:
         found = ShardSet.read(path)
         try:
-            return ShardedGeneration(path, found, gpu=gpu)
+            return ShardedGeneration(path, found, device=device)
         except UserError:
             # two changes since the set was read: its generations are gone, and it is another one
             if ShardSet.read(path).generation == found.generation:
@@ -76,20 +76,20 @@ class ShardedGeneration(Generation):
     Args:
         path: directory of the set.
         found: the set.
-        gpu: see `Generation`.
+        device: see `Generation`.
 
     Raises:
         UserError: a shard is missing, damaged, of another model, or holds other documents than
             those that belong to it.
     """
 
-    def __init__(self, path: Path, found: ShardSet, *, gpu: bool = False) -> None:
+    def __init__(self, path: Path, found: ShardSet, *, device: str | None = None) -> None:
         self.path = path
-        self.gpu = gpu
+        self.device = device
         self.name = found.name
         manifests = [found.open_manifest(path, entry) for entry in found.shards]
         self.parts = [
-            Generation(path / entry.name, entry.generation, gpu=gpu) for entry in found.shards
+            Generation(path / entry.name, entry.generation, device=device) for entry in found.shards
         ]
         for number, part in enumerate(self.parts):
             _refuse_stray(part.path, number, found.num_shards, [s.keys[:1] for s in part.segments])
