@@ -82,7 +82,7 @@ def add_arguments(parser: OneLineParser) -> None:
     parser.add_argument(
         "--device",
         metavar="cuda",
-        help="hold and score 8-bit vectors there (default: the CPU's kernel); the hits are the same",
+        help="hold and score 8-bit vectors there (default: the CPU's kernel), for the same hits",
     )
     parser.add_argument(
         "--out", type=Path, metavar="sheet.png", help="write a contact sheet of the hits"
@@ -105,7 +105,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError('--hybrid needs words: give a text ("an otter") beside --image')
     from rematch_ray.index.search import SearchIndex
 
-    index = SearchIndex.open(options.index, device=options.device)  # before the libraries of a model load
+    index = SearchIndex.open(
+        options.index, device=options.device
+    )  # before the libraries of a model load
     from rematch_ray.model.embedder import Embedder
     from rematch_ray.serve.pair import fitting_export
 

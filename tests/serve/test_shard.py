@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import add_documents, delete_documents
 from rematch_ray.index.search import SearchIndex
@@ -19,6 +20,8 @@ from rematch_ray.serve.autoscaling import ASKED
 from rematch_ray.serve.backend import DeadlineError
 from rematch_ray.serve.held import HeldGenerations
 from rematch_ray.serve.searching import search_opened, spent_on, stored_query
+from rematch_ray.serve.sets import _shard
+from rematch_ray.serve.settings import ServeArgs, ShardSettings
 from rematch_ray.serve.shard import Shard
 from rematch_ray.serve.wire import Asked, GenerationGoneError
 from tests.serve.local import build, embeddings, query
@@ -172,3 +175,24 @@ def test_a_document_as_a_query_finds_itself(index: Path) -> None:
         assert result.hits[0].id == "b"
         assert result.hits[0].score == pytest.approx(1.0, abs=1e-3)
     assert stored_query(opened, "nothing") is None
+
+
+async def test_a_replica_with_a_gpu_finds_the_same(index: Path) -> None:
+    plain, held = Shard(str(index), 1), Shard(str(index), 1, device="cpu")
+    first, second = await plain.search(ask()), await held.search(ask())
+    assert second.result.hits == first.result.hits
+    [segment] = held._held.newest.generation.segments
+    assert "held" in vars(segment.planes[0].coded)
+    plain.close()
+    held.close()
+    with pytest.raises(UserError, match="device 'cuda:99' is not there"):
+        Shard(str(index), 1, device="cuda:99")
+
+
+def test_gpus_of_a_shard_are_reserved_and_used() -> None:
+    assert (ShardSettings().device, ShardSettings(num_gpus=0.5).device) == (None, "cuda")
+    args = ServeArgs(index=Path("i"), shard=ShardSettings(num_gpus=0.5))
+    shard = _shard(args, "i", 0, None)  # type: ignore[arg-type]
+    deployment = shard._bound_deployment
+    assert deployment.ray_actor_options["num_gpus"] == 0.5
+    assert deployment.init_kwargs["device"] == "cuda"
