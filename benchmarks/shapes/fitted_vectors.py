@@ -183,8 +183,9 @@ class NestedShards(EmbeddingShards):
     def batches(self, rows: int = BLOCK) -> Iterator[EmbeddingBatch]:
         """The documents in row order; batches have `BLOCK` rows, whatever is asked."""
         shape: Shape = self.manifest["shape"]
-        vectors = np.empty((BLOCK, shape.num_vectors, shape.dim), np.float16)
         for number in range(shape.num_documents // BLOCK):
+            # one of its own each: a build holds several
+            vectors = np.empty((BLOCK, shape.num_vectors, shape.dim), np.float16)
             block = make_block(shape, number)
             start = number * BLOCK
             vectors[:, 0] = block.vectors("first", shape.first)

@@ -1,6 +1,7 @@
 """Writing a segment: planes, ids, payloads, coarse lists and postings from a stream of batches.
 
-Holds no more than one batch. Knows nothing of generations or deletions. Middle floor.
+Holds no more than one window of them (likeness.py). Knows nothing of generations or deletions.
+Middle floor.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.lexical.postings import POSTINGS_FILES, write_postings
 from rematch_ray.index.lexical.settings import LexicalSettings
+from rematch_ray.index.likeness import by_likeness
 from rematch_ray.index.manifest import (
     FileEntry,
     SegmentManifest,
@@ -46,7 +48,8 @@ def write_segment(
 
     Args:
         directory: an empty directory.
-        batches: the documents; no more than one batch is held at a time.
+        batches: the documents, of arrays that stay as they are: some are held at a time, and
+            written in another order.
         rows: documents that the batches will give.
         dim: D.
         fused_dim: F, or None.
@@ -63,7 +66,7 @@ def write_segment(
         UserError: an id occurs twice, or a payload cannot be stored.
     """
     shape = SegmentVectors(rows, dim, fused_dim, tuple(planes), originals)
-    files = _write_documents(directory, batches, shape)
+    files = _write_documents(directory, by_likeness(batches), shape)
     lists = {
         key: coarse.write(directory, key, Entries(shape.listed(directory, key)))
         for key in coarse.keys
