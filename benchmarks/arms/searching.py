@@ -28,7 +28,7 @@ from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.shards import EmbeddingShards
 
 TOP_K = 10
-ROUNDS = 5
+ROUNDS = 15
 WIDTHS = (50, 100, 200, 500, 1000, 2000, 4000, 8000)
 
 
