@@ -83,12 +83,12 @@ def main(argv: list[str] | None = None) -> int:
     folder = options.folder / f"pages-and-scenes-{rows}"
     task = pages_and_scenes(write_pages_and_scenes(folder, rows), most=options.queries)
     result: dict[str, Any] = {"benchmark": "search"}
-    points, ratios = _run(task, options, result)
-    result |= ratios
+    built, points = _run(task, options, result)
+    result |= _ratios(built, points, task, CLOCKS[options.clock])
     if options.nested and not options.quick:
         known = pages_and_scenes(folder, part="validation", most=options.queries)
         larger = _nested_task(options, _fitted(known, options))
-        more, _ = _run(larger, options, {})
+        _, more = _run(larger, options, {})
         result["time_1e6_over_1e5"] = _time_at(more, 0.99) / _time_at(points, 0.99)
     result["machine"] = f"{os.cpu_count()} cores {platform.machine()}, one thread"
     print(json.dumps(result))
@@ -97,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(
     task: SearchTask, options: argparse.Namespace, result: dict[str, Any]
-) -> tuple[list[Point], dict[str, float | None]]:
-    """Builds, measures and prints all arms on one task; the ratios are measured in turns."""
+) -> tuple[list[Built], list[Point]]:
+    """Builds, measures and prints all arms on one task."""
     print(f"\n{task.name}: {task.documents.num_rows} documents, {len(task.queries)} queries")
     exact = task.exact()
     recalls = key_recalls(task, CUTS)
@@ -123,7 +123,7 @@ def _run(
     for name, reason in refused.items():
         print(f"{name} did not run: {reason}")
     result["refused"] = refused
-    return points, _ratios(built, points, task, clock)
+    return built, points
 
 
 def _build_own(task: SearchTask) -> list[Built]:
@@ -218,7 +218,7 @@ def _ndcg(found: Sequence[str], relevant: Any, k: int = 10) -> float:
 def _ratios(
     built: Sequence[Built], points: Sequence[Point], task: SearchTask, clock: Callable[[], float]
 ) -> dict[str, float | None]:
-    """What takes how many times as long as what; None where no arm reaches the recall."""
+    """What takes how many times as long as what, in turns; None where no arm has the recall."""
     arms = {one.arm.name: one.arm for one in built}
     steps = {
         "exact": (EXACT, 0),
