@@ -143,6 +143,8 @@ def url(ray_cluster: None, pair: Any) -> Iterator[str]:
         limits={"max_image_pixels": 10_000},
         encoder={"num_cpus": 0.5},
         shard={"num_cpus": 0.5},
+        # what is answered is asked here, however busy this machine is
+        load={"enabled": False},
     )
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
     serve.run(build(args), name="test", route_prefix="/")
