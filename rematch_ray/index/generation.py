@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rematch_ray.errors import UserError, did_you_mean
+from rematch_ray.errors import UserError
 from rematch_ray.index.coarse.keys import COARSE_KEYS
 from rematch_ray.index.coarse.scan import ScanList
+from rematch_ray.index.filters import check_filter
 from rematch_ray.index.manifest import GenerationManifest
 from rematch_ray.index.queries import Codes
 from rematch_ray.index.segment import FUSED_POSITION, Segment
@@ -220,11 +221,9 @@ class Generation:
                 found, score = coarse.search(vectors, limit, allowed=mask, nprobe=nprobe)
             rows.append(found + offset if offset else found)
             scores.append(score)
-        return (
-            (rows[0], scores[0])
-            if len(rows) == 1
-            else (np.concatenate(rows), np.concatenate(scores))
-        )
+        if len(rows) == 1:
+            return rows[0], scores[0]
+        return np.concatenate(rows), np.concatenate(scores)
 
     def verify(self) -> int:
         """Reads every file and checks it against its checksum; returns the bytes read.
@@ -308,29 +307,3 @@ class Generation:
                 passing[segment.payload.rows_with(field, values) + offset] = True
             allowed = allowed & passing
         return allowed
-
-
-def check_filter(
-    filter: Mapping[str, Any] | None, fields: Mapping[str, str]
-) -> dict[str, list[str | int | float | bool]]:
-    """Turns a filter into field -> allowed values.
-
-    Raises:
-        UserError: an unknown field (the nearest known one is named) or a value of another kind.
-
-    >>> check_filter({"group": "animals"}, {"group": "string"})
-    {'group': ['animals']}
-    """
-    checked = {}
-    for field, wanted in (filter or {}).items():
-        if field not in fields:
-            raise UserError(f"filter field '{field}' is not there; {did_you_mean(field, fields)}")
-        values = list(wanted) if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted]
-        for value in values:
-            if not isinstance(value, (str, int, float, bool)) or value != value:
-                raise UserError(
-                    f"filter value {value!r} of '{field}' is not possible: give a text, a number, "
-                    "true or false, or a list of those"
-                )
-        checked[field] = values
-    return checked

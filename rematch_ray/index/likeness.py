@@ -8,7 +8,7 @@ is bounded. Middle floor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import faiss
 import numpy as np
@@ -92,7 +92,7 @@ def _let_go(held: list[EmbeddingBatch]) -> Iterator[EmbeddingBatch]:
         yield from held
         held.clear()
         return
-    whole = _joined(held)
+    whole = EmbeddingBatch.joined(held)
     held.clear()
     keys = whole.vectors[:, 0] if whole.fused is None else whole.fused
     order = likeness_order(keys.astype(np.float32))
@@ -106,14 +106,3 @@ def _let_go(held: list[EmbeddingBatch]) -> Iterator[EmbeddingBatch]:
             sources=[whole.sources[row] for row in places],
             payloads=[whole.payloads[row] for row in places],
         )
-
-
-def _joined(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
-    fused = [batch.fused for batch in batches if batch.fused is not None]
-    return EmbeddingBatch(
-        ids=[name for batch in batches for name in batch.ids],
-        vectors=np.concatenate([batch.vectors for batch in batches]),
-        fused=np.concatenate(fused) if fused else None,
-        sources=[source for batch in batches for source in batch.sources],
-        payloads=[payload for batch in batches for payload in batch.payloads],
-    )

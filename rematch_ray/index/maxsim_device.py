@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.maxsim_library import Vectors
 from rematch_ray.index.quantisation import from_offset, unpack
 
 # similarities of one block: 2**25 int32 are 128 MiB, and as float32 as much again
@@ -49,8 +49,8 @@ _held: WeakValueDictionary[tuple[Any, ...], Held] = WeakValueDictionary()
 _turn = Lock()
 
 
-def check_device(name: str) -> str:
-    """A device that is there.
+def check_device(name: str) -> None:
+    """Refuses a device that is not there.
 
     Raises:
         UserError: it is not; `cpu` and `cuda` (`cuda:0`, `cuda:1`, ...) are understood.
@@ -67,62 +67,40 @@ def check_device(name: str) -> str:
             if device.type == "cuda"
             else f"device '{name}' is not possible: give cuda, cuda:0 or cpu"
         )
-    return name
 
 
-def hold_once(
-    file: Path,
-    codes_NnD: NDArray[np.uint8],
-    scales_Nn: NDArray[np.float32],
-    device: str,
-    is_packed: bool = False,
-) -> Held:
-    """`hold`, or what is held already of a file: generations share the segments that last.
+def hold(plane: Vectors) -> Held:
+    """Codes on the plane's device: copied, or what is held of their file already.
 
-    Args:
-        file: of the codes; never changed once it is written.
-        codes_NnD: see `hold`, as the rest.
-        scales_Nn: see there.
-        device: see there.
-        is_packed: see there.
+    Raises:
+        UserError: they do not fit there.
     """
-    found = file.stat()
-    key = (device, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+    if plane.file is None:
+        return _copied(plane)
+    found = plane.file.stat()
+    key = (plane.device, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
     with _turn:
         held = _held.get(key)
         if held is None:
-            held = _held[key] = hold(codes_NnD, scales_Nn, device, is_packed)
+            held = _held[key] = _copied(plane)
     return held
 
 
-def hold(
-    codes_NnD: NDArray[np.uint8],
-    scales_Nn: NDArray[np.float32],
-    device: str,
-    is_packed: bool = False,
-) -> Held:
-    """Copies a plane to a device.
-
-    Args:
-        codes_NnD: codes + 128, as they are stored.
-        scales_Nn: float32.
-        device: of torch.
-        is_packed: whether codes are packed; on a device they are not.
-
-    Raises:
-        UserError: it does not fit there.
-    """
-    num_documents, num_vectors, width = codes_NnD.shape
-    dim = 2 * width if is_packed else width
+def _copied(plane: Vectors) -> Held:
+    values, scales, device = plane.values, plane.scales, plane.device
+    assert scales is not None
+    num_documents, num_vectors, width = values.shape
+    # packed codes are not packed on a device
+    dim = 2 * width if plane.is_packed else width
     padded = -(-dim // _MULTIPLE) * _MULTIPLE
     try:
         codes = torch.zeros((num_documents, num_vectors, padded), dtype=torch.int8, device=device)
         step = max(1, _UPLOAD_BYTES // (num_vectors * dim))
         for start in range(0, num_documents, step):
-            stored = codes_NnD[start : start + step]
-            some = from_offset(unpack(stored, dim) if is_packed else stored)
+            stored = values[start : start + step]
+            some = from_offset(unpack(stored, dim) if plane.is_packed else stored)
             codes[start : start + step, :, :dim] = torch.from_numpy(some).to(device)
-        return Held(codes, torch.from_numpy(np.array(scales_Nn)).to(device))
+        return Held(codes, torch.from_numpy(np.array(scales)).to(device))
     except torch.cuda.OutOfMemoryError as full:
         gib = num_documents * num_vectors * padded / 2**30
         raise UserError(

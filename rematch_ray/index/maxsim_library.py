@@ -79,11 +79,9 @@ class Vectors:
         Raises:
             UserError: they do not fit there.
         """
-        from rematch_ray.index.maxsim_device import hold, hold_once
+        from rematch_ray.index.maxsim_device import hold
 
-        assert self.device is not None and self.scales is not None
-        what = self.values, self.scales, self.device, self.is_packed
-        return hold(*what) if self.file is None else hold_once(self.file, *what)
+        return hold(self)
 
     @functools.cached_property
     def described(self) -> tuple[int, int, int, int]:

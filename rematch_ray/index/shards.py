@@ -8,7 +8,7 @@ instruction are passed on as the manifest gives them. Middle floor.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,18 @@ class EmbeddingBatch:
     fused: NDArray[np.float16] | None
     sources: list[str]
     payloads: list[dict[str, Any]]
+
+    @classmethod
+    def joined(cls, batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
+        """The rows of one or more batches as one."""
+        fused = [batch.fused for batch in batches if batch.fused is not None]
+        return cls(
+            ids=[name for batch in batches for name in batch.ids],
+            vectors=np.concatenate([batch.vectors for batch in batches]),
+            fused=np.concatenate(fused) if fused else None,
+            sources=[source for batch in batches for source in batch.sources],
+            payloads=[payload for batch in batches for payload in batch.payloads],
+        )
 
 
 @dataclass(frozen=True)
@@ -188,14 +200,7 @@ class EmbeddingShards:
         batches = list(self.batches())
         if not batches:
             raise UserError(f"{self.path} holds no rows: embed at least one")
-        fused = [batch.fused for batch in batches if batch.fused is not None]
-        return EmbeddingBatch(
-            ids=[name for batch in batches for name in batch.ids],
-            vectors=np.concatenate([batch.vectors for batch in batches]),
-            fused=np.concatenate(fused) if fused else None,
-            sources=[source for batch in batches for source in batch.sources],
-            payloads=[payload for batch in batches for payload in batch.payloads],
-        )
+        return EmbeddingBatch.joined(batches)
 
     def read_batch(self, batch: pa.RecordBatch, file: Path) -> EmbeddingBatch:
         """Rows of a shard, checked.

@@ -22,7 +22,7 @@ import numpy as np
 from rematch_ray.index.cascade import stage
 from rematch_ray.index.choice import Choice
 from rematch_ray.index.exact import Float32
-from rematch_ray.index.generation import check_filter
+from rematch_ray.index.filters import check_filter
 from rematch_ray.index.grouping import field_of
 from rematch_ray.index.hits import SearchResult
 from rematch_ray.index.lexical.bm25 import LexicalStatistics

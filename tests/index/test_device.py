@@ -161,4 +161,4 @@ def test_vectors_that_do_not_fit_are_refused_with_what_to_do(
     monkeypatch.setattr(torch, "zeros", full)
     codes, scales = quantise(unit((4, 2, 8), 1))
     with pytest.raises(UserError, match=r"GiB of vectors do not fit on cpu .*split it into shards"):
-        maxsim_device.hold(to_offset(codes), scales, "cpu")
+        maxsim_device.hold(Vectors(to_offset(codes), scales, device="cpu"))

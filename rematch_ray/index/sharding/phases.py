@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from rematch_ray.index.certified import best_documents, score_coded
 from rematch_ray.index.exact import Float32, Rows
-from rematch_ray.index.generation import Generation, check_filter
+from rematch_ray.index.filters import check_filter
+from rematch_ray.index.generation import Generation
 from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.maxima import coded_scores
 from rematch_ray.index.queries import Queries

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rematch_ray.index import writes
-from rematch_ray.index.generation import check_filter
+from rematch_ray.index.filters import check_filter
 from rematch_ray.index.sharding.hashing import keys_of, owners, route, shard_name
 from rematch_ray.index.sharding.opened import open_generation
 from rematch_ray.index.sharding.sets import (
