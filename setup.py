@@ -9,7 +9,7 @@ import os
 from setuptools import Extension, setup
 
 KERNEL = "rematch_ray/index/_maxsim"
-PARTS = ("", "_x86", "_single", "_keep", "_best", "_climb", "_exact", "_query")
+PARTS = ("", "_x86", "_single", "_keep", "_best", "_bits", "_climb", "_exact", "_query")
 
 setup(
     ext_modules=[

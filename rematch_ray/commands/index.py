@@ -68,7 +68,8 @@ def add_coarse_arguments(build: OneLineParser) -> None:
         "--coarse-kind",
         default="auto",
         metavar="KIND",
-        help="auto (by size), scan, scan4, flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq or hnsw",
+        help="auto (by size), scan, scan4, scan1, flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq, "
+        "hnsw",
     )
     build.add_argument(
         "--no-originals",

@@ -49,7 +49,7 @@ def add_arguments(parser: OneLineParser) -> None:
         "--coarse",
         default="auto",
         metavar="KIND",
-        help="auto (by size), scan, scan4, flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq",
+        help="auto (by size), scan, scan4, scan1, flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq",
     )
     machine = parser.add_argument_group("one machine, and the load")
     machine.add_argument("--ram-gib", type=float, default=256.0, metavar="GIB")

@@ -45,7 +45,8 @@ static void fold_portable(const struct chunk *chunk, const struct group *group, 
 }
 
 static const struct path portable_path = {
-    "c", pack_portable, score_portable, fold_portable, NULL, keep_at_least, nth_smallest};
+    "c",  pack_portable, score_portable, fold_portable,
+    NULL, keep_at_least, nth_smallest,   rough_portable};
 
 const struct path *find_path(const char *name) {
 #ifdef HAS_X86_PATHS
@@ -190,10 +191,10 @@ void mean_of_rows(const float *best, int64_t stride, int64_t count, const float 
 }
 
 /* Whether this machine can run a path. */
-int maxsim_int8_4_has(const char *name) { return find_path(name) != NULL; }
+int maxsim_int8_5_has(const char *name) { return find_path(name) != NULL; }
 
 /* The operation of this file; returns 0, 1 without memory, 2 for a path that is not there. */
-int maxsim_int8_4_carry(const char *name, const int8_t *query, int num_rows, int dim,
+int maxsim_int8_5_carry(const char *name, const int8_t *query, int num_rows, int dim,
                         const uint8_t *codes, const float *scales, int vectors_per_document,
                         const int64_t *rows, int64_t count, float *best, int64_t stride) {
     const struct path *path = find_path(name);
@@ -208,7 +209,7 @@ int maxsim_int8_4_carry(const char *name, const int8_t *query, int num_rows, int
 }
 
 /* means[c] = (sum over i < r_q of (float)(best[c][i] * scales[i])) / r_q, added in order. */
-void maxsim_int8_4_mean(const float *best, int64_t stride, int64_t count, const float *scales,
+void maxsim_int8_5_mean(const float *best, int64_t stride, int64_t count, const float *scales,
                         int r_q, float *means) {
     mean_of_rows(best, stride, count, scales, r_q, means);
 }

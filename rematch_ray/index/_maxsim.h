@@ -59,6 +59,23 @@ typedef int64_t keep_fn(float cut, const float *scores, const int64_t *positions
 /* The `rank`-th smallest of some numbers, from 0; changes what stands there. */
 typedef float nth_fn(float *values, int64_t count, int64_t rank);
 
+/* Documents of a group of one-bit codes, and its size: _maxsim_bits.c. */
+#define GROUP_DOCUMENTS 64
+#define GROUP_BYTES(bytes) (GROUP_DOCUMENTS * ((int64_t)(bytes) + 2) + 8 * (int64_t)(bytes))
+
+/* A query of one-bit codes as it is looked up. */
+struct rough_query {
+    int bytes;             /* of a document */
+    const uint8_t *tables; /* two for each byte */
+    const int8_t *centre;  /* codes beside the centres' */
+    int32_t centre_start;  /* -128 * their sum */
+    float centre_scale, reach_scale;
+};
+
+/* Scores of the documents of some groups. */
+typedef void rough_fn(const uint8_t *groups, int64_t count, const struct rough_query *query,
+                      float *scores);
+
 struct path {
     const char *name;
     pack_fn *pack;
@@ -67,6 +84,17 @@ struct path {
     single_fn *single; /* or NULL */
     keep_fn *keep;
     nth_fn *nth_smallest;
+    rough_fn *rough;
+};
+
+/* What one query has kept so far: _maxsim_best.c. */
+struct kept {
+    const struct path *path;
+    int64_t limit, count, full; /* it is cut once `full` are there */
+    double slack;
+    float cut; /* documents below it cannot be among the best any more */
+    int64_t *positions;
+    float *scores;
 };
 
 /* One plane of the documents, as Python lays it out: addresses in 64 bits. */
@@ -86,9 +114,17 @@ void carry_plane(const struct path *path, const struct group *groups, int num_gr
                  const int64_t *rows, int64_t count, float *best, int64_t stride);
 void mean_of_rows(const float *best, int64_t stride, int64_t count, const float *scales, int r_q,
                   float *means);
+/* Keeps the `limit` best of scores that come in blocks, and what is within `slack` of the last of
+ * them; there is room for all. The last two return 1 without memory. */
+struct kept start_keeping(const struct path *path, int64_t limit, double slack, int64_t *positions,
+                          float *scores);
+int keep_scores(struct kept *kept, const float *scores, int64_t first, int count,
+                const uint8_t *allowed);
+int cut_kept(struct kept *kept);
 /* on any machine */
 keep_fn keep_at_least;
 nth_fn nth_smallest;
+rough_fn rough_portable;
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86_PATHS 1
@@ -96,6 +132,7 @@ extern const struct path avx512vnni_path, avx2_path;
 single_fn single_avx512;
 keep_fn keep_at_least_avx512;
 nth_fn nth_smallest_avx512;
+rough_fn rough_avx2, rough_avx512;
 #endif
 
 /* Bytes of one vector of a plane. */

@@ -18,16 +18,6 @@
 #define SAMPLE 256
 #define LEAST_SAMPLED 1024
 
-/* What one query has kept so far. */
-struct kept {
-    const struct path *path;
-    int64_t limit, count, full; /* it is cut once `full` are there */
-    double slack;
-    float cut; /* documents below it cannot be among the best any more */
-    int64_t *positions;
-    float *scores;
-};
-
 /* Drops what is more than the slack below a score that at least `limit` of all have. */
 static void drop_below(struct kept *kept, float score) {
     const double least = (double)score - kept->slack;
@@ -55,8 +45,7 @@ static void drop_most(struct kept *kept) {
     if (above >= kept->limit) drop_below(kept, score);
 }
 
-/* Drops what cannot be among the best; returns 1 without memory. */
-static int cut(struct kept *kept) {
+int cut_kept(struct kept *kept) {
     drop_most(kept);
     if (kept->count < kept->limit) return 0;
     float *scratch = malloc(kept->count * sizeof(float));
@@ -67,8 +56,13 @@ static int cut(struct kept *kept) {
     return 0;
 }
 
-/* Takes a block's scores; returns 1 without memory. */
-static int take(struct kept *kept, const float *scores, int64_t first, int count,
+struct kept start_keeping(const struct path *path, int64_t limit, double slack, int64_t *positions,
+                          float *scores) {
+    const int64_t full = 4 * limit > LEAST_KEPT ? 4 * limit : LEAST_KEPT;
+    return (struct kept){path, limit, 0, full, slack, -INFINITY, positions, scores};
+}
+
+int keep_scores(struct kept *kept, const float *scores, int64_t first, int count,
                 const uint8_t *allowed) {
     float *new_scores = kept->scores + kept->count;
     int64_t *positions = kept->positions + kept->count, some = 0;
@@ -83,7 +77,7 @@ static int take(struct kept *kept, const float *scores, int64_t first, int count
     if (kept->count < kept->full) return 0;
     const int64_t before = kept->count;
     drop_most(kept);
-    return 2 * kept->count > before ? cut(kept) : 0;
+    return 2 * kept->count > before ? cut_kept(kept) : 0;
 }
 
 /* 8-bit codes and scales of a block's packed documents. */
@@ -113,7 +107,7 @@ static int score_and_take(const struct path *path, const struct group *groups, i
         if (is_single && path->single(codes, planes[0].is_packed != 0,
                                       (const float *)(uintptr_t)planes[0].scales + first, some,
                                       query, dim, query_scales[0], means)) {
-            if (take(kept, means, first, some, allowed)) return 1;
+            if (keep_scores(kept, means, first, some, allowed)) return 1;
             continue;
         }
         for (int64_t i = 0; i < some * stride; i++) best[i] = -INFINITY;
@@ -132,11 +126,11 @@ static int score_and_take(const struct path *path, const struct group *groups, i
         }
         for (int q = 0; q < num_queries; q++) {
             mean_of_rows(best + q * r_q, stride, some, query_scales + q * r_q, r_q, means);
-            if (take(kept + q, means, first, some, allowed)) return 1;
+            if (keep_scores(kept + q, means, first, some, allowed)) return 1;
         }
     }
     for (int q = 0; q < num_queries; q++)
-        if (cut(kept + q)) return 1;
+        if (cut_kept(kept + q)) return 1;
     return 0;
 }
 
@@ -146,7 +140,7 @@ static int score_and_take(const struct path *path, const struct group *groups, i
  * NULL) tells by position which may be kept. `positions` and `scores` have room for `count` per
  * query, `found` says how many are there. Returns 0, 1 without memory, 2 for a path that is not there.
  */
-int maxsim_int8_4_best(const char *name, const int8_t *query, int num_queries, int r_q, int dim,
+int maxsim_int8_5_best(const char *name, const int8_t *query, int num_queries, int r_q, int dim,
                        const struct plane *planes, int num_planes, const int64_t *rows,
                        int64_t count, const uint8_t *allowed, const float *query_scales,
                        int64_t limit, const double *slack, int64_t *positions, float *scores,
@@ -164,12 +158,8 @@ int maxsim_int8_4_best(const char *name, const int8_t *query, int num_queries, i
     float *best = malloc(block * (stride + 1) * sizeof(float) + unpacked);
     int status = 1;
     if (groups && kept && best) {
-        for (int q = 0; q < num_queries; q++) {
-            const int64_t full = 4 * limit > LEAST_KEPT ? 4 * limit : LEAST_KEPT;
-            kept[q] = (struct kept){path,      limit,     0,
-                                    full,      slack[q],  -INFINITY,
-                                    positions + q * count, scores + q * count};
-        }
+        for (int q = 0; q < num_queries; q++)
+            kept[q] = start_keeping(path, limit, slack[q], positions + q * count, scores + q * count);
         status = score_and_take(path, groups, num_groups, query, num_queries, r_q, dim, planes, num_planes,
                                 rows, count, allowed, query_scales, kept, best,
                                 best + block * stride, block);

@@ -87,7 +87,7 @@ static int cut(struct climb *at, const uint64_t *keys, int64_t keep) {
  * and what it took. `keys` are all documents', different ones. Returns 0, 1 without memory, 2 for a
  * path that is not there.
  */
-int maxsim_int8_4_climb(const char *name, const int8_t *query, const float *query_scales, int dim,
+int maxsim_int8_5_climb(const char *name, const int8_t *query, const float *query_scales, int dim,
                         const struct plane *planes, const int64_t *rungs, int num_rungs,
                         const uint64_t *keys, int64_t *rows, int64_t count, float *scores,
                         int64_t *entered, double *ms) {

@@ -184,7 +184,7 @@ static int64_t certify(double *laid_out, int r_q, int dim, const struct plane *p
  * `query` is (r_q, dim); planes hold float16. Returns 0, 1 without memory, 2 for a path that has no
  * such loop: with registers half as wide numpy is as fast.
  */
-int maxsim_int8_4_exact(const char *name, const double *query, int r_q, int dim,
+int maxsim_int8_5_exact(const char *name, const double *query, int r_q, int dim,
                         const struct plane *planes, int num_planes, const int64_t *rows,
                         int64_t count, float *scores) {
 #ifdef HAS_X86_PATHS
@@ -208,7 +208,7 @@ int maxsim_int8_4_exact(const char *name, const double *query, int r_q, int dim,
  * all are). `first` documents are read at once. Results stand in `best_rows` and `best_scores`, their
  * number and that of the documents read in `found`. Returns as `exact` does.
  */
-int maxsim_int8_4_certify(const char *name, const double *query, int r_q, int dim,
+int maxsim_int8_5_certify(const char *name, const double *query, int r_q, int dim,
                           const struct plane *planes, int num_planes, const int64_t *errors,
                           const uint64_t *keys, const int64_t *rows, const float *scores,
                           int64_t count, int64_t limit, int64_t first, double slope, double fixed,

@@ -19,7 +19,7 @@ static inline float nearest_code(float value) { return (value + 0x1.8p23f) - 0x1
  *
  * `grid` is (count, dim) double, `codes` (count, dim), `scales`, `errors` and `norms` (count).
  */
-void maxsim_int8_4_code(const float *vectors, int64_t count, int dim, double *grid, int8_t *codes,
+void maxsim_int8_5_code(const float *vectors, int64_t count, int dim, double *grid, int8_t *codes,
                         float *scales, float *errors, float *norms) {
     for (int64_t v = 0; v < count; v++, vectors += dim, grid += dim, codes += dim) {
         double length = 0, squares = 0, left = 0;

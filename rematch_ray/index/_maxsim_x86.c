@@ -151,7 +151,7 @@ AVX512 static void fold_avx512(const struct chunk *chunk, const struct group *gr
 
 const struct path avx512vnni_path = {"avx512vnni",  pack_avx512,          score_avx512,
                                      fold_avx512,   single_avx512,        keep_at_least_avx512,
-                                     nth_smallest_avx512};
+                                     nth_smallest_avx512, rough_avx512};
 
 /* int16: pairs of dims of all rows side by side for 8 and 16 rows, else row by row. */
 static void pack_avx2(struct group *group, const int8_t *rows, int dim) {
@@ -257,5 +257,5 @@ AVX2 static void fold_avx2(const struct chunk *chunk, const struct group *group,
 }
 
 const struct path avx2_path = {"avx2", pack_avx2,     score_avx2,  fold_avx2,
-                              NULL,   keep_at_least, nth_smallest};
+                              NULL,   keep_at_least, nth_smallest, rough_avx2};
 #endif

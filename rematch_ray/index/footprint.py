@@ -11,8 +11,9 @@ import re
 from dataclasses import dataclass
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse.sizes import lists_for
+from rematch_ray.index.coarse.sizes import BITS, SCANS, lists_for
 from rematch_ray.index.costs import CoarseList, choose_list
+from rematch_ray.index.one_bit import GROUP, group_bytes
 from rematch_ray.scoring.budget import DEFAULT_LADDER, Ladder
 
 _COUNT = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*([kKmMbBgG]?)\s*$")
@@ -171,7 +172,9 @@ def coarse_component(corpus: Corpus, key: str, dim: int) -> Component:
     """The coarse list over a key (`fused`, `first`) of a width; nothing where codes are scanned."""
     kind = corpus.coarse_list
     name = f"coarse {key} ({kind})"
-    files = (f"coarse_{key}.npy" if kind == "scan4" else f"coarse_{key}.faiss",)
+    files = (f"coarse_{key}.npy" if kind in SCANS else f"coarse_{key}.faiss",)
+    if kind == BITS:
+        return Component(name, group_bytes(dim) / GROUP, files)
     if kind in ("scan", "scan4", "flat", "sq8"):
         per_entry = {"scan": 0.0, "scan4": 0.5, "flat": 2.0, "sq8": 1.0}[kind]
         return Component(name, per_entry * dim, files)

@@ -26,7 +26,7 @@ PATHS = ("avx512vnni", "avx2", "c")
 # those that read float16 faster than numpy does
 EXACT_PATHS = PATHS[:1]
 # part of every symbol: a library built from older sources counts as none at all
-_PREFIX = "maxsim_int8_4_"
+_PREFIX = "maxsim_int8_5_"
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _NOTHING = ctypes.c_char * 0
 _ARGUMENTS = {
@@ -39,6 +39,10 @@ _ARGUMENTS = {
     "best": (
         *(ctypes.c_char_p, _POINTER, _INT, _INT, _INT, _POINTER, _INT, _POINTER, _LONG),
         *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
+    ),
+    "rough": (
+        *(ctypes.c_char_p, _POINTER, _INT, _LONG, _POINTER, _POINTER, ctypes.c_float),
+        *(ctypes.c_float, _POINTER, _LONG, _POINTER, _POINTER, _POINTER),
     ),
     "climb": (
         *(ctypes.c_char_p, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT),

@@ -7,12 +7,16 @@ checked; knows nothing of documents. Middle floor.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index import maxsim_library
 from rematch_ray.index.maxsim_library import Vectors, address, check
+
+if TYPE_CHECKING:
+    from rematch_ray.index.one_bit import RoughQuery
 
 
 def carry(
@@ -99,6 +103,37 @@ def best(
     check(status, path, query_BRD.shape)
     counts = found.tolist()
     return [(positions[q, :n].copy(), scores[q, :n].copy()) for q, n in enumerate(counts)]
+
+
+def rough(
+    path: str,
+    query: RoughQuery,
+    groups: NDArray[np.uint8],
+    count: int,
+    allowed: NDArray[np.bool_] | None,
+    limit: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Runs `one_bit.roughly_best`."""
+    functions = maxsim_library.functions()
+    assert functions is not None
+    positions, scores = np.empty(count, np.int64), np.empty(count, np.float32)
+    found = np.empty(1, np.int64)
+    status = functions["rough"](
+        path.encode(),
+        address(groups),
+        len(query.signs) // 8,
+        count,
+        address(query.signs),
+        address(query.centre),
+        query.reach_scale,
+        query.centre_scale,
+        None if allowed is None else address(allowed),
+        limit,
+        *(address(positions), address(scores), address(found)),
+    )
+    check(status, path, query.signs.shape)
+    kept = int(found[0])
+    return positions[:kept].copy(), scores[:kept].copy()
 
 
 def climb(

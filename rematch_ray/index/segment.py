@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.coarse.bits import BitsList
 from rematch_ray.index.coarse.keys import prefix_planes
 from rematch_ray.index.coarse.lists import CoarseList
 from rematch_ray.index.coarse.packed import PackedList
 from rematch_ray.index.coarse.scan import Coarse, ScanList
-from rematch_ray.index.coarse.sizes import PACKED, SCANS
+from rematch_ray.index.coarse.sizes import BITS, PACKED, SCANS
 from rematch_ray.index.lexical.postings import Postings, count_texts
 from rematch_ray.index.manifest import SegmentEntry, SegmentManifest, hash_file
 from rematch_ray.index.npy import map_npy
@@ -190,9 +191,10 @@ class Segment:
 
     def _open_coarse(self, key: str) -> Coarse:
         description = dict(self.manifest.coarse.get(key, {}))
-        if description.get("kind") == PACKED:
+        if description.get("kind") in (PACKED, BITS):
             [listed] = self._listed(key)
-            return PackedList(self.directory, description, listed)
+            kind = PackedList if description["kind"] == PACKED else BitsList
+            return kind(self.directory, description, listed)
         if self.is_scanned:
             return ScanList(self._listed(key))
         return CoarseList(self.directory, description, gpu=(self.device or "").startswith("cuda"))

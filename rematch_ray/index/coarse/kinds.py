@@ -2,12 +2,12 @@
 
     scan          every entry, from the planes     ivf           inverted lists, float16
     scan4         every entry, 4 bits a number     ivf_sq8       inverted lists, 8 bits
-    flat          every entry, float16: exact      ivf_pq        inverted lists, 2 bits a number
-    sq8           every entry, 8 bits              ivf_rabitq    inverted lists, 1 bit a number
-    hnsw          a graph over 8-bit entries
+    scan1         every entry, 1 bit a number      ivf_pq        inverted lists, 2 bits a number
+    flat          every entry, float16: exact      ivf_rabitq    inverted lists, 1 bit a number
+    sq8           every entry, 8 bits              hnsw          a graph over 8-bit entries
 
-The first two are no lists of FAISS: our kernel reads the planes' own codes (scan.py), or their high
-bits from a file (packed.py).
+The scans are no lists of FAISS: our kernel reads the planes' own codes (scan.py), their high bits
+from a file (packed.py), or signs and then the codes of some (bits.py).
 
 Whatever a kind approximates is set right by the MaxSim of the stages behind it, so no kind keeps
 vectors to refine its own scores. Knows nothing of files, keys or searches. Middle floor.
@@ -25,7 +25,17 @@ from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.coarse.sizes import kind_by_size, lists_for
 
 CoarseKind = Literal[
-    "auto", "scan", "scan4", "flat", "sq8", "ivf", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw"
+    "auto",
+    "scan",
+    "scan4",
+    "scan1",
+    "flat",
+    "sq8",
+    "ivf",
+    "ivf_sq8",
+    "ivf_pq",
+    "ivf_rabitq",
+    "hnsw",
 ]
 COARSE_KINDS: tuple[str, ...] = get_args(CoarseKind)
 

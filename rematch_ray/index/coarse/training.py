@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rematch_ray.index.coarse.bits import write_bits
 from rematch_ray.index.coarse.building import SEED, build_coarse, coarse_file, train_coarse
 from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.kinds import (
@@ -23,7 +24,7 @@ from rematch_ray.index.coarse.kinds import (
     training_rows,
 )
 from rematch_ray.index.coarse.packed import write_packed
-from rematch_ray.index.coarse.sizes import PACKED, SCAN
+from rematch_ray.index.coarse.sizes import BITS, PACKED, SCAN
 from rematch_ray.index.manifest import (
     TrainedEntry,
     describe_file,
@@ -82,9 +83,11 @@ class CoarseWriter:
         path = directory / coarse_file(key)
         if kind == SCAN or (not fits and self._is_small(kind, entries)):
             return {"kind": SCAN}
-        if kind == PACKED:
+        if kind in (PACKED, BITS):
             # several vectors a document keep the kernel busy: there is no memory to wait for
-            return write_packed(directory, key, entries) if entries.width == 1 else {"kind": SCAN}
+            if entries.width > 1:
+                return {"kind": SCAN}
+            return (write_packed if kind == PACKED else write_bits)(directory, key, entries)
         if kind == "flat":
             return build_coarse(path, entries, kind=kind)
         if not fits:

@@ -228,6 +228,8 @@ def test_size_chooses_the_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert kind_for("auto", len(vectors)) == "scan"
     monkeypatch.setattr("rematch_ray.index.coarse.sizes.PACKED_FROM_DOCUMENTS", 900)
     assert kind_for("auto", len(vectors)) == "scan4"
+    monkeypatch.setattr("rematch_ray.index.coarse.sizes.BITS_FROM_DOCUMENTS", 900)
+    assert kind_for("auto", len(vectors)) == "scan1"
     monkeypatch.setattr("rematch_ray.index.coarse.sizes.LISTS_FROM_DOCUMENTS", 900)
     assert build_coarse(tmp_path / "c", vectors)["kind"] == "ivf_sq8"
 
