@@ -2,12 +2,13 @@
  *
  * Documents come in groups of 64 that are like each other. Of a group there are, in this order,
  *
- *     64 * bytes    codes: byte j of every document; its low four bits are the signs of numbers
- *                   8 j .. 8 j + 3 of what sets it off from the group's centre, its high four of the next
+ *     64 * bytes    codes: byte j of every document; its bits are the signs of numbers 8 j .. 8 j + 7
+ *                   of what sets it off from the group's centre
  *     64 * 2        uint16, how far each sign reaches
  *     8 * bytes     the centre, code + 128
  *
- * score = (float)dot(centre, query) * centre_scale + (float)dot(signs, query) * reach * reach_scale,
+ * score = (float)dot(centre, query) * centre_scale + (float)dot(signs, query) * reach * reach_scale
+ *
  * with a query of few levels for the signs; dot products are exact, so that every path gives the
  * same bits. Four signs are looked up at once, for as many documents as a register has bytes.
  */
@@ -45,31 +46,34 @@ static void look_up(const uint8_t *codes, int bytes, const uint8_t *tables, int3
             sums[i] += tables[codes[i] & 15] + tables[16 + (codes[i] >> 4)];
 }
 
-static int32_t dot_of_centre(const uint8_t *centre, const int8_t *query, int dim) {
-    int32_t dot = 0;
-    for (int d = 0; d < dim; d++) dot += ((int32_t)centre[d] - 128) * query[d];
+/* 128 is taken off the sum and not off each code: gcc 12 vectorises that wrongly for VNNI. */
+static int32_t dot_of_centre(const uint8_t *centre, const struct rough_query *query) {
+    int32_t dot = query->centre_start;
+    for (int d = 0; d < 8 * query->bytes; d++) dot += (int32_t)centre[d] * query->centre[d];
     return dot;
 }
 
-static void rough_group(const uint8_t *group, const struct rough_query *query, float *scores) {
-    const int bytes = query->bytes;
-    const uint8_t *reaches = group + GROUP_DOCUMENTS * bytes;
+/* Scores of a group's documents from the sums that were looked up. */
+INLINE void score_sums(const uint8_t *group, const struct rough_query *query, const int32_t *sums,
+                       float *scores) {
+    const uint8_t *reaches = group + GROUP_DOCUMENTS * query->bytes;
     const uint8_t *centre = reaches + GROUP_DOCUMENTS * sizeof(uint16_t);
-    const float start = (float)dot_of_centre(centre, query->centre, 8 * bytes) * query->centre_scale;
-    int32_t sums[GROUP_DOCUMENTS];
+    const float start = (float)dot_of_centre(centre, query) * query->centre_scale;
     uint16_t reach[GROUP_DOCUMENTS];
-    look_up(group, bytes, query->tables, sums);
     memcpy(reach, reaches, sizeof reach);
     for (int i = 0; i < GROUP_DOCUMENTS; i++) {
-        const float along = (float)(sums[i] - 2 * OFFSET * bytes) * (float)reach[i];
+        const float along = (float)(sums[i] - 2 * OFFSET * query->bytes) * (float)reach[i];
         scores[i] = start + along * query->reach_scale;
     }
 }
 
 void rough_portable(const uint8_t *groups, int64_t count, const struct rough_query *query,
                     float *scores) {
-    for (int64_t i = 0; i < count; i++)
-        rough_group(groups + i * GROUP_BYTES(query->bytes), query, scores + i * GROUP_DOCUMENTS);
+    int32_t sums[GROUP_DOCUMENTS];
+    for (int64_t i = 0; i < count; i++, groups += GROUP_BYTES(query->bytes)) {
+        look_up(groups, query->bytes, query->tables, sums);
+        score_sums(groups, query, sums, scores + i * GROUP_DOCUMENTS);
+    }
 }
 
 #ifdef HAS_X86_PATHS
@@ -87,9 +91,9 @@ AVX2 static void look_up_32(const uint8_t *codes, int bytes, const uint8_t *tabl
         __m256i both = _mm256_setzero_si256(), second = both;
         for (int j = first; j < stop; j++) {
             const __m256i code = _mm256_loadu_si256((const void *)(codes + j * GROUP_DOCUMENTS));
-            const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)(tables + 32 * j)));
-            const __m256i high =
-                _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)(tables + 32 * j + 16)));
+            const __m128i *table = (const void *)(tables + 32 * j);
+            const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
+            const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128(table + 1));
             const __m256i found = _mm256_add_epi8(
                 _mm256_shuffle_epi8(low, _mm256_and_si256(code, four)),
                 _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(code, 4), four)));
@@ -106,26 +110,14 @@ AVX2 static void look_up_32(const uint8_t *codes, int bytes, const uint8_t *tabl
     }
 }
 
-AVX2 static void rough_group_avx2(const uint8_t *group, const struct rough_query *query, float *scores) {
-    const int bytes = query->bytes;
-    const uint8_t *reaches = group + GROUP_DOCUMENTS * bytes;
-    const uint8_t *centre = reaches + GROUP_DOCUMENTS * sizeof(uint16_t);
-    const float start = (float)dot_of_centre(centre, query->centre, 8 * bytes) * query->centre_scale;
-    int32_t sums[GROUP_DOCUMENTS];
-    uint16_t reach[GROUP_DOCUMENTS];
-    look_up_32(group, bytes, query->tables, sums);
-    look_up_32(group + 32, bytes, query->tables, sums + 32);
-    memcpy(reach, reaches, sizeof reach);
-    for (int i = 0; i < GROUP_DOCUMENTS; i++) {
-        const float along = (float)(sums[i] - 2 * OFFSET * bytes) * (float)reach[i];
-        scores[i] = start + along * query->reach_scale;
-    }
-}
-
 AVX2 void rough_avx2(const uint8_t *groups, int64_t count, const struct rough_query *query,
                      float *scores) {
-    for (int64_t i = 0; i < count; i++)
-        rough_group_avx2(groups + i * GROUP_BYTES(query->bytes), query, scores + i * GROUP_DOCUMENTS);
+    int32_t sums[GROUP_DOCUMENTS];
+    for (int64_t i = 0; i < count; i++, groups += GROUP_BYTES(query->bytes)) {
+        look_up_32(groups, query->bytes, query->tables, sums);
+        look_up_32(groups + 32, query->bytes, query->tables, sums + 32);
+        score_sums(groups, query, sums, scores + i * GROUP_DOCUMENTS);
+    }
 }
 
 AVX512 INLINE int32_t dot_of_centre_avx512(const uint8_t *centre, const struct rough_query *query,
@@ -158,8 +150,10 @@ AVX512 INLINE void score_group(const uint8_t *group, __m512i both, __m512i secon
     const __m512i first = _mm512_sub_epi16(both, _mm512_slli_epi16(second, 8));
     const __m512i low = _mm512_unpacklo_epi16(first, second);
     const __m512i high = _mm512_unpackhi_epi16(first, second);
-    const __m512i half = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
-    const __m512i rest = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
+    const __m512i half =
+        _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
+    const __m512i rest =
+        _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
     const __m512i offset = _mm512_set1_epi32(2 * OFFSET * bytes);
     const __m512 scale = _mm512_set1_ps(query->reach_scale);
     score_16(_mm512_castsi512_si256(half), reaches, start, offset, scale, scores);

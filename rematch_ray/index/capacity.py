@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rematch_ray.index.coarse.sizes import BITS, SCAN
 from rematch_ray.index.costs import EXPECTED, Costs, QueryTime, query_time, stages_of
 from rematch_ray.index.footprint import (
     Component,
@@ -248,7 +249,10 @@ def _memory(corpus: Corpus, plan: Plan, held: list[_Read]) -> int:
         name = "fused" if corpus.fused_dim else "first"
         coarse = coarse_component(corpus, name, corpus.coarse_dim)
         fixed = coarse.fixed
-        per_document += coarse.per_document or plane_bytes(1, corpus.coarse_dim)
+        per_document += coarse.per_document
+        # what one bit a number proposes is scored from codes that lie anywhere
+        if corpus.coarse_list in (SCAN, BITS):
+            per_document += plane_bytes(1, corpus.coarse_dim)
     return math.ceil(per_document * corpus.num_documents) + fixed
 
 

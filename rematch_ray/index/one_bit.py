@@ -63,9 +63,8 @@ def rotate(vectors_ND: NDArray[np.floating]) -> Float64:
     half = 1
     while half < wide:
         pairs = turned.reshape(count, wide // (2 * half), 2, half)
-        turned = np.stack(
-            [pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2
-        )
+        one, other = pairs[:, :, 0], pairs[:, :, 1]
+        turned = np.stack([one + other, one - other], axis=2)
         half *= 2
     return turned.reshape(count, wide) / np.sqrt(wide)
 
@@ -182,11 +181,10 @@ def rough_scores(query: RoughQuery, groups: NDArray[np.uint8], count: int) -> Fl
         # sums of small integers: exact, in whatever order
         along = (2 * bits - 1) @ query.signs.astype(np.float32)
         reach = np.ascontiguousarray(some[:, codes:reaches]).view("<u2").astype(np.float32)
-        centres = from_offset(some[:, reaches:]).astype(np.float64) @ query.centre.astype(
-            np.float64
-        )
-        first = centres.astype(np.float32) * query.centre_scale
-        scores[start : start + len(some)] = first[:, None] + along * reach * query.reach_scale
+        centres = from_offset(some[:, reaches:]).astype(np.float64)
+        start_G = (centres @ query.centre.astype(np.float64)).astype(np.float32)
+        from_centre = (start_G * query.centre_scale)[:, None]
+        scores[start : start + len(some)] = from_centre + along * reach * query.reach_scale
     return scores.reshape(-1)[:count]
 
 

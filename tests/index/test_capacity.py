@@ -110,6 +110,17 @@ def test_larger_budgets_never_need_less_memory_or_time() -> None:
         assert larger.core_ms >= smaller.core_ms
 
 
+def test_one_bit_codes_lie_in_memory_beside_those_that_they_propose() -> None:
+    needs = {
+        kind: plan_capacity(Corpus(10**6, fused_dim=128, coarse=kind), Machine()).budgets[-1]
+        for kind in ("scan", "scan4", "scan1")
+    }
+    # 16 bytes of signs, 2 of a length, 128 of a centre shared by 64; 64 bytes of four bits each
+    assert needs["scan1"].memory_bytes - needs["scan"].memory_bytes == 20 * 10**6
+    assert needs["scan"].memory_bytes > needs["scan4"].memory_bytes
+    assert needs["scan1"].core_ms < needs["scan4"].core_ms < needs["scan"].core_ms
+
+
 def test_without_waiting_everything_that_is_read_lies_in_memory() -> None:
     for need in plan_capacity(Corpus(10**7), Machine(), ssd_wait_ms=0).budgets:
         assert need.ssd_planes == ()
