@@ -30,12 +30,15 @@ import torch
 from shapes.nested_vectors import NestedVectors
 
 from rematch_ray.evaluation.report import plain_table
+from rematch_ray.index.coarse.bits import BitsList, write_bits
 from rematch_ray.index.coarse.building import build_coarse
 from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.keys import CHOICE_KEYS, COARSE_KEYS, QUERY_VECTORS
-from rematch_ray.index.coarse.kinds import COARSE_KINDS, SCAN, has_lists
+from rematch_ray.index.coarse.kinds import COARSE_KINDS, has_lists
 from rematch_ray.index.coarse.lists import CoarseList
+from rematch_ray.index.coarse.packed import PackedList, write_packed
 from rematch_ray.index.coarse.scan import Coarse, ScanList
+from rematch_ray.index.coarse.sizes import PACKED, SCAN, SCANS
 from rematch_ray.index.planes import Listed, Plane, PlaneWriter
 from rematch_ray.index.stages import interleave
 
@@ -126,10 +129,8 @@ def measure(corpus: Corpus, kind: str, key: str, folder: Path) -> dict[int, Meas
     """Builds one list and searches it at every number of candidates and probes."""
     entries = corpus.entries[key]
     began = time.process_time()
-    coarse = open_list(entries, kind, folder)
+    coarse, size = open_list(entries, kind, folder)
     build_s = time.process_time() - began
-    # a scan needs no file beside the planes
-    size = 0.0 if kind == SCAN else (folder / "list").stat().st_size / entries.rows
     measured = {}
     for probes in PROBES if has_lists(kind) else (0,):
         rows: dict[int, list[np.ndarray]] = {}
@@ -147,17 +148,29 @@ def measure(corpus: Corpus, kind: str, key: str, folder: Path) -> dict[int, Meas
     return measured
 
 
-def open_list(entries: Entries, kind: str, folder: Path) -> Coarse:
-    """A list as an index builds and opens it; a scan reads the planes that it has anyway."""
-    if kind != SCAN:
-        return CoarseList(folder, build_coarse(folder / "list", entries, kind=kind))
+def open_list(entries: Entries, kind: str, folder: Path) -> tuple[Coarse, float]:
+    """A list as an index builds and opens it, and its bytes a document beside the planes."""
+    if kind not in SCANS:
+        description = build_coarse(folder / "list", entries, kind=kind)
+        return CoarseList(folder, description), _bytes_each(folder / "list", entries)
     shape = (entries.rows, entries.width, entries.dim)
     with ExitStack() as closing:
         writer = PlaneWriter(folder, "listed", shape, originals=False, closing=closing)
         vectors = entries.of_documents(slice(None)).reshape(shape)
         writer.append(vectors.astype(np.float16))
         writer.finish()
-    return ScanList([Listed(Plane(folder, "listed", shape, False), entries.width)])
+    listed = Listed(Plane(folder, "listed", shape, False), entries.width)
+    # of several vectors a document an index keeps no file
+    if kind == SCAN or entries.width > 1:
+        return ScanList([listed]), 0.0
+    write, opened = (write_packed, PackedList) if kind == PACKED else (write_bits, BitsList)
+    description = write(folder, "key", entries)
+    size = _bytes_each(folder / description["file"], entries)
+    return opened(folder, description, listed), size
+
+
+def _bytes_each(file: Path, entries: Entries) -> float:
+    return file.stat().st_size / entries.rows
 
 
 def row(
