@@ -25,7 +25,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +41,7 @@ from arms.searching import (
     PlainFaiss,
     Point,
     SearchArm,
+    Timed,
     fresh,
     in_turns,
     measure,
@@ -88,17 +89,33 @@ def main(argv: list[str] | None = None) -> int:
     if options.nested and not options.quick:
         known = pages_and_scenes(folder, part="validation", most=options.queries)
         larger = _nested_task(options, _fitted(known, options))
-        _, more = _run(larger, options, {})
-        result["time_1e6_over_1e5"] = _time_at(more, 0.99) / _time_at(points, 0.99)
+        smaller = _best_cascade(built, points, task)
+
+        def compare(grown: Sequence[Built], more: Sequence[Point]) -> None:
+            both = {"1e5": smaller, "1e6": _best_cascade(grown, more, larger)}
+            result["time_1e6_over_1e5"] = _growth(both, CLOCKS[options.clock])
+
+        _run(larger, options, {}, own_measured=compare)
     result["machine"] = f"{os.cpu_count()} cores {platform.machine()}, one thread"
     print(json.dumps(result))
     return 0
 
 
 def _run(
-    task: SearchTask, options: argparse.Namespace, result: dict[str, Any]
+    task: SearchTask,
+    options: argparse.Namespace,
+    result: dict[str, Any],
+    *,
+    own_measured: Callable[[Sequence[Built], Sequence[Point]], None] | None = None,
 ) -> tuple[list[Built], list[Point]]:
-    """Builds, measures and prints all arms on one task."""
+    """Builds, measures and prints all arms on one task.
+
+    Args:
+        task: documents and queries.
+        options: of the command.
+        result: what is measured is added to it.
+        own_measured: called once our own arms are, before the others' documents lie in memory.
+    """
     print(f"\n{task.name}: {task.documents.num_rows} documents, {len(task.queries)} queries")
     exact = task.exact()
     recalls = key_recalls(task, CUTS)
@@ -113,6 +130,8 @@ def _run(
     points = measure([one.arm for one in built], task.queries, exact, clock)
     # ours are measured before the others' documents lie in this process's memory
     print("\n" + plain_table(_memory_lines(built, points, before)))
+    if own_measured is not None:
+        own_measured(built, points)
     others, refused = _build_others(task, options)
     points += measure([one.arm for one in others], task.queries, exact, clock)
     built += others
@@ -221,21 +240,18 @@ def _ratios(
     """What takes how many times as long as what, in turns; None where no arm has the recall."""
     arms = {one.arm.name: one.arm for one in built}
     steps = {
-        "exact": (EXACT, 0),
-        "first": (FIRST, 0),
-        "faiss first": (arms["FAISS flat on the first vector"], 0),
+        "exact": Timed(EXACT, 0, task.queries),
+        "first": Timed(FIRST, 0, task.queries),
+        "faiss first": Timed(arms["FAISS flat on the first vector"], 0, task.queries),
     }
-    reached = [point for point in points if point.recall >= RECALLS[-1]]
-    cascades = [point for point in reached if _is_cascade(point)]
-    others = [point for point in reached if not _is_own(point) and point.width]
-    for name, some in (("cascade", cascades), ("peer", others)):
-        if some:
-            best = min(some, key=lambda point: point.ms)
-            steps[name] = (arms[best.arm], best.width)
-    taken = in_turns(steps, task.queries, clock)
-    print(f"\nin turns, medians of {len(task.queries)} searches, ms")
-    for name, (arm, width) in steps.items():
-        print(f"{arm.name}, {width or '-'}: " + " ".join(f"{ms:.2f}" for ms in taken[name]))
+    cascade = _best_cascade(built, points, task)
+    others = [p for p in points if p.recall >= RECALLS[-1] and not _is_own(p) and p.width]
+    if cascade is not None:
+        steps["cascade"] = cascade
+    if others:
+        best = min(others, key=lambda point: point.ms)
+        steps["peer"] = Timed(arms[best.arm], best.width, task.queries)
+    taken = _taken(steps, clock)
 
     def ratio(above: str, below: str) -> float | None:
         if above not in taken or below not in taken:
@@ -249,10 +265,35 @@ def _ratios(
     }
 
 
-def _time_at(points: Sequence[Point], recall: float) -> float:
-    """Milliseconds of our fastest cascade of at least that recall; infinite where none has it."""
-    reached = [p.ms for p in points if _is_cascade(p) and p.recall >= recall]
-    return min(reached, default=float("inf"))
+def _growth(both: Mapping[str, Timed | None], clock: Callable[[], float]) -> float | None:
+    """How many times as long the larger index takes; None where a cascade misses the recall."""
+    steps = {name: timed for name, timed in both.items() if timed is not None}
+    if len(steps) < len(both):
+        return None
+    taken = _taken(steps, clock)
+    return statistics.median(b / a for a, b in zip(taken["1e5"], taken["1e6"], strict=True))
+
+
+def _taken(steps: Mapping[str, Timed], clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Times some arms in turns and prints them."""
+    taken = in_turns(steps, clock)
+    print("\nin turns, medians of all queries, ms")
+    for name, timed in steps.items():
+        times = " ".join(f"{ms:.2f}" for ms in taken[name])
+        print(f"{name}: {timed.arm.name}, {timed.width or '-'}: {times}", flush=True)
+    return taken
+
+
+def _best_cascade(
+    built: Sequence[Built], points: Sequence[Point], task: SearchTask
+) -> Timed | None:
+    """Our fastest cascade of recall 0.99; None where none has it."""
+    reached = [p for p in points if _is_cascade(p) and p.recall >= RECALLS[-1]]
+    if not reached:
+        return None
+    best = min(reached, key=lambda point: point.ms)
+    [arm] = [one.arm for one in built if one.arm.name == best.arm]
+    return Timed(arm, best.width, task.queries)
 
 
 def _is_cascade(point: Point) -> bool:

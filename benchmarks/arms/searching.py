@@ -230,9 +230,17 @@ def measure(
     return points
 
 
+@dataclass(frozen=True)
+class Timed:
+    """An arm that is built, its width, and B queries for it, one at a time."""
+
+    arm: SearchArm
+    width: int
+    queries: Query
+
+
 def in_turns(
-    steps: Mapping[str, tuple[SearchArm, int]],
-    queries: Query,
+    steps: Mapping[str, Timed],
     clock: Callable[[], float] = time.perf_counter,
     rounds: int = ROUNDS,
 ) -> dict[str, list[float]]:
@@ -241,8 +249,7 @@ def in_turns(
     A machine's speed may change by half within a minute, and a whole table takes several.
 
     Args:
-        steps: name -> arm, built, and its width.
-        queries: B queries, one at a time.
+        steps: what is timed, by name.
         clock: as of `measure`.
         rounds: of every arm.
 
@@ -251,12 +258,12 @@ def in_turns(
     """
     found: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
-        for name, (arm, width) in steps.items():
+        for name, timed in steps.items():
             times = []
-            for number in range(len(queries)):
-                query = queries[number : number + 1]
+            for number in range(len(timed.queries)):
+                query = timed.queries[number : number + 1]
                 started = clock()
-                arm.search(query, width)
+                timed.arm.search(query, timed.width)
                 times.append((clock() - started) * 1000)
             found[name].append(statistics.median(times))
     return found

@@ -13,6 +13,7 @@ nothing of files or segments. Middle floor.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,15 +59,17 @@ def rotate(vectors_ND: NDArray[np.floating]) -> Float64:
     """
     count, dim = vectors_ND.shape
     wide = code_dim(dim)
-    turned = np.zeros((count, wide))
-    turned[:, :dim] = vectors_ND * _signs(dim)
+    turned, scratch = np.zeros((count, wide)), np.empty((count, wide))
+    np.multiply(vectors_ND, _signs(dim), out=turned[:, :dim])
     half = 1
     while half < wide:
-        pairs = turned.reshape(count, wide // (2 * half), 2, half)
-        one, other = pairs[:, :, 0], pairs[:, :, 1]
-        turned = np.stack([one + other, one - other], axis=2)
+        shape = (count, wide // (2 * half), 2, half)
+        pairs, sums = turned.reshape(shape), scratch.reshape(shape)
+        np.add(pairs[:, :, 0], pairs[:, :, 1], out=sums[:, :, 0])
+        np.subtract(pairs[:, :, 0], pairs[:, :, 1], out=sums[:, :, 1])
+        turned, scratch = scratch, turned
         half *= 2
-    return turned.reshape(count, wide) / np.sqrt(wide)
+    return turned / np.sqrt(wide)
 
 
 def centre_step(samples_GND: NDArray[np.floating]) -> float:
@@ -188,6 +191,7 @@ def rough_scores(query: RoughQuery, groups: NDArray[np.uint8], count: int) -> Fl
     return scores.reshape(-1)[:count]
 
 
+@functools.cache
 def _signs(dim: int) -> Float64:
     """(D,) of 1 and -1: bits of splitmix64, which no version of numpy draws otherwise."""
     state = np.arange(1, dim + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
