@@ -13,7 +13,7 @@ SCANS = (SCAN, PACKED, BITS)
 # 100,000 (results/search.md); between them nothing was measured
 PACKED_FROM_DOCUMENTS = 50_000
 # One bit a number reads 20 bytes instead of 68 of a document of 128, and the 8-bit codes of what it
-# proposes come on top: as fast at 100,000 documents, half the time at a million
+# proposes come on top: a fifth slower at 100,000 documents, half the time of the scan at a million
 # (results/search.md); between them nothing was measured
 BITS_FROM_DOCUMENTS = 300_000
 # A scan misses nothing, and lists are faster only where few of many are probed: an eighth of those
