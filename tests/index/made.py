@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rematch_ray.index.quantisation import quantise
+from rematch_ray.index.search import SearchIndex
 
 LADDER = ["1x1", "2x4", "4x8"]
 GROUPS = ["animals", "food", "travel"]
@@ -117,3 +118,9 @@ def halves(rows: np.ndarray) -> pa.Array:
 
 def lists(rows: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+
+
+def kinds(index: SearchIndex) -> list[dict[str, str]]:
+    """Kind of each coarse list, segment by segment."""
+    segments = index._generation.segments
+    return [{key: entry["kind"] for key, entry in s.manifest.coarse.items()} for s in segments]

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.scan import ScanList
 from rematch_ray.index.coarse.sizes import BITS
-from rematch_ray.index.maxsim_best import best_of_planes
 from rematch_ray.index.one_bit import (
     GROUP,
     RoughQuery,
@@ -104,9 +103,7 @@ class BitsList(ScanList):
             return super().search_coded(query, limit, allowed=allowed)
         rough = RoughQuery.of(query.vectors[0, 0], self._step)
         rows, _ = roughly_best(rough, self._groups, self._rows, proposed, allowed=allowed)
-        codes, scales = np.ascontiguousarray(query.codes), np.ascontiguousarray(query.scales)
-        [(places, scores)] = best_of_planes(codes, scales, [plane], limit, rows=rows)
-        return rows[places], scores
+        return self._best_of(query, limit, rows)
 
 
 def _step_of(entries: Entries) -> float:

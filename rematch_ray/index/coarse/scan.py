@@ -80,9 +80,19 @@ class ScanList:
         self, query: Codes, limit: int, *, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Finds what `search` finds, of one query that is coded already."""
-        codes, scales = np.ascontiguousarray(query.codes), np.ascontiguousarray(query.scales)
         rows, mask = (None, None) if allowed is None else choose_rows(allowed)
-        [found] = best_of_planes(codes, scales, self._planes, limit, rows=rows, allowed=mask)
+        return self._best_of(query, limit, rows, mask)
+
+    def _best_of(
+        self,
+        query: Codes,
+        limit: int,
+        rows: NDArray[np.int64] | None,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Finds the best of some rows, or of all, as `best_of_planes` takes them."""
+        codes, scales = np.ascontiguousarray(query.codes), np.ascontiguousarray(query.scales)
+        [found] = best_of_planes(codes, scales, self._planes, limit, rows=rows, allowed=allowed)
         places, scores = found
         return places if rows is None else rows[places], scores
 

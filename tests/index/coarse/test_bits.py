@@ -12,17 +12,11 @@ from rematch_ray.index.changes import add_documents, delete_documents, merge_seg
 from rematch_ray.index.coarse import bits
 from rematch_ray.index.coarse.bits import BitsList, num_proposed, write_bits
 from rematch_ray.index.coarse.entries import Entries
-from rematch_ray.index.coarse.keys import COARSE_CHOICES
 from rematch_ray.index.coarse.scan import ScanList
 from rematch_ray.index.queries import Codes
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding.build import build_sharded
-from tests.index.made import Vectors, queries, unit, write_embeddings
-
-
-def kinds(index: SearchIndex) -> list[dict[str, str]]:
-    segments = index._generation.segments
-    return [{key: entry["kind"] for key, entry in s.manifest.coarse.items()} for s in segments]
+from tests.index.made import Vectors, kinds, queries, unit, write_embeddings
 
 
 def test_scores_are_those_of_eight_bits_and_few_are_missing(
@@ -66,21 +60,6 @@ def test_more_proposals_miss_less(
     assert missing == sorted(missing, reverse=True)
     assert missing[0] > 100
     assert missing[-1] == 0
-
-
-@pytest.mark.parametrize("coarse", COARSE_CHOICES)
-def test_every_choice_finds_documents_and_scores_them_exactly(
-    make_index: Callable[..., SearchIndex], coarse: str
-) -> None:
-    vectors, fused = unit((1500, 8, 16), 1), unit((1500, 24), 2)
-    index = make_index(vectors, fused, coarse="all", coarse_kind="scan1")
-    assert kinds(index) == [{"fused": "scan1", "first": "scan1", "prefix": "scan"}]
-    everything = index.search(queries(4), candidates="all", top_k=1500)
-    found = index.search(queries(4), candidates=60, top_k=20, coarse=coarse)
-    for result, whole in zip(found, everything):
-        known = {hit.id: hit.score for hit in whole.hits}
-        assert len(result.hits) == 20
-        assert all(known[hit.id] == hit.score for hit in result.hits)
 
 
 def test_a_filter_is_obeyed_few_or_many(make_index: Callable[..., SearchIndex]) -> None:
