@@ -142,7 +142,7 @@ class Training:
         """One optimisation step; collective, so every rank calls it equally often.
 
         Args:
-            batch: this rank's rows.
+            batch: this rank's rows, on any device.
 
         Returns:
             Metrics over all ranks: `loss`, `loss/<term>`, `loss/<budget>`, `accuracy/<name>`,
@@ -152,6 +152,7 @@ class Training:
         Raises:
             FloatingPointError: the loss or its gradient is not finite; nothing was updated.
         """
+        batch = batch.to(self.device)
         share = schedule_share(self.steps_done, self.total_steps, self.settings)
         every = self.settings.probe_every
         self.joint.probe_vectors = every > 0 and self.steps_done % every == 0
@@ -159,7 +160,7 @@ class Training:
         loss = accumulate(
             self.wrapped,
             self.joint,
-            batch.to(self.device),
+            batch,
             backward=self.strategy.backward,
             announce=self.strategy.announce,
             chunk_tokens=self.settings.chunk_tokens,

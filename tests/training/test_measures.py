@@ -8,7 +8,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.model.settings import LoraSettings
+from rematch_ray.training import step
 from rematch_ray.training.flops import Decoder, Trained
 from rematch_ray.training.measures import (
     Work,
@@ -24,6 +26,7 @@ from tests.ranks import run_ranks
 from tests.tiny import model_settings, new_embedder, objective, step_table, text_sample, train_batch
 
 ODD = "q3"  # the query whose own words no other row has
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def training(base: Path, **changes: Any) -> Training:
@@ -40,10 +43,45 @@ def spoil(made: Training, number: int) -> None:
 
     def spoiled(input_ids: torch.Tensor, *images: torch.Tensor | None) -> torch.Tensor:
         start = input_ids[:, : len(ids)]
-        rows = (start == torch.from_numpy(ids)[: start.shape[1]]).all(dim=1)
+        wanted = torch.from_numpy(ids).to(start.device)[: start.shape[1]]
+        rows = (start == wanted).all(dim=1)
         return torch.where(rows[:, None, None], torch.nan, embed(input_ids, *images))
 
     backbone.embed = spoiled  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_are_named_on_every_device(tiny_base: Path, device: str) -> None:
+    made = Training.build(
+        model_settings(tiny_base),
+        objective(),
+        OptimisationSettings(),
+        seed=0,
+        total_steps=4,
+        device=device,
+    )
+    spoil(made, 3)
+    rows = [text_sample(n, negatives=1) for n in range(5)]
+    batch = train_batch(made.joint.embedder, [rows])
+    assert batch.valid.device.type == "cpu"
+    with pytest.raises(FloatingPointError, match=f"query '{ODD}'"):
+        made.step(batch)
+
+
+def test_the_rows_to_blame_are_looked_for_where_the_model_is(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen without a second device: the batch that was moved is the one that is blamed."""
+    made = training(tiny_base)
+    spoil(made, 3)
+    batch = train_batch(made.joint.embedder, [[text_sample(n) for n in range(5)]])
+    there = batch.to("cpu")
+    monkeypatch.setattr(TrainBatch, "to", lambda self, device: there)
+    seen: list[TrainBatch] = []
+    monkeypatch.setattr(step, "blame", lambda rows, loss: str(seen.append(rows)))
+    with pytest.raises(FloatingPointError):
+        made.step(batch)
+    assert [rows is there for rows in seen] == [True]
 
 
 @pytest.mark.parametrize(
