@@ -188,8 +188,10 @@ class SampleEncoder:
 
     def _document(self, item: Item, instruction: str) -> _Document:
         row = self._encoder.encode(item, "document", instruction)
-        texts = [part.text or "" for part in item.parts if part.kind == "text"]
-        digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=8)
+        digest = hashlib.blake2b(digest_size=8)
+        for part in item.parts:  # in their order: a text before a picture is not one behind it
+            text = (part.text or "").encode()
+            digest.update(f"{part.kind} {len(text)}\0".encode() + text)
         digest.update(row.pixels.data)
         digest.update(row.grid.tobytes())
         return _Document(row, int.from_bytes(digest.digest(), "little") >> 1)

@@ -14,7 +14,7 @@ from rematch_ray.data.samples import MASKED_ID, STEP_SCHEMA, SampleEncoder
 from rematch_ray.data.schema import Item, Negative, Part, Positive, Sample, samples_to_table
 from rematch_ray.data.train_batch import TrainBatch, collate_train
 from rematch_ray.errors import UserError
-from tests.tiny import picture, step_table, text_sample
+from tests.tiny import picture, png, step_table, text_sample
 
 
 def batch_of(table: pa.Table, step: int = 0) -> TrainBatch:
@@ -252,3 +252,20 @@ def test_a_part_reads_the_documents_of_its_queries(tiny_encoder: RowEncoder) -> 
     assert wrong == [[], ["h3.0"]]
     assert sorted(part.documents.ids) == ["d2", "d3", "h3.0"]
     assert (part.listed_ids[:, 0] == part.document_ids[part.positive_slot]).all()
+
+
+def test_the_order_of_parts_is_part_of_their_content(tiny_encoder: RowEncoder) -> None:
+    image, other = (Part("image", image=png(colour)) for colour in ("red", "blue"))
+    a, b = Part("text", text="a"), Part("text", text="b")
+    forms = [
+        (image, a), (a, image), (image, a), (a, b), (b, a), (image, a, other), (image, other, a),
+        (other, image, a), (a, b, image), (a, image, b), (Part("text", text="a\0b"),),
+    ]  # fmt: skip
+    samples = [
+        Sample(Item.of(f"query {n}", id=f"q{n}"), (Positive(Item(f"d{n}", parts)),), source="notes")
+        for n, parts in enumerate(forms)
+    ]
+    batch = batch_of(step_table(tiny_encoder, [samples]))
+    contents = batch.document_content[batch.positive_slot].tolist()
+    assert contents[0] == contents[2]
+    assert len(set(contents)) == len(forms) - 1
