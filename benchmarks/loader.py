@@ -205,7 +205,9 @@ def _stand_in(run: RunConfig, steps: int) -> dict[str, float]:
     @ray.remote(num_cpus=0)
     def take(iterator: Any, plan: Any, rank: int) -> list[float]:
         waits = []
-        for given in stream.batches(iterator, plan, start=0, stop=steps, rank=rank, prefetch=2):
+        for given in stream.batches(
+            iterator, plan, start=0, stop=steps, rank=rank, world_size=RANKS, prefetch=2
+        ):
             waits.append(given.waited_s)
             time.sleep(STEP_S)
         return waits

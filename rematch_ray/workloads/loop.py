@@ -194,6 +194,7 @@ def _stream(run: RunConfig, data: TrainingData, start: int) -> Iterator[RankStep
         start=start,
         stop=run.train.steps,
         rank=rank(),
+        world_size=world_size(),
         prefetch=run.train.prefetch_steps,
     )
 

@@ -2,7 +2,8 @@
 
 Read tasks are stretches of the steps still to come; they hand on encoded image bytes. CPU tasks
 decode and run the processor. Every block is one row per rank-step that says which step and rank it
-is for, and `batches` refuses any but the next. What a row means is decided on the middle floor.
+is for and of which rows it was made, and `batches` refuses any but the next. What a row means is
+decided on the middle floor.
 
 One dataset is split over the ranks (`streaming_split`) instead of one dataset per rank, because
 the rows of a step lie scattered over the row groups of a shuffle window: ranks that read for
@@ -41,11 +42,14 @@ BLOCK_SCHEMA = pa.schema(
         ("index", pa.int64()),
         ("rank", pa.int64()),
         ("masked", pa.int64()),
+        ("rows", pa.list_(pa.int64())),  # `SubBatch.mark` of what was read, per sub-batch
         ("error", pa.string()),
         ("tables", pa.list_(pa.large_binary())),
     ]
 )
 READ_CPUS = 0.25
+# where a row was read, while it is on its way from its row group into a sub-batch
+_GROUP, _ROW = "\0group", "\0row"
 
 # Samples of one rank-step, a table per sub-batch; the step's index in the run; rows of a masked
 # sub-batch that follows, 0 for none -> the table that the training step reads
@@ -148,9 +152,25 @@ class RankStep:
 
 
 def batches(
-    iterator: ray.data.DataIterator, plan: Plan, *, start: int, stop: int, rank: int, prefetch: int
+    iterator: ray.data.DataIterator,
+    plan: Plan,
+    *,
+    start: int,
+    stop: int,
+    rank: int,
+    world_size: int,
+    prefetch: int,
 ) -> Iterator[RankStep]:
     """Yield a rank's batches from step `start` to `stop`, each exactly the next one of the plan.
+
+    Args:
+        iterator: the rank's part of the dataset.
+        plan: says which rows come next.
+        start: first step.
+        stop: step to end before.
+        rank: whose batches.
+        world_size: ranks that share each step.
+        prefetch: batches that are fetched ahead.
 
     Raises:
         StreamError: another batch arrived, or the stream ended early.
@@ -165,6 +185,9 @@ def batches(
             waited = time.perf_counter() - asked
             got = RankStep(epoch, step, index, tables[0] if tables else None, error, waited)
             _refuse_another(got, block["rank"][row].as_py(), plan, expected, rank)
+            if not error:
+                dealt = plan.step(expected).for_rank(rank, world_size)
+                _refuse_other_rows(block["rows"][row].as_py(), dealt, got, plan)
             yield got
             expected += 1
             asked = time.perf_counter()
@@ -179,6 +202,20 @@ def _refuse_another(got: RankStep, for_rank: int, plan: Plan, expected: int, ran
             f"rank {rank} expected epoch {epoch}, step {step} (step {expected} of the run) and was "
             f"handed epoch {got.epoch}, step {got.step} (step {got.index}) for rank {for_rank}"
         )
+
+
+def _refuse_other_rows(
+    marks: Sequence[int], dealt: Sequence[SubBatch], got: RankStep, plan: Plan
+) -> None:
+    where = (
+        f"step {got.index} (epoch {got.epoch}, step {got.step}) came with other rows than planned"
+    )
+    if len(marks) != len(dealt):
+        raise StreamError(f"{where}: {len(marks)} sub-batches instead of {len(dealt)}")
+    for place, (mark, batch) in enumerate(zip(marks, dealt, strict=True)):
+        if mark != batch.mark:
+            name = plan.sources[batch.source].name
+            raise StreamError(f"{where}, in its sub-batch {place}, which is of source {name}")
 
 
 class ReadStretch:
@@ -196,8 +233,10 @@ class ReadStretch:
             for rank in range(self._world_size):
                 masked = self._data.plan.masked_rows(rank, self._world_size)
                 try:
-                    batches = step.for_rank(rank, self._world_size)
-                    yield _pack(step, rank, [row_groups.rows(batch) for batch in batches], masked)
+                    dealt = step.for_rank(rank, self._world_size)
+                    taken = [row_groups.rows(batch) for batch in dealt]
+                    tables, marks = [table for table, _ in taken], [mark for _, mark in taken]
+                    yield _pack(step, rank, tables, masked=masked, marks=marks)
                 except UserError as error:
                     yield _pack(step, rank, [], error=reason_of(error))
 
@@ -214,7 +253,8 @@ class _EncodeBlock:
         if error:
             return block
         try:
-            return _pack(step, rank, [self._encode(tables, index, block["masked"][0].as_py())])
+            encoded = self._encode(tables, index, block["masked"][0].as_py())
+            return _pack(step, rank, [encoded], marks=block["rows"][0].as_py())
         except UserError as refused:
             return _pack(step, rank, [], error=reason_of(refused))
 
@@ -230,8 +270,8 @@ class RowGroups:
         self._keep = 2 * data.plan.settings.window
         self._held: list[OrderedDict[int, pa.Table]] = [OrderedDict() for _ in data.units]
 
-    def rows(self, batch: SubBatch) -> pa.Table:
-        """Return the rows of a sub-batch in its order."""
+    def rows(self, batch: SubBatch) -> tuple[pa.Table, int]:
+        """Return the rows of a sub-batch in its order, and the mark of what was taken."""
         order = np.argsort(batch.row_groups, kind="stable")
         groups, starts = np.unique(batch.row_groups[order], return_index=True)
         pieces = [
@@ -240,13 +280,17 @@ class RowGroups:
         ]
         together = pa.concat_tables(pieces, promote_options="permissive")
         taken = together.take(pa.array(np.argsort(order, kind="stable")))
+        found = SubBatch(batch.source, taken[_GROUP].to_numpy(), taken[_ROW].to_numpy())
+        taken = taken.drop_columns([_GROUP, _ROW])
         # of a source all units have the same format and settings
-        return open_links(taken, self._units[batch.source][0])
+        return open_links(taken, self._units[batch.source][0]), found.mark
 
     def _row_group(self, source: int, group: int) -> pa.Table:
         held = self._held[source]
         if group not in held:
-            held[group] = pa.Table.from_batches(read_links(self._units[source][group]))
+            read = pa.Table.from_batches(read_links(self._units[source][group]))
+            read = read.append_column(_GROUP, pa.array(np.full(len(read), group)))
+            held[group] = read.append_column(_ROW, pa.array(np.arange(len(read))))
             while len(held) > self._keep:
                 held.popitem(last=False)
         held.move_to_end(group)
@@ -254,7 +298,13 @@ class RowGroups:
 
 
 def _pack(
-    step: Step, rank: int, tables: Sequence[pa.Table], masked: int = 0, error: str = ""
+    step: Step,
+    rank: int,
+    tables: Sequence[pa.Table],
+    *,
+    masked: int = 0,
+    marks: Sequence[int] = (),
+    error: str = "",
 ) -> pa.Table:
     streams = [_to_stream(table) for table in tables]
     # made over the buffer itself: Python bytes would be copied once more
@@ -265,8 +315,9 @@ def _pack(
     )
     numbers = [pa.array([n], pa.int64()) for n in (step.epoch, step.step, step.index, rank, masked)]
     packed = pa.ListArray.from_arrays(pa.array([0, len(streams)], pa.int32()), binaries)
+    rows = pa.array([list(marks)], pa.list_(pa.int64()))
     return pa.Table.from_arrays(
-        [*numbers, pa.array([error], pa.string()), packed], schema=BLOCK_SCHEMA
+        [*numbers, rows, pa.array([error], pa.string()), packed], schema=BLOCK_SCHEMA
     )
 
 

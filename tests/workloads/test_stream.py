@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,11 +63,23 @@ def planned_ids(data: stream.TrainingData, step: Step) -> list[str]:
     return found
 
 
+def taken(
+    iterator: Any, plan: stream.Plan, start: int, stop: int, **options: int
+) -> Iterator[stream.RankStep]:
+    given = {"rank": 0, "world_size": 1, "prefetch": 0, **options}
+    return stream.batches(iterator, plan, start=start, stop=stop, **given)
+
+
 @ray.remote(num_cpus=0)
 def consume(
-    iterator: ray.data.DataIterator, plan: stream.Plan, start: int, stop: int, rank: int
+    iterator: ray.data.DataIterator,
+    plan: stream.Plan,
+    start: int,
+    stop: int,
+    rank: int,
+    world_size: int,
 ) -> list[stream.RankStep]:
-    return list(stream.batches(iterator, plan, start=start, stop=stop, rank=rank, prefetch=1))
+    return list(taken(iterator, plan, start, stop, rank=rank, world_size=world_size, prefetch=1))
 
 
 def run(
@@ -79,7 +92,10 @@ def run(
     dataset = stream.rank_steps(data, encode, start=start, stop=stop, world_size=world_size)
     iterators = stream.split(dataset, world_size)
     return ray.get(
-        [consume.remote(it, data.plan, start, stop, rank) for rank, it in enumerate(iterators)]
+        [
+            consume.remote(it, data.plan, start, stop, rank, world_size)
+            for rank, it in enumerate(iterators)
+        ]
     )
 
 
@@ -195,9 +211,62 @@ def test_any_batch_but_the_next_is_refused(settings: DataSettings) -> None:
     with pytest.raises(
         stream.StreamError, match=r"expected epoch 0, step 0 .* was handed epoch 0, step 1"
     ):
-        list(stream.batches(iterator, data.plan, start=0, stop=2, rank=0, prefetch=0))
+        list(taken(iterator, data.plan, 0, 2))
     with pytest.raises(stream.StreamError, match="ended before step 3 of 5"):
-        list(stream.batches(iterator, data.plan, start=1, stop=5, rank=0, prefetch=0))
+        list(taken(iterator, data.plan, 1, 5))
+
+
+class Blocks:
+    """Stands in for a rank's iterator: hands on what it was given."""
+
+    def __init__(self, *blocks: pa.Table) -> None:
+        self._blocks = blocks
+
+    def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
+        return iter(self._blocks)
+
+
+def labelled(block: pa.Table, **labels: int) -> pa.Table:
+    for name, value in labels.items():
+        place = block.schema.get_field_index(name)
+        block = block.set_column(place, block.schema.field(name), pa.array([[value]]).flatten())
+    return block
+
+
+def test_rows_of_another_place_are_refused_whatever_their_label_says(
+    settings: DataSettings,
+) -> None:
+    data = stream.open_data(settings, 0)
+    first, second = stream.ReadStretch(data, 0, 2, 1)()
+    assert [got.index for got in taken(Blocks(first, second), data.plan, 0, 2)] == [0, 1]
+    wrong = labelled(second, step=0, index=0)
+    with pytest.raises(stream.StreamError, match=r"step 0 .* other rows.* sub-batch 0.* source"):
+        list(taken(Blocks(wrong), data.plan, 0, 1))
+    # dealt for two ranks, and taken by one that is alone
+    [half, _] = stream.ReadStretch(data, 0, 1, 2)()
+    with pytest.raises(stream.StreamError, match="2 sub-batches instead of 4"):
+        list(taken(Blocks(half), data.plan, 0, 1))
+    # what an encoder makes of a block is still known to be of its rows
+    encoded = stream._EncodeBlock(ids_of)(second)
+    assert [got.index for got in taken(Blocks(encoded), data.plan, 1, 2)] == [1]
+    with pytest.raises(stream.StreamError, match="other rows"):
+        list(taken(Blocks(labelled(encoded, step=0, index=0)), data.plan, 0, 1))
+
+
+def test_a_row_that_is_taken_from_the_wrong_place_is_refused(
+    settings: DataSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = stream.open_data(settings, 0)
+    read = stream.RowGroups._row_group
+
+    def turned(self: stream.RowGroups, source: int, group: int) -> pa.Table:
+        table = read(self, source, group)
+        return table.take(pa.array(range(len(table) - 1, -1, -1)))
+
+    monkeypatch.setattr(stream.RowGroups, "_row_group", turned)
+    [block] = stream.ReadStretch(data, 0, 1, 1)()
+    with pytest.raises(stream.StreamError, match="other rows"):
+        list(taken(Blocks(block), data.plan, 0, 1))
 
 
 class Marks:
@@ -219,15 +288,14 @@ def test_nothing_is_encoded_far_ahead_of_whoever_takes_it(
     data = stream.open_data(settings, 0)
     dataset = stream.rank_steps(data, Marks(tmp_path), start=0, stop=500, world_size=1, ahead=4)
     [iterator] = stream.split(dataset, 1)
-    taken = ray.get(take_three_and_pause.remote(iterator, data.plan))
-    assert taken == [0, 1, 2]
+    assert ray.get(take_three_and_pause.remote(iterator, data.plan)) == [0, 1, 2]
     assert 4 < len(list(tmp_path.iterdir())) <= 3 + 4 + 4
 
 
 # a process of its own, which ends with what it left unread
 @ray.remote(num_cpus=0, max_calls=1)
 def take_three_and_pause(iterator: ray.data.DataIterator, plan: stream.Plan) -> list[int]:
-    batches = stream.batches(iterator, plan, start=0, stop=500, rank=0, prefetch=1)
-    taken = [next(batches).index for _ in range(3)]
+    batches = taken(iterator, plan, 0, 500, prefetch=1)
+    seen = [next(batches).index for _ in range(3)]
     time.sleep(3)
-    return taken
+    return seen
