@@ -22,6 +22,7 @@ from rematch_ray.config import RunConfig
 from rematch_ray.data.order import Plan
 from rematch_ray.training.step import Training
 from rematch_ray.workloads import validation
+from rematch_ray.workloads.bad_rows import BadRows
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stages import reason_of
 
@@ -34,6 +35,7 @@ class _Writing:
 
     done: int
     metrics: dict[str, float]
+    bad_rows: dict[str, int]
     written: Future[Any]
 
 
@@ -45,6 +47,7 @@ class Checkpoints:
         run: settings.
         plan: of the data; its digest says what the position in it means.
         directory: where checkpoints go.
+        accepted: bad rows of the steps that are done whenever a checkpoint begins.
         start: steps that are done; above 0 they are those of a checkpoint.
     """
 
@@ -54,6 +57,7 @@ class Checkpoints:
         run: RunConfig,
         plan: Plan,
         directory: RunDirectory,
+        accepted: BadRows,
         *,
         start: int,
     ) -> None:
@@ -61,6 +65,7 @@ class Checkpoints:
         self._run = run
         self._plan = plan
         self._directory = directory
+        self._accepted = accepted
         self._writing: _Writing | None = None
         self._failed = 0
         self.last_good = start
@@ -89,7 +94,7 @@ class Checkpoints:
             written = self._training.save_async(state)
         else:
             written = _at_once(lambda: self._training.save(state))
-        self._writing = _Writing(done, metrics, written)
+        self._writing = _Writing(done, metrics, self._accepted.counted, written)
 
     def close(self) -> None:
         """Await what is being written, if anything, and report it, or delete what there is of it.
@@ -101,7 +106,7 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         error = _why(writing.written.exception())
         if rank() == 0 and not error:
-            error = self._write_position(writing.done)
+            error = self._write_position(writing)
         errors = [error]
         if world_size() > 1:
             errors = [""] * world_size()
@@ -147,19 +152,20 @@ class Checkpoints:
             at=done,
         )
 
-    def _write_position(self, done: int) -> str:
-        epoch, step = divmod(done, self._plan.steps_per_epoch)
+    def _write_position(self, writing: _Writing) -> str:
+        epoch, step = divmod(writing.done, self._plan.steps_per_epoch)
         position = {
-            "index": done,
+            "index": writing.done,
             "epoch": epoch,
             "step": step,
             "plan": self._plan.digest,
             "seed": self._run.seed,
             "strategy": self._run.strategy.name,
             "world_size": world_size(),
+            "bad_rows": writing.bad_rows,
         }
         try:
-            (self._folder(done) / TRAINER).write_text(json.dumps(position, indent=1) + "\n")
+            (self._folder(writing.done) / TRAINER).write_text(json.dumps(position, indent=1) + "\n")
         except OSError as error:
             return reason_of(error)
         return ""

@@ -28,6 +28,7 @@ from rematch_ray.model.heap import keep_freed_memory
 from rematch_ray.training.measures import Meter, Work, WorkCounter
 from rematch_ray.training.step import Training
 from rematch_ray.training.strategies import precision_of
+from rematch_ray.workloads.bad_rows import BadRows
 from rematch_ray.workloads.checkpoints import STATE, TRAINER, Checkpoints
 from rematch_ray.workloads.preemption import Preemption
 from rematch_ray.workloads.run_directory import RunDirectory
@@ -54,16 +55,16 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
         keep_freed_memory()
     run, data = config["run"], config["data"]
     directory = RunDirectory(run.directory)
+    accepted, preemption = BadRows(run.data, data.plan), Preemption()
     try:
         training = _build(run)
-        start = done = _restore(training, data)
+        start = done = _restore(training, data, accepted)
     except UserError as error:  # the same on every rank: a strategy, a base, a checkpoint
         return {"refused": str(error), "steps": 0}
     _announce(directory, start)
     metrics: dict[str, float] = {}
-    accepted, preemption = BadRows(run, data), Preemption()
     meter = _meter(training, run)
-    checkpoints = Checkpoints(training, run, data.plan, directory, start=start)
+    checkpoints = Checkpoints(training, run, data.plan, directory, accepted, start=start)
     for given in _stream(run, data, start):
         started = time.perf_counter()
         batch = None if given.table is None else training.collate(given.table, step=given.index)
@@ -73,11 +74,12 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
             checkpoints.close()
         if wish.ask and (news := preemption.news()):
             _save_before(news, checkpoints, directory, done, metrics)
-        refusal = wish.error or accepted.refuses(given, wish)
-        if refusal:
-            return _leave(checkpoints, {"refused": refusal, "steps": done})
+        if wish.error:
+            return _leave(checkpoints, {"refused": wish.error, "steps": done})
         if wish.stop or checkpoints.given_up or batch is None:
-            break
+            break  # before the step's bad rows are counted: a run that goes on meets them again
+        if refusal := accepted.refuses(given.epoch, wish.bad_rows, wish.reasons):
+            return _leave(checkpoints, {"refused": refusal, "steps": done})
         try:
             metrics = training.step(batch)
         except FloatingPointError as error:  # the same on every rank: the loss is a mean over them
@@ -138,8 +140,10 @@ def _build(run: RunConfig) -> Training:
     )
 
 
-def _restore(training: Training, data: TrainingData) -> int:
+def _restore(training: Training, data: TrainingData, accepted: BadRows) -> int:
     """Load the last checkpoint, if any, and return the step to go on with.
+
+    Bad rows are counted on from there.
 
     Raises:
         UserError: it was made on other data, or the strategy cannot read it.
@@ -155,6 +159,7 @@ def _restore(training: Training, data: TrainingData) -> int:
             f"now {data.plan.digest[:12]}); put the data back, or train under another name"
         )
     training.load(folder / STATE)
+    accepted.go_on(saved.get("bad_rows", {}))  # an earlier release did not keep them
     return int(saved["index"])
 
 
@@ -301,31 +306,6 @@ def mark_of_rows(query_ids: Iterable[int]) -> int:
     True
     """
     return sum(query_id & MARK_BITS for query_id in query_ids)
-
-
-class BadRows:
-    """Counts rows that could not be encoded, and says when there are too many in an epoch."""
-
-    def __init__(self, run: RunConfig, data: TrainingData) -> None:
-        self._share = run.data.max_bad_share
-        self._rows = data.plan.steps_per_epoch * run.data.order.global_batch
-        self._epoch = -1
-        self._in_epoch = 0
-        self.total = 0
-
-    def refuses(self, given: RankStep, wish: Wish) -> str:
-        """Count a step's bad rows; return the reason to stop, "" to go on."""
-        if given.epoch != self._epoch:
-            self._epoch, self._in_epoch = given.epoch, 0
-        self._in_epoch += wish.bad_rows
-        self.total += wish.bad_rows
-        if self._in_epoch <= self._share * self._rows:
-            return ""
-        return (
-            f"{self._in_epoch} of the {self._rows} training rows of epoch {given.epoch} cannot be "
-            f"encoded, more than data.max_bad_share {self._share:g} allows; mend or remove them: "
-            + "; ".join(wish.reasons[:REASONS_KEPT])
-        )
 
 
 def _record(

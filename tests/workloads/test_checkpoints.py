@@ -12,6 +12,9 @@ import ray.train
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rematch_ray.config import RunConfig
+from rematch_ray.training.step import Training
+from rematch_ray.training.strategies import StrategySettings
+from rematch_ray.workloads.bad_rows import BadRows
 from rematch_ray.workloads.checkpoints import Checkpoints
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stream import open_data
@@ -51,11 +54,11 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def made(run: RunConfig, writer: Writer) -> Checkpoints:
+def made(run: RunConfig, writer: Any, accepted: BadRows | None = None) -> Checkpoints:
     directory = RunDirectory(run.directory)
     directory.open(run)
     plan = open_data(run.data, 0).plan
-    return Checkpoints(writer, run, plan, directory, start=0)  # type: ignore[arg-type]
+    return Checkpoints(writer, run, plan, directory, accepted or BadRows(run.data, plan), start=0)
 
 
 @pytest.fixture
@@ -116,6 +119,32 @@ def test_a_checkpoint_that_fails_is_deleted_and_named_and_the_last_good_one_stan
     # nothing more is begun
     checkpoints.begin(24, {})
     assert len(writer.pending) == 5
+
+
+def test_a_checkpoint_holds_the_bad_rows_of_the_steps_before_it(
+    run: RunConfig, reported: list[str]
+) -> None:
+    lenient = run.model_copy(update={"data": run.data.model_copy(update={"max_bad_share": 0.1})})
+    plan = open_data(run.data, 0).plan
+    accepted, writer = BadRows(lenient.data, plan), Writer()
+    checkpoints = made(lenient, writer, accepted)
+    assert not accepted.refuses(0, 3, ["item 'x': truncated"])
+    checkpoints.begin(4, {})
+    assert not accepted.refuses(0, 2, ["item 'y': truncated"])  # while it is being written
+    writer.pending[0].set_result(None)
+    checkpoints.close()
+    position = json.loads((run.directory / reported[0] / "trainer.json").read_text())
+    assert position["bad_rows"] == {"epoch": 0, "in_epoch": 3, "total": 3}
+    # 80 rows an epoch, of which 8 may be bad: those of before the restart count
+    again = BadRows(lenient.data, plan)
+    again.go_on(position["bad_rows"])
+    assert not again.refuses(0, 5, ["item 'y': truncated"])
+    assert "9 of the 80 training rows" in again.refuses(0, 1, ["item 'z': truncated"])
+    assert again.total == 9
+    fresh = BadRows(lenient.data, plan)
+    fresh.go_on(position["bad_rows"])
+    assert not fresh.refuses(1, 8, [])
+    assert fresh.total == 11
 
 
 def test_a_position_that_cannot_be_written_is_a_failed_checkpoint(

@@ -14,9 +14,9 @@ import yaml
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.training.strategies import StrategySettings
-from rematch_ray.workloads.loop import BadRows, Wish
+from rematch_ray.workloads.bad_rows import BadRows
 from rematch_ray.workloads.run_directory import RunDirectory
-from rematch_ray.workloads.stream import RankStep, open_data
+from rematch_ray.workloads.stream import open_data
 from rematch_ray.workloads.train import (
     Progress,
     failure_line,
@@ -177,17 +177,14 @@ def test_bad_rows_are_counted_by_epoch_and_refused_past_their_share(
     tiny_base: Path, samples: dict[str, Path], tmp_path: Path
 ) -> None:
     run = run_config(tiny_base, samples, tmp_path)
-    accepted = BadRows(run, open_data(run.data, 0))
-    bad = Wish(stop=False, error="", bad_rows=1, reasons=("item 'x': truncated",))
+    plan = open_data(run.data, 0).plan
+    bad = (1, ("item 'x': truncated",))
     # 80 rows an epoch, 1 % of them: none may be bad
-    assert "1 of the 80 training rows" in accepted.refuses(RankStep(0, 0, 0, None, "", 0), bad)
-    lenient = BadRows(
-        run.model_copy(update={"data": run.data.model_copy(update={"max_bad_share": 0.02})}),
-        open_data(run.data, 0),
-    )
-    assert not lenient.refuses(RankStep(0, 0, 0, None, "", 0), bad)
-    assert "item 'x': truncated" in lenient.refuses(RankStep(0, 1, 1, None, "", 0), bad)
-    assert not lenient.refuses(RankStep(1, 0, 10, None, "", 0), bad)
+    assert "1 of the 80 training rows" in BadRows(run.data, plan).refuses(0, *bad)
+    lenient = BadRows(run.data.model_copy(update={"max_bad_share": 0.02}), plan)
+    assert not lenient.refuses(0, *bad)
+    assert "item 'x': truncated" in lenient.refuses(0, *bad)
+    assert not lenient.refuses(1, *bad)
     assert lenient.total == 3
 
 
