@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -69,3 +70,10 @@ def full_weights(model: nn.Module) -> dict[str, Tensor]:
     options = StateDictOptions(full_state_dict=world_size() > 1, cpu_offload=True)
     weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
     return weights if rank() == 0 else {}
+
+
+def first_failure(error: BaseException) -> BaseException:
+    """What went wrong on the first rank where something did, out of torch's report on all."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return error.failures[min(error.failures)][0]
+    return error

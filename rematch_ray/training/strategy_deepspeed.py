@@ -19,16 +19,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from rematch_ray.collectives import rank, world_size
 from rematch_ray.errors import UserError
 from rematch_ray.training.objective import JointModel
 from rematch_ray.training.settings import OptimisationSettings
-from rematch_ray.training.state import DEEPSPEED
+from rematch_ray.training.state import DEEPSPEED, first_failure
 from rematch_ray.training.strategies import StrategySettings, deepspeed_config
 from rematch_ray.training.strategy_torch import compile_layers
 
-_TAG, _ABOUT = "state", "about.json"
+_TAG, _ABOUT, _LATEST = "state", "about.json", "latest"
 
 
 def _prepare(device: torch.device) -> None:
@@ -41,6 +42,53 @@ def _prepare(device: torch.device) -> None:
 
     # it would compile C++ for shared memory at the first start; gloo does as well
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class _Writes:
+    """What a rank writes: an error is kept, and raised when all ranks have written.
+
+    DeepSpeed writes between its collectives, so a rank that raised at once would leave the others
+    waiting in the next one. Stands in for an engine's own checkpoint engine.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._error: BaseException | None = None
+        self._own = engine.checkpoint_engine
+        self.makedirs = self.kept(self._own.makedirs)
+        self.save = self.kept(self._own.save)
+        self.commit = self.kept(self._own.commit)
+        engine.checkpoint_engine = self
+        # the one thing that DeepSpeed writes past its checkpoint engine, but for `latest`
+        engine._copy_recovery_script = self.kept(engine._copy_recovery_script)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def kept(self, write: Callable[..., Any]) -> Callable[..., None]:
+        """The same call, whose error waits for `settle`."""
+
+        def tried(*given: Any, **named: Any) -> None:
+            try:
+                write(*given, **named)
+            # whatever it is: `settle` raises it
+            except (Exception, CheckpointException) as error:  # noqa: BLE001
+                self._error = self._error or error
+
+        return tried
+
+    def settle(self) -> None:
+        """Raises on every rank what went wrong on any; collective.
+
+        Raises:
+            OSError: naming the ranks.
+        """
+        error, self._error = self._error, None
+        cause = None if error is None else first_failure(error)
+        words = [""] * world_size()
+        mine = "" if cause is None else str(cause) or type(cause).__name__
+        dist.all_gather_object(words, mine)
+        if found := [f"rank {number}: {why}" for number, why in enumerate(words) if why]:
+            raise OSError("; ".join(found)) from error
 
 
 class DeepSpeedStrategy:
@@ -82,6 +130,7 @@ class DeepSpeedStrategy:
             config=deepspeed_config(settings, optimisation),
             dist_init_required=False,
         )
+        self._writes = _Writes(self.wrapped)
         self._held = self._read_outside() if self._stage == 3 else []
         model.embedder.backbone.sharded = self._stage == 3
 
@@ -124,15 +173,25 @@ class DeepSpeedStrategy:
         return float(self.wrapped.get_global_grad_norm())
 
     def save(self, directory: Path, steps_done: int) -> None:
-        """Writes DeepSpeed's files, and the weights once more for whoever reads only them."""
+        """Writes DeepSpeed's files, and the weights once more for whoever reads only them.
+
+        Raises:
+            OSError: a rank could not write its part; raised on every rank.
+        """
         folder = directory / DEEPSPEED
-        about = {"steps_done": steps_done, "world_size": world_size(), "stage": self._stage}
-        self.wrapped.save_checkpoint(str(folder), tag=_TAG)
+        self.wrapped.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
         weights = self.full_state()
         if rank() == 0:
-            (folder / _ABOUT).write_text(json.dumps(about) + "\n")
-            dcp.save({"model": weights}, checkpoint_id=str(directory), no_dist=True)
-        dist.barrier()
+            self._writes.kept(self._write_rest)(directory, weights, steps_done)
+        self._writes.settle()
+
+    def _write_rest(self, directory: Path, weights: dict[str, Tensor], steps_done: int) -> None:
+        """What rank 0 writes beside DeepSpeed."""
+        about = {"steps_done": steps_done, "world_size": world_size(), "stage": self._stage}
+        folder = directory / DEEPSPEED
+        (folder / _LATEST).write_text(_TAG)  # read by DeepSpeed's own programs
+        (folder / _ABOUT).write_text(json.dumps(about) + "\n")
+        dcp.save({"model": weights}, checkpoint_id=str(directory), no_dist=True)
 
     def save_async(self, directory: Path, steps_done: int) -> Future[Any]:
         """As `save`: what it returns is done."""

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from rematch_ray.collectives import rank, world_size
 from rematch_ray.config import RunConfig
 from rematch_ray.data.order import Plan
+from rematch_ray.training.state import first_failure
 from rematch_ray.training.step import Training
 from rematch_ray.workloads import validation
 from rematch_ray.workloads.bad_rows import BadRows
@@ -31,7 +32,7 @@ STATE, TRAINER = "state", "trainer.json"
 
 @dataclass(frozen=True)
 class _Writing:
-    """A checkpoint that is being written: after how many steps, with which metrics."""
+    """A checkpoint that is being written: after how many steps, metrics and bad rows."""
 
     done: int
     metrics: dict[str, float]
@@ -188,6 +189,4 @@ def _at_once(call: Callable[[], None]) -> Future[Any]:
 
 def _why(error: BaseException | None) -> str:
     """One line of what went wrong on the first rank where something did."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = error.failures[min(error.failures)][0]
-    return "" if error is None else reason_of(error)
+    return "" if error is None else reason_of(first_failure(error))

@@ -374,3 +374,41 @@ def test_a_state_of_deepspeed_is_refused_elsewhere(tiny_base: Path, tmp_path: Pa
     (tmp_path / "deepspeed").mkdir()
     with pytest.raises(UserError, match="written under strategy deepspeed"):
         build(tiny_base, CELLS["packed"], StrategySettings()).load(tmp_path)
+
+
+def _meets_full_disks(folder: Path, base: Path, name: str) -> None:
+    """On two ranks: one file after the other has no room, on this rank or on that."""
+    training = build(base, CELLS["LoRA"], STRATEGIES[name])
+    training.step(mine(training, 0))
+    for number, (of_rank, file) in enumerate(
+        [
+            (1, "state/zero_pp_rank_1_mp_rank_00_optim_states.pt"),
+            (0, "state/zero_pp_rank_0_mp_rank_00_optim_states.pt"),
+            (0, "zero_to_fp32.py"),
+            (0, "latest"),
+            (0, "about.json"),
+            (0, "../.metadata.tmp"),
+        ]
+    ):
+        full = folder / f"full-{number}" / "deepspeed" / file
+        if rank() == 0:
+            full.parent.mkdir(parents=True, exist_ok=True)
+            full.symlink_to("/dev/full")
+        torch.distributed.barrier()
+        with pytest.raises(OSError, match=f"rank {of_rank}: ") as refused:
+            training.save(folder / f"full-{number}")
+        assert f"rank {1 - of_rank}" not in str(refused.value)
+    training.save(folder / "state")
+    after = training.step(mine(training, 1))
+    resumed = build(base, CELLS["LoRA"], STRATEGIES[name], seed=7)
+    resumed.load(folder / "state")
+    assert resumed.step(mine(resumed, 1)) == pytest.approx(after, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=NEEDS_DEEPSPEED) for n in ("zero1", "zero3")]
+)
+def test_a_state_that_one_rank_cannot_write_is_refused_by_all_and_they_go_on(
+    tiny_base: Path, tmp_path: Path, name: str
+) -> None:
+    run_ranks(_meets_full_disks, tmp_path, tiny_base, name)

@@ -4,13 +4,16 @@ import errno
 import json
 import threading
 from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray.train
+import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from rematch_ray.collectives import rank
 from rematch_ray.config import RunConfig
 from rematch_ray.training.step import Training
 from rematch_ray.training.strategies import StrategySettings
@@ -18,6 +21,8 @@ from rematch_ray.workloads.bad_rows import BadRows
 from rematch_ray.workloads.checkpoints import Checkpoints
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stream import open_data
+from tests.ranks import run_ranks
+from tests.tiny import step_table, text_sample
 from tests.workloads.runs import records, run_config
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -171,3 +176,48 @@ def test_without_the_background_a_state_is_written_at_once(
     assert writer.pending == []
     # the reason is the failing rank's own
     assert checkpoints.failure == "[Errno 28] No space left on device"
+
+
+def _meet_a_full_disk(folder: Path, run: RunConfig) -> None:
+    """On two ranks of DeepSpeed: the second checkpoint has no room, on the second rank alone."""
+    training = Training.build(
+        run.model,
+        run.objective,
+        run.optimisation,
+        seed=0,
+        total_steps=4,
+        strategy=run.strategy,
+    )
+    encoder = training.joint.embedder.row_encoder
+    names: list[str] = []
+    ray.train.report = lambda *_, **rest: names.append(rest["checkpoint_dir_name"])  # type: ignore
+    checkpoints = made(run, training) if rank() == 0 else None
+    dist.barrier()
+    checkpoints = checkpoints or made(run, training)
+    for done in (1, 2, 3):
+        rows = [text_sample(8 * done + 2 * rank() + n) for n in range(2)]
+        training.step(training.collate(step_table(encoder, [rows], step=done), step=done))
+        state = run.directory / f"checkpoint_{done:07d}" / "state"
+        if done == 2 and rank() == 0:
+            part = state / "deepspeed" / "state" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+            part.parent.mkdir(parents=True)
+            part.symlink_to("/dev/full")
+        dist.barrier()
+        assert checkpoints.save_now(done, {}) == (done != 2)
+        if done == 2:
+            assert checkpoints.failure.startswith("rank 1: ")
+            assert checkpoints.last_good == 1
+        assert training.steps_done == done
+    assert names == ["checkpoint_0000001", "checkpoint_0000003"]
+    assert not (run.directory / "checkpoint_0000002").exists()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_a_disk_that_is_full_for_one_rank_of_deepspeed_costs_a_checkpoint_and_no_more(
+    run: RunConfig, tmp_path: Path
+) -> None:
+    zero = StrategySettings(name="deepspeed", zero_stage=1)
+    run_ranks(_meet_a_full_disk, tmp_path, run.model_copy(update={"strategy": zero}))
+    [note] = records(run, "note")
+    assert "the last good one stands: checkpoint_0000001" in note["text"]
