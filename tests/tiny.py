@@ -128,6 +128,8 @@ def train_batch(
 def objective(**changes: Any) -> ObjectiveSettings:
     """The joint objective with temperatures at which gradients of random weights are not lost."""
     given: dict[str, Any] = {"temperature_fused": 0.2, "temperature_maxsim": 0.3, "w_match": 0.5}
+    if changes.get("learn_temperatures"):
+        given["temperature_maxsim"] = 0.2  # the largest that can be learned
     return ObjectiveSettings(**(given | changes))
 
 

@@ -37,8 +37,6 @@ from rematch_ray.training.measures import broken_rows
 from rematch_ray.training.pairs import Pairs, document_uses, draw_pairs
 from rematch_ray.training.settings import ObjectiveSettings
 
-TEMPERATURE_RANGE = (0.01, 0.2)
-
 
 @dataclass(frozen=True)
 class EncodeChunk:
@@ -138,9 +136,12 @@ class JointModel(nn.Module):
             embedder.vector_projection.requires_grad_(False)
 
     def temperatures(self) -> Tensor:
-        """(2,) fused and MaxSim temperature, clamped when they are learned."""
-        values = self.log_temperatures.exp()
-        return values.clamp(*TEMPERATURE_RANGE) if self.settings.learn_temperatures else values
+        """(2,) fused and MaxSim temperature.
+
+        Learned ones are put back into their range after each update (`parameters.kept_in_bounds`):
+        clamped here they would have no gradient past a bound, and never come back.
+        """
+        return self.log_temperatures.exp()
 
     def forward(
         self, work: TrainBatch | EncodeChunk | ReplayChunk

@@ -19,6 +19,10 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
+TEMPERATURE_RANGE: Final = (0.01, 0.2)
+"""Where learned temperatures stay."""
+
+
 class ObjectiveSettings(BaseModel):
     """The joint objective; a preset fills what is not given."""
 
@@ -39,7 +43,7 @@ class ObjectiveSettings(BaseModel):
     temperature_maxsim: float = Field(default=0.03, gt=0)
     """Divides MaxSim scores."""
     learn_temperatures: bool = False
-    """Train both temperatures, clamped to [0.01, 0.2]."""
+    """Train both temperatures, inside [0.01, 0.2]; they must begin there."""
     maxsim_reduce: Literal["mean", "sum"] = "mean"
     """MaxSim in training is the mean or the sum over the query vectors."""
     train_reduce: Literal["max"] = "max"
@@ -81,6 +85,18 @@ class ObjectiveSettings(BaseModel):
             raise ValueError("w_match needs the fused vector: set w_fused above 0 or w_match to 0")
         if self.margin is not None and not self.w_fused:
             raise ValueError("margin is judged on the fused cosine: set w_fused above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _learned_temperatures_begin_inside(self) -> ObjectiveSettings:
+        least, most = TEMPERATURE_RANGE
+        for key in ("temperature_fused", "temperature_maxsim"):
+            given = getattr(self, key)
+            if self.learn_temperatures and not least <= given <= most:
+                raise ValueError(
+                    f"{key} is {given:g}, and learned temperatures stay in [{least:g}, {most:g}]: "
+                    "begin inside, or set learn_temperatures to false"
+                )
         return self
 
     @property

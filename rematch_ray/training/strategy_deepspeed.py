@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from rematch_ray.collectives import rank, world_size
 from rematch_ray.errors import UserError
 from rematch_ray.training.objective import JointModel
+from rematch_ray.training.parameters import kept_in_bounds
 from rematch_ray.training.settings import OptimisationSettings
 from rematch_ray.training.state import DEEPSPEED, first_failure
 from rematch_ray.training.strategies import StrategySettings, deepspeed_config
@@ -123,7 +124,9 @@ class DeepSpeedStrategy:
             compile_layers(model)
         self._model = model
         self._stage = settings.stage
-        optimizer = torch.optim.AdamW(groups(model), betas=optimisation.betas, fused=True)
+        optimizer = kept_in_bounds(
+            torch.optim.AdamW(groups(model), betas=optimisation.betas, fused=True)
+        )
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,

@@ -25,6 +25,7 @@ from rematch_ray.collectives import world_size
 from rematch_ray.errors import UserError
 from rematch_ray.training.background import BackgroundWriter
 from rematch_ray.training.objective import JointModel
+from rematch_ray.training.parameters import kept_in_bounds
 from rematch_ray.training.settings import OptimisationSettings
 from rematch_ray.training.state import full_weights, load_state, save_state, training_state
 from rematch_ray.training.strategies import StrategySettings
@@ -63,8 +64,8 @@ class TorchStrategy:
                 model, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         # one pass over memory, also on CPU: a seventh of the time of the default there
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            groups(model), betas=optimisation.betas, fused=True
+        self.optimizer: torch.optim.Optimizer = kept_in_bounds(
+            torch.optim.AdamW(groups(model), betas=optimisation.betas, fused=True)
         )
         self._writer = BackgroundWriter()
 

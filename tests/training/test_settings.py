@@ -63,3 +63,13 @@ def test_optimisation_refuses_what_is_no_rate() -> None:
     for given in ({"learning_rate": 0}, {"clip": 0}, {"schedule": "step"}, {"warmup": 3}):
         with pytest.raises(ValidationError, match=next(iter(given))):
             OptimisationSettings.model_validate(given)
+
+
+@pytest.mark.parametrize("key", ["temperature_fused", "temperature_maxsim"])
+def test_a_learned_temperature_begins_in_its_range(key: str) -> None:
+    for value in (0.01, 0.2):
+        assert ObjectiveSettings.model_validate({key: value, "learn_temperatures": True})
+    for value in (0.0099, 0.5):
+        assert ObjectiveSettings.model_validate({key: value})
+        with pytest.raises(ValidationError, match=rf"{key} is {value}.*\[0.01, 0.2\]"):
+            ObjectiveSettings.model_validate({key: value, "learn_temperatures": True})

@@ -4,6 +4,7 @@ Two processes with rows of unequal length, the second without images, against on
 cells of a strategy share one pair of processes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -19,7 +20,8 @@ from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import LoraSettings
-from rematch_ray.training.settings import OptimisationSettings
+from rematch_ray.training import strategy_torch
+from rematch_ray.training.settings import TEMPERATURE_RANGE, OptimisationSettings
 from rematch_ray.training.step import Training
 from rematch_ray.training.strategies import StrategySettings, check_strategy, deepspeed_config
 from rematch_ray.training.trained import trained_embedder
@@ -412,3 +414,26 @@ def test_a_state_that_one_rank_cannot_write_is_refused_by_all_and_they_go_on(
     tiny_base: Path, tmp_path: Path, name: str
 ) -> None:
     run_ranks(_meets_full_disks, tmp_path, tiny_base, name)
+
+
+def _learn_fast(folder: Path, base: Path) -> None:
+    """On two ranks: temperatures at a rate that takes them past a bound at once."""
+    learned = {"learn_temperatures": True, "temperature_fused": 0.15, "temperature_maxsim": 0.15}
+    cell = Cell(learned, optimisation={"new_learning_rate": 1.0})
+    for name, strategy in STRATEGIES.items():
+        if name.startswith("zero") and find_spec("deepspeed") is None:
+            continue
+        training = build(base, cell, strategy)
+        for step in range(2):
+            training.step(mine(training, step))
+            logs = training.strategy.full_state().get("log_temperatures")
+            if logs is not None:
+                least, most = (math.log(value) for value in TEMPERATURE_RANGE)
+                assert all(least - 1e-6 <= value <= most + 1e-6 for value in logs.tolist()), name
+                assert all(value != math.log(0.15) for value in logs.tolist()), name
+
+
+def test_learned_temperatures_stay_in_their_range_under_every_strategy(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run_ranks(_learn_fast, tmp_path, tiny_base)
