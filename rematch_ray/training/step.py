@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rematch_ray.collectives import mean_over_ranks, rank, world_size
+from rematch_ray.data.rows import stable_id
 from rematch_ray.data.train_batch import TrainBatch, collate_train
 from rematch_ray.losses.joint import JointLoss
 from rematch_ray.model.embedder import Embedder
@@ -49,6 +50,8 @@ class Training:
         strategy: how ranks share the work.
         optimisation: optimiser and schedule.
         total_steps: length of the schedule.
+        seed: of dropout; each rank and each step draw from a seed of their own made of it, so that
+            ranks drop different weights and a resumed run drops what an unbroken one does.
 
     Raises:
         UserError: the strategy cannot run here.
@@ -61,8 +64,10 @@ class Training:
         optimisation: OptimisationSettings,
         *,
         total_steps: int,
+        seed: int,
     ) -> None:
         self.joint = model
+        self.seed = seed
         self.settings = optimisation
         self.total_steps = total_steps
         groups = partial(parameter_groups, settings=optimisation)
@@ -88,7 +93,7 @@ class Training:
             model: base and sizes.
             objective: loss terms.
             optimisation: optimiser and schedule.
-            seed: of banks and heads.
+            seed: of banks, heads and dropout.
             total_steps: length of the schedule.
             strategy: how ranks share the work, and the precision; None = the defaults.
             device: where the weights go.
@@ -109,8 +114,14 @@ class Training:
             embedder.backbone.checkpoint_layers()
         if precision_of(strategy, model) == "bfloat16":
             embedder.backbone.autocast_dtype = torch.bfloat16
-        joint = JointModel(embedder, objective).to(device).train()
-        return cls(joint, strategy, optimisation, total_steps=total_steps)
+        return cls(
+            JointModel(embedder, objective).train(),
+            strategy,
+            optimisation,
+            device=torch.device(device),
+            total_steps=total_steps,
+            seed=seed,
+        )
 
     @property
     def wrapped(self) -> nn.Module:
@@ -153,6 +164,7 @@ class Training:
             FloatingPointError: the loss or its gradient is not finite; nothing was updated.
         """
         batch = batch.to(self.device)
+        torch.manual_seed(stable_id(f"{self.seed}:{self.steps_done}:{rank()}"))
         share = schedule_share(self.steps_done, self.total_steps, self.settings)
         every = self.settings.probe_every
         self.joint.probe_vectors = every > 0 and self.steps_done % every == 0

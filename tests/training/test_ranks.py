@@ -193,3 +193,28 @@ def test_state_of_two_ranks_is_continued_by_one(tiny_base: Path, folder: Path) -
 def test_only_the_first_rank_exports(folder: Path) -> None:
     assert (folder / "export-0" / "rematch.json").is_file()
     assert not (folder / "export-1").exists()
+
+
+def _drop(folder: Path, base: Path) -> None:
+    """The masks of two ranks with the same rows, over two steps."""
+    case = Case(UNEVEN, {}, {"lora": LoraSettings(rank=2, dropout=0.5)})
+    training = build(base, case)
+    [first, *_] = [m for m in training.joint.modules() if isinstance(m, torch.nn.Dropout) and m.p]
+    seen: list[torch.Tensor] = []
+    first.register_forward_hook(lambda _, given, out: seen.append((out == 0) & (given[0] != 0)))
+    encoder = training.joint.embedder.row_encoder
+    marks = []
+    for step in range(2):
+        seen.clear()
+        rows = step_table(encoder, [case.sub_batches[1]], step=step)
+        training.step(training.collate(rows, step=step))
+        marks.append(seen[0])
+    torch.save(marks, folder / f"masks-{rank()}.pt")
+
+
+def test_ranks_and_steps_drop_different_weights(tiny_base: Path, tmp_path: Path) -> None:
+    run_ranks(_drop, tmp_path, tiny_base)
+    masks = [mask for index in range(2) for mask in torch.load(tmp_path / f"masks-{index}.pt")]
+    assert all(mask.any() for mask in masks)
+    for number, mask in enumerate(masks):
+        assert not any(torch.equal(mask, other) for other in masks[:number])

@@ -119,6 +119,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert moved(weights(whole), weights(second)) == set()
 
 
+@pytest.mark.parametrize("chunk_tokens", [None, 60], ids=["at once", "gradient cache"])
+def test_a_resumed_run_drops_what_an_uninterrupted_one_does(
+    tiny_base: Path, tmp_path: Path, chunk_tokens: int | None
+) -> None:
+    def made() -> Training:
+        optimisation = FAST.model_copy(update={"chunk_tokens": chunk_tokens})
+        lora = LoraSettings(rank=2, dropout=0.5)
+        return build(tiny_base, lora=lora, optimisation=optimisation)
+
+    whole = made()
+    metrics = []
+    for step in range(3):
+        metrics.append(whole.step(batch(whole, step)))
+        if step == 1:
+            whole.save(tmp_path / "state")
+    resumed = made()
+    resumed.load(tmp_path / "state")
+    torch.rand(7)  # whatever was drawn in between
+    assert resumed.step(batch(resumed, 2)) == metrics[2]
+
+
 def test_state_is_no_pickle_of_the_model(tiny_base: Path, tmp_path: Path) -> None:
     training = build(tiny_base)
     training.step(batch(training))
