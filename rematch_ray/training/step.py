@@ -46,9 +46,10 @@ class Training:
     """Everything one rank needs to take steps.
 
     Args:
-        model: embedder plus objective, on its device.
+        model: embedder plus objective, in main memory; the strategy moves it.
         strategy: how ranks share the work.
         optimisation: optimiser and schedule.
+        device: where the weights go.
         total_steps: length of the schedule.
         seed: of dropout; each rank and each step draw from a seed of their own made of it, so that
             ranks drop different weights and a resumed run drops what an unbroken one does.
@@ -63,6 +64,7 @@ class Training:
         strategy: StrategySettings,
         optimisation: OptimisationSettings,
         *,
+        device: torch.device,
         total_steps: int,
         seed: int,
     ) -> None:
@@ -71,7 +73,9 @@ class Training:
         self.settings = optimisation
         self.total_steps = total_steps
         groups = partial(parameter_groups, settings=optimisation)
-        self.strategy: Strategy = build_strategy(strategy, model, groups, optimisation)
+        self.strategy: Strategy = build_strategy(
+            strategy, model, groups, optimisation, device=device
+        )
         self.steps_done = 0
 
     @classmethod

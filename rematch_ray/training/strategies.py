@@ -20,6 +20,7 @@ from rematch_ray.model.settings import ModelSettings
 from rematch_ray.training.settings import OptimisationSettings
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
@@ -314,14 +315,17 @@ def build_strategy(
     model: JointModel,
     groups: Callable[[JointModel], list[dict[str, Any]]],
     optimisation: OptimisationSettings,
+    *,
+    device: torch.device,
 ) -> Strategy:
     """Wraps a model, which from then on is called through the strategy only.
 
     Args:
         settings: which strategy.
-        model: on its device; sharded in place where the strategy shards.
+        model: moved in place, and sharded where the strategy shards.
         groups: the optimiser's parameter groups of the model as it then is.
         optimisation: averages and clipping.
+        device: where the weights, or this rank's share of them, go.
 
     Raises:
         UserError: the strategy cannot run here.
@@ -330,7 +334,7 @@ def build_strategy(
     if settings.name == "deepspeed":
         from rematch_ray.training.strategy_deepspeed import DeepSpeedStrategy
 
-        return DeepSpeedStrategy(settings, model, groups, optimisation)
+        return DeepSpeedStrategy(settings, model, groups, optimisation, device=device)
     from rematch_ray.training.strategy_torch import TorchStrategy
 
-    return TorchStrategy(settings, model, groups, optimisation)
+    return TorchStrategy(settings, model, groups, optimisation, device=device)

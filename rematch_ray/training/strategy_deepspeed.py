@@ -97,9 +97,10 @@ class DeepSpeedStrategy:
 
     Args:
         settings: stage and DeepSpeed's own configuration.
-        model: on its device; stage 3 shards it in place.
+        model: moved in place, whole; stage 3 shards it there.
         groups: the optimiser's parameter groups.
         optimisation: averages and clipping.
+        device: where the weights go.
 
     Raises:
         UserError: there is no process group.
@@ -111,17 +112,20 @@ class DeepSpeedStrategy:
         model: JointModel,
         groups: Callable[[JointModel], list[dict[str, Any]]],
         optimisation: OptimisationSettings,
+        *,
+        device: torch.device,
     ) -> None:
         if not dist.is_initialized():
             raise UserError(
                 "strategy deepspeed works in a process group, and there is none: start it through "
                 "`rematch-ray train` or torchrun, or set strategy.name to ddp"
             )
-        _prepare(model.embedder.device)
+        _prepare(device)
         import deepspeed
 
+        model.to(device)
         if settings.compile:
-            compile_layers(model)
+            compile_layers(model, device)
         self._model = model
         self._stage = settings.stage
         optimizer = kept_in_bounds(

@@ -36,9 +36,10 @@ class TorchStrategy:
 
     Args:
         settings: which of the two, and how.
-        model: on its device; fsdp2 shards it in place.
+        model: moved in place; fsdp2 shards it on the way, layer by layer.
         groups: the optimiser's parameter groups.
         optimisation: averages and clipping.
+        device: where the weights, or this rank's share of them, go.
 
     Raises:
         UserError: fsdp2 without a process group, or no compiler where one is needed.
@@ -50,15 +51,19 @@ class TorchStrategy:
         model: JointModel,
         groups: Callable[[JointModel], list[dict[str, Any]]],
         optimisation: OptimisationSettings,
+        *,
+        device: torch.device,
     ) -> None:
         self._model = model
         self._clip = optimisation.clip
         if settings.compile:
-            compile_layers(model)
+            compile_layers(model, device)
         self.wrapped: nn.Module = model
         if settings.name == "fsdp2":
-            shard(model, settings)
-        elif world_size() > 1:
+            shard(model, settings, device)
+        else:
+            model.to(device)
+        if settings.name == "ddp" and world_size() > 1:
             # buffers are constants, the same everywhere: nothing to send before each forward
             self.wrapped = DistributedDataParallel(
                 model, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -122,14 +127,13 @@ def layers(model: JointModel) -> Iterator[nn.Module]:
     yield from inner.language_model.layers
 
 
-def compile_layers(model: JointModel) -> None:
-    """Compiles every layer in place; names of weights stay.
+def compile_layers(model: JointModel, device: torch.device) -> None:
+    """Compiles every layer in place, for a device; names of weights stay.
 
     Raises:
         UserError: on CPU without a C++ compiler.
     """
-    on_cpu = model.embedder.device.type == "cpu"
-    if on_cpu and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
         raise UserError(
             "strategy.compile needs a C++ compiler on CPU and there is none (g++, clang++): "
             "install one, or set strategy.compile to false"
@@ -138,8 +142,11 @@ def compile_layers(model: JointModel) -> None:
         layer.compile(dynamic=True)
 
 
-def shard(model: JointModel, settings: StrategySettings) -> None:
+def shard(model: JointModel, settings: StrategySettings, device: torch.device) -> None:
     """Shards layers, then all other weights, over the ranks, in place.
+
+    The model comes in main memory: each layer is moved and cut before the next one is, so that a
+    device never holds more than its shares and one layer, or the root's weights, whole.
 
     Under bfloat16 layers are gathered in it, and their gradients reduced in float32. The root's
     weights (embeddings, norms, banks, heads) stay float32 and gathered through a step.
@@ -152,7 +159,7 @@ def shard(model: JointModel, settings: StrategySettings) -> None:
             "strategy fsdp2 shards over a process group, and there is none: start it through "
             "`rematch-ray train` or torchrun, or set strategy.name to ddp"
         )
-    mesh = init_device_mesh(model.embedder.device.type, (world_size(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     gathered = model.embedder.backbone.autocast_dtype
     policy = MixedPrecisionPolicy(
         param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False

@@ -354,6 +354,37 @@ def test_sharding_without_a_process_group_is_refused(tiny_base: Path) -> None:
         build(tiny_base, CELLS["packed"], STRATEGIES["fsdp2"])
 
 
+def test_sharding_moves_no_whole_model_to_a_device(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sharded comes from main memory, layer by layer, for a mesh of the device's kind."""
+    meshes: list[str] = []
+    pieces: list[set[str]] = []
+
+    def cut(module: torch.nn.Module, **_: Any) -> None:
+        pieces.append({weight.device.type for weight in module.parameters()})
+
+    def mesh(kind: str, shape: tuple[int, ...]) -> None:
+        meshes.append(kind)
+
+    monkeypatch.setattr(strategy_torch.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(strategy_torch, "world_size", lambda: 2)
+    monkeypatch.setattr(strategy_torch, "init_device_mesh", mesh)
+    monkeypatch.setattr(strategy_torch, "fully_shard", cut)
+    Training.build(
+        model_settings(tiny_base),
+        objective(),
+        FAST,
+        seed=0,
+        total_steps=10,
+        strategy=STRATEGIES["fsdp2"],
+        device="meta",
+    )
+    assert meshes == ["meta"]
+    assert len(pieces) == 2 + 1 + 1  # layers, a vision block, the rest
+    assert pieces == [{"cpu"}] * len(pieces)
+
+
 def test_deepspeeds_own_json_is_taken_and_completed() -> None:
     said = {
         "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "overlap_comm": False},
