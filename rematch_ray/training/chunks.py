@@ -74,7 +74,8 @@ def plan_chunks(batch: TrainBatch, chunk_tokens: int) -> list[Chunk]:
     Args:
         batch: the rank's rows.
         chunk_tokens: most tokens of a chunk, queries and documents, padding included; a single row
-            that is larger has a chunk to itself.
+            that is larger has a chunk to itself. The matching stage's own tokens, and documents
+            that it reads from other chunks (at most two for each query), come on top.
 
     Returns:
         At least one chunk.

@@ -133,7 +133,8 @@ class OptimisationSettings(BaseModel):
     """Largest gradient norm."""
     chunk_tokens: int | None = Field(default=None, gt=0)
     """Tokens (padding included) encoded at a time: memory then stays that of one chunk however
-    large the batch, for one more forward pass (gradient cache); null = the whole batch at once."""
+    large the batch, for one more forward pass (gradient cache); null = the whole batch at once.
+    The matching stage's own tokens come on top (docs/step.md)."""
     accumulation: int = Field(default=1, gt=0)
     """Parts of a step that are trained one after another, each against its own negatives of all
     ranks; `chunk_tokens` saves as much memory and keeps the negatives of the whole batch."""
