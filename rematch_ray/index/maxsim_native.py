@@ -82,6 +82,7 @@ def best(
     assert functions is not None
     num_queries, r_q, dim = query_BRD.shape
     count = len(planes[0].values) if rows is None else len(rows)
+    limit = _whole(limit, count)
     # room for all: what is not written to takes no memory
     positions = np.empty((num_queries, count), np.int64)
     scores = np.empty((num_queries, count), np.float32)
@@ -116,6 +117,7 @@ def rough(
     """Runs `one_bit.roughly_best`."""
     functions = maxsim_library.functions()
     assert functions is not None
+    limit = _whole(limit, count)
     positions, scores = np.empty(count, np.int64), np.empty(count, np.float32)
     found = np.empty(1, np.int64)
     status = functions["rough"](
@@ -171,7 +173,9 @@ def climb(
     assert not len(rows) or rows.view(np.uint64).max() < num_documents, (rows.min(), rows.max())
     scores = np.empty(len(rows), np.float32)
     described = np.array([plane.described for plane in planes], np.int64)
-    steps = np.array(rungs, np.int64)
+    *narrowing, last = rungs
+    cuts = [(r_q, num_planes, _whole(keep, len(rows))) for r_q, num_planes, keep in narrowing]
+    steps = np.array([*cuts, last], np.int64)
     entered, ms = np.zeros(len(rungs) + 1, np.int64), np.zeros(len(rungs))
     status = functions["climb"](
         path.encode(),
@@ -186,6 +190,15 @@ def climb(
     check(status, path, query_RD.shape)
     *came, left = entered.tolist()
     return rows[:left], scores[:left], came, ms.tolist()
+
+
+def _whole(limit: int, count: int) -> int:
+    """How many of some documents to keep, as the kernel may be given it.
+
+    It cuts at a position among the scores without looking whether that is one, and in 64 bits.
+    """
+    assert limit >= 1, limit
+    return min(limit, max(1, count))
 
 
 def code(
@@ -274,7 +287,8 @@ def certify(
         Rows and exact scores of the best, best first, and how many documents were read.
     """
     functions = maxsim_library.functions()
-    assert functions is not None and len(rows) == len(scores) and limit <= first
+    assert functions is not None and len(rows) == len(scores)
+    assert min(1, len(rows)) <= limit <= first
     rows, scores = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(scores, np.float32)
     assert not len(rows) or rows.view(np.uint64).max() < len(keys_N), (rows.min(), rows.max())
     described = np.array([plane.described for plane in originals], np.int64)

@@ -20,13 +20,15 @@ class Plan:
 
     Args:
         budget: final budget, at which hits are ranked.
-        coarse_candidates: documents that the coarse stage keeps; None: no coarse stage, every
-            allowed document is scored at the first of the budgets.
-        narrowing: smaller budgets on the way, each with the number of documents that it keeps.
+        coarse_candidates: documents that the coarse stage keeps, at least 1; None: no coarse stage,
+            every allowed document is scored at the first of the budgets.
+        narrowing: smaller budgets on the way, each with the number of documents that it keeps, at
+            least 1.
         coarse: coarse choice; None takes the index's default.
 
     Raises:
-        UserError: a budget on the way does not contain the one before it, or the final one it.
+        UserError: a stage that keeps no document, or a budget on the way that does not contain the
+            one before it, or the final one it.
 
     >>> str(Plan(Budget(16, 64), 1000, ((Budget(2, 4), 250),), "first"))
     'first:1000 > 2x4:250 > 16x64'
@@ -38,6 +40,12 @@ class Plan:
     coarse: str | None = None
 
     def __post_init__(self) -> None:
+        for count in self._counts:
+            if count < 1:
+                raise UserError(
+                    f"a stage of a plan that keeps {count} documents is not possible: give a whole "
+                    "number of at least 1"
+                )
         rungs = [*(rung for rung, _ in self.narrowing), self.budget]
         for smaller, larger in pairwise(rungs):
             if smaller.is_fused or not larger.contains(smaller):
@@ -53,8 +61,14 @@ class Plan:
 
     @property
     def kept(self) -> int | None:
-        """Documents that reach the final budget; None = all."""
-        return self.narrowing[-1][1] if self.narrowing else self.coarse_candidates
+        """Documents that reach the final budget at most; None = all."""
+        return min(self._counts, default=None)
+
+    @property
+    def _counts(self) -> list[int]:
+        """Documents that each stage before the last keeps."""
+        coarse = [] if self.coarse_candidates is None else [self.coarse_candidates]
+        return [*coarse, *(keep for _, keep in self.narrowing)]
 
     def __str__(self) -> str:
         first = f"{self.coarse or 'coarse'}:{self.coarse_candidates}"

@@ -127,7 +127,8 @@ class SearchIndex(IndexReader):
             plan=chosen.plan,
             coarse=chosen.plan.coarse or self._manifest.default_coarse,
             allowed=allowed,
-            top_k=top_k,
+            # more than all are all: kernels count in 64 bits
+            top_k=min(top_k, max(1, len(self))),
             group_by=group_by,
             filter_stage=stage("filter", len(self), num_allowed, spent_ms),
             nprobe=nprobe,

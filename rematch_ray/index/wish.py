@@ -61,7 +61,8 @@ class Wish:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} {value} is not possible: give a number above 0")
-        if self.plan is not None and (self.plan.kept or self.top_k) < self.top_k:
+        kept = None if self.plan is None else self.plan.kept
+        if kept is not None and kept < self.top_k:
             raise UserError(f"plan {self.plan} keeps fewer documents than top_k {self.top_k}")
 
     @property

@@ -82,6 +82,19 @@ def test_what_goes_on_is_the_best_and_of_equal_ones_the_smallest_keys(ties: Sear
         assert list(found.entered) == [300, keep]
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_keeping_none_never_reaches_the_kernel_and_more_than_all_is_all(
+    ties: SearchIndex, path: str
+) -> None:
+    query, rows = ties._check_queries(queries(1)), np.arange(300)
+    first, last = budgets(["2x4", "4x8"])
+    for keep in (0, -1):
+        with pytest.raises(AssertionError):
+            climbing._in_one_call(path, ties._generation, query, rows, [(first, keep)], last)
+    found = climbing._in_one_call(path, ties._generation, query, rows, [(first, 2**63)], last)
+    assert found.rows.tolist() == rows.tolist()
+
+
 def test_no_candidate_is_no_hit(ties: SearchIndex) -> None:
     query = ties._check_queries(queries(1))
     narrowing = [(Budget.parse("1x1"), 5)]

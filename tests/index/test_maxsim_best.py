@@ -231,5 +231,16 @@ def test_rows_and_masks_that_do_not_fit_are_refused() -> None:
             best_of_planes(*query, held, 5, **options)
 
 
+@pytest.mark.parametrize("path", maxsim_library.compiled_paths())
+def test_a_limit_that_no_kernel_can_cut_at_never_reaches_it(path: str) -> None:
+    codes, scales = asked(1, 1, 4, 16)
+    planes = drawn(1, 20, [4], 16)
+    for limit in (0, -1, -(2**63)):
+        with pytest.raises(AssertionError):
+            best_of_planes(codes, scales, planes, limit, path=path)
+    [(places, _)] = best_of_planes(codes, scales, planes, 2**63, path=path)
+    assert len(places) == 20
+
+
 def test_the_tests_run_the_compiled_kernel_where_it_is_built() -> None:
     assert set(maxsim_library.compiled_paths()) <= set(PATHS)

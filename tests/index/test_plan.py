@@ -35,11 +35,29 @@ def test_what_is_written_is_read_again(budget: Budget, candidates: Any, num_allo
         {"budget": "big", "coarse": None, "candidates": 5, "narrowing": []},
         {"budget": "4x8", "coarse": None, "candidates": 5, "narrowing": [["2x4"]]},
         {"budget": 3, "coarse": None, "candidates": 5, "narrowing": []},
+        {"budget": "4x8", "coarse": None, "candidates": 0, "narrowing": []},
     ],
 )
 def test_what_is_no_plan_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="is no plan"):
         Plan.from_json(fields)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "keeps"), [(0, []), (-1, []), (100, [0]), (None, [5, -3]), (0, [10])]
+)
+def test_a_stage_that_keeps_nothing_is_refused(candidates: int | None, keeps: list[int]) -> None:
+    narrowing = tuple(zip(DEFAULT_LADDER.rungs, keeps))
+    with pytest.raises(UserError, match="a stage of a plan that keeps"):
+        Plan(DEFAULT_LADDER.top, candidates, narrowing)
+
+
+def test_no_more_documents_reach_the_end_than_the_smallest_stage_keeps() -> None:
+    narrowing = ((Budget(1, 1), 40), (Budget(2, 4), 60))
+    assert Plan(DEFAULT_LADDER.top, 100, narrowing).kept == 40
+    assert Plan(DEFAULT_LADDER.top, 30, narrowing).kept == 30
+    assert Plan(DEFAULT_LADDER.top, 30).kept == 30
+    assert Plan(DEFAULT_LADDER.top, None).kept is None
 
 
 def test_dot_products_are_those_of_maxima_carried_from_stage_to_stage() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
 from rematch_ray.index.payload import document_key
+from rematch_ray.index.plan import Plan
 from rematch_ray.index.quantisation import quantise
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.scoring.budget import Budget
@@ -388,7 +389,11 @@ def test_query_vectors_that_do_not_fit_are_refused(index: SearchIndex) -> None:
 
 
 def test_more_hits_than_documents_gives_all_documents(index: SearchIndex) -> None:
-    assert len(index.search(queries(1), top_k=10_000)[0].hits) == 300
+    plan = Plan(Budget(4, 8), 100, ((Budget(2, 4), 2**63),))
+    for top_k in (10_000, 2**62, 2**63, 10**30):
+        for how in ({}, {"group_by": "name"}, {"budget": "1x1"}):
+            assert len(index.search(queries(1), top_k=top_k, **how)[0].hits) == 300
+    assert len(index.search(queries(1), plan=plan, top_k=100)[0].hits) == 100
 
 
 def test_only_the_model_that_made_the_index_is_accepted(index: SearchIndex) -> None:
