@@ -38,7 +38,8 @@ class Table:
         path: of the index, for messages.
         calibration: what was measured, or None.
         void: why it holds no longer, or None.
-        full: whether documents are searched as they were measured: no filter, no grouping.
+        full: whether documents are searched as they were measured: no filter, no grouping, the
+            stored nprobe.
     """
 
     path: str
@@ -52,7 +53,7 @@ class Table:
         return cls(str(generation.path), *judge_calibration(generation))
 
     def partly(self) -> Table:
-        """This table for searches that a filter or a grouping changes."""
+        """This table for searches that a filter, a grouping or an nprobe changes."""
         return replace(self, full=False)
 
     @property
@@ -119,6 +120,8 @@ def choose_plan(
         UserError: something is to be reached and no valid table tells how, or nothing measured
             reaches it.
     """
+    if wish.nprobe is not None:
+        table = table.partly()
     if wish.goal is not None:
         chosen = _reach(wish, ladder, table)
     elif wish.plan is not None:
@@ -227,7 +230,7 @@ def _from_row(row: Row, wish: Wish, ladder: Ladder, table: Table, num_allowed: i
     why = f"calibration: recall@{wish.top_k}, lower end {_low(row, wish.top_k):.3f}"
     if table.holds:
         return Choice(row.plan, row.low_at(wish.top_k), why)
-    reason = table.void or "a filter or group_by is not calibrated"
+    reason = table.void or "a filter, group_by or nprobe is not calibrated"
     budget = ladder.top if wish.budget is None else wish.budget
     if num_allowed * document_cost(budget) <= EXHAUSTIVE_COST:
         return Choice(Plan(budget, None), None, f"counts; {reason}")

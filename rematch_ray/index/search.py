@@ -86,7 +86,8 @@ class SearchIndex(IndexReader):
             group_by: payload field of which each value gives at most one hit, its best; a
                 `Grouping` sets one document apart.
             coarse: one of `coarse_choices`; None takes the calibration's or the index's default.
-            nprobe: inverted lists that the coarse stage looks through; None: the stored number.
+            nprobe: inverted lists that the coarse stage looks through; None: the stored number, the
+                only calibrated one: with another no recall is promised, and no goal can be given.
             text: of each query, for hybrid search: BM25 over the payload, fused with the vectors.
             fusion: `rrf` (by ranks; None) or `weighted` (by scores).
             lexical_weight: of the lexical list when fused, 0..1.
@@ -119,6 +120,7 @@ class SearchIndex(IndexReader):
             cost_limit=cost_limit,
             max_ms=max_ms,
             plan=plan,
+            nprobe=nprobe,
         )
         if chosen.plan.budget.is_fused:
             require_fused(queries, "budget 'fused'")

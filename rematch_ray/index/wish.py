@@ -30,9 +30,12 @@ class Wish:
         cost_limit: most dot products.
         max_ms: most milliseconds, at the 95th percentile measured.
         plan: the plan itself.
+        nprobe: inverted lists that the coarse stage looks through; None: the stored number, which
+            alone was calibrated.
 
     Raises:
-        UserError: a number that is not possible, or two things that decide the same.
+        UserError: a number that is not possible, two things that decide the same, or a goal with an
+            nprobe of which nothing was measured.
     """
 
     budget: Budget | None
@@ -43,6 +46,7 @@ class Wish:
     cost_limit: int | None = None
     max_ms: float | None = None
     plan: Plan | None = None
+    nprobe: int | None = None
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates, self.top_k)
@@ -53,6 +57,7 @@ class Wish:
             raise UserError(
                 f"{' and '.join(names)} cannot be given together: each chooses the plan; give one"
             )
+        self._check_nprobe()
         if self.target_recall is not None and not 0.0 < self.target_recall <= 1.0:
             raise UserError(
                 f"target_recall {self.target_recall} is not possible: give a share above 0, up to 1"
@@ -64,6 +69,19 @@ class Wish:
         kept = None if self.plan is None else self.plan.kept
         if kept is not None and kept < self.top_k:
             raise UserError(f"plan {self.plan} keeps fewer documents than top_k {self.top_k}")
+
+    def _check_nprobe(self) -> None:
+        if self.nprobe is None:
+            return
+        if isinstance(self.nprobe, bool) or not isinstance(self.nprobe, int) or self.nprobe < 1:
+            raise UserError(
+                f"nprobe {self.nprobe!r} is not possible: give a whole number of at least 1"
+            )
+        if self.goal is not None:
+            raise UserError(
+                f"{self.goal} and nprobe cannot be given together: the calibration measured the "
+                "stored nprobe alone; leave one of them out"
+            )
 
     @property
     def goal(self) -> str | None:

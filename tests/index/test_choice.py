@@ -158,6 +158,9 @@ def test_two_things_that_choose_the_plan_are_refused_together() -> None:
         {"cost_limit": 0},
         {"max_ms": -1.0},
         {"plan": NARROW.plan, "top_k": 101},
+        {"nprobe": 0},
+        {"nprobe": True},
+        {"nprobe": 2.5},
     ],
 )
 def test_impossible_goals_are_refused(asked: dict[str, Any]) -> None:
@@ -185,6 +188,21 @@ def test_a_plan_that_keeps_too_few_for_the_hits_is_not_taken() -> None:
     calibration = table(row("16x64", 50, 0.999, 1.0), row("16x64", 500, 0.999, 5.0))
     assert choose(calibration, top_k=10).plan.coarse_candidates == 50
     assert choose(calibration, top_k=60).plan.coarse_candidates == 500
+
+
+@pytest.mark.parametrize("goal", [{"target_recall": 0.9}, {"cost_limit": 10**6}, {"max_ms": 9.0}])
+def test_nothing_is_promised_of_an_nprobe_that_was_not_measured(goal: dict[str, Any]) -> None:
+    calibration = table(*ROWS)
+    for asked in (
+        {},
+        {"budget": TOP},
+        {"candidates": 1000, "coarse": "first"},
+        {"plan": NARROW.plan},
+    ):
+        assert choose(calibration, **asked).expected_recall is not None
+        assert choose(calibration, nprobe=1, **asked).expected_recall is None
+    with pytest.raises(UserError, match="and nprobe cannot be given together"):
+        choose(calibration, nprobe=1, **goal)
 
 
 def test_without_a_table_counts_decide_as_before() -> None:
