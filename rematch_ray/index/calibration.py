@@ -105,12 +105,15 @@ class Standing:
         live: live documents.
         changes: documents added, replaced or deleted since the build.
         coarse: key and kind of every coarse list that is no scan, `first:ivf`, sorted.
+        device: of torch, `cuda` for example, where vectors are scored; None: the CPU's own kernels.
+            Times are others there, and a list of one-bit codes scans all 8-bit ones instead.
     """
 
     built: int
     live: int
     changes: int
     coarse: tuple[str, ...]
+    device: str | None = None
 
     @classmethod
     def of(cls, generation: Generation) -> Standing:
@@ -123,7 +126,8 @@ class Standing:
             for key, entry in segment.manifest.coarse.items()
             if entry["kind"] != SCAN
         }
-        return cls(manifest.built, manifest.live, manifest.changes, tuple(sorted(kinds)))
+        device = None if generation.device is None else generation.device.split(":")[0]
+        return cls(manifest.built, manifest.live, manifest.changes, tuple(sorted(kinds)), device)
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,9 @@ class Calibration:
             return f"{changed} documents changed since, of {then.live}"
         if unknown := sorted(set(now.coarse) - set(then.coarse)):
             return f"coarse list {unknown[0]} came since"
+        if now.device != then.device:
+            there, here = _where(then.device), _where(now.device)
+            return f"it was measured on {there}, and searches run on {here}"
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -195,6 +202,10 @@ class Calibration:
     def summary(self) -> dict[str, Any]:
         """What `info` says of it, as plain JSON types: everything but the table."""
         return {**self.to_json(), "rows": len(self.rows)}
+
+
+def _where(device: str | None) -> str:
+    return "the CPU's kernels" if device is None else f"device '{device}'"
 
 
 def judge_calibration(generation: Generation) -> tuple[Calibration | None, str | None]:

@@ -190,6 +190,7 @@ def summed(parts: Sequence[IndexFacts], name: str) -> IndexFacts:
         live=sum(part.standing.live for part in parts),
         changes=sum(part.standing.changes for part in parts),
         coarse=tuple(sorted({kind for part in parts for kind in part.standing.coarse})),
+        device=first.standing.device,
     )
     choices = [name for name in first.coarse_choices
                if all(name in part.coarse_choices for part in parts)]  # fmt: skip

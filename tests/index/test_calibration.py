@@ -90,6 +90,21 @@ def test_a_filter_widens_and_promises_nothing(index: SearchIndex, tmp_path: Path
         assert result.expected_recall is None
 
 
+def test_an_nprobe_that_was_not_measured_promises_nothing(
+    make_index: Callable[..., SearchIndex], tmp_path: Path
+) -> None:
+    make_index(unit((900, 8, 16), 1), unit((900, 24), 2), coarse_kind="ivf")
+    calibrated = calibrate(tmp_path / "made-index")
+    for plan in (None, CASCADE.plan):
+        [stored] = calibrated.search(queries(1), plan=plan)
+        [fewer] = calibrated.search(queries(1), plan=plan, nprobe=1)
+        assert stored.expected_recall is not None
+        # where few documents are there all are scored, and no list is looked through
+        assert fewer.expected_recall == (1.0 if fewer.exact else None)
+    with pytest.raises(UserError, match="target_recall and nprobe cannot be given together"):
+        calibrated.search(queries(1), target_recall=0.9, nprobe=1)
+
+
 @pytest.mark.parametrize(("changed", "void"), [(59, False), (60, True)])
 def test_deleting_a_fifth_makes_it_void(
     index: SearchIndex, tmp_path: Path, changed: int, void: bool
@@ -147,6 +162,34 @@ def test_a_coarse_list_of_another_kind_makes_it_void(index: SearchIndex) -> None
     lists = (*index.standing.coarse, "first:ivf")
     assert before.void(index.standing) is None
     assert "first:ivf" in str(before.void(replace(index.standing, coarse=lists)))
+
+
+def test_what_was_measured_on_a_device_holds_there_alone(
+    make_index: Callable[..., SearchIndex], tmp_path: Path
+) -> None:
+    # on a device a list of one-bit codes scans all 8-bit ones: its recall is not the CPU's
+    make_index(unit((300, 8, 16), 1), unit((300, 24), 2), coarse_kind="scan1")
+    path = tmp_path / "made-index"
+    there = SearchIndex.open(path, device="cpu")
+    publish_calibration(path, table(*ROWS, standing=there.standing))
+    asked = {"plan": CASCADE.plan}
+    [found] = SearchIndex.open(path, device="cpu").search(queries(1), **asked)
+    assert found.expected_recall == 0.97
+    here = SearchIndex.open(path)
+    assert here.search(queries(1), **asked)[0].expected_recall is None
+    with pytest.raises(UserError, match=r"measured on device 'cpu'.*run on the CPU's kernels"):
+        here.search(queries(1), max_ms=9.0)
+    calibrate(path)
+    assert SearchIndex.open(path).search(queries(1), **asked)[0].expected_recall == 0.97
+    assert "on device 'cpu'" in SearchIndex.open(path, device="cpu").info()["calibration"]["void"]
+
+
+def test_a_table_that_names_no_device_was_measured_on_the_cpu(index: SearchIndex) -> None:
+    written = table(*ROWS, standing=index.standing).to_json()
+    del written["standing"]["device"]
+    read = Calibration.from_json(written)
+    assert read.standing == index.standing and read.void(index.standing) is None
+    assert read.void(replace(index.standing, device="cuda")) is not None
 
 
 def test_one_that_cannot_be_read_is_void_and_no_reason_not_to_search(
