@@ -136,7 +136,7 @@ def choose_plan(
             candidates=wish.candidates,
             num_allowed=num_allowed,
             num_live=num_live,
-            top_k=wish.top_k,
+            top_k=wish.hits,
         )
         chosen = Choice(replace(plan, coarse=wish.coarse), None, "counts")
     plan = chosen.plan.within(num_allowed)
@@ -144,7 +144,7 @@ def choose_plan(
         plan = replace(plan, coarse=plan.coarse or default_coarse)
     expected = chosen.expected_recall
     if expected is None:
-        expected = _measured(plan, ladder, wish.top_k, table)
+        expected = _measured(plan, ladder, wish.hits, table)
     return replace(chosen, plan=plan, expected_recall=expected)
 
 
@@ -154,19 +154,19 @@ def _reach(wish: Wish, ladder: Ladder, table: Table) -> Choice:
     limit = getattr(wish, wish.goal)
     rows = _rows_for(wish, _valid(wish.goal, table))
     if wish.goal == "target_recall":
-        row = _cheapest(row for row in rows if _low(row, wish.top_k) >= limit)
+        row = _cheapest(row for row in rows if _low(row, wish.hits) >= limit)
         if row is None or row.plan == Plan(ladder.top, None):
             why = f"all documents scored: no cheaper plan is known to reach target_recall {limit}"
             return Choice(Plan(ladder.top, None), None, why)
-        return Choice(row.plan, row.low_at(wish.top_k), f"calibration: target_recall {limit}")
-    row = _best((row for row in rows if _cost(row, wish.goal) <= limit), wish.top_k)
+        return Choice(row.plan, row.low_at(wish.hits), f"calibration: target_recall {limit}")
+    row = _best((row for row in rows if _cost(row, wish.goal) <= limit), wish.hits)
     if row is None:
         least = min((_cost(row, wish.goal) for row in rows), default=None)
         raise UserError(
-            f"{wish.goal} {limit} is below every measured plan for top_k {wish.top_k}"
+            f"{wish.goal} {limit} is below every measured plan that finds {wish.hits} documents"
             + (f"; the least is {least:g}" if least is not None else "")
         )
-    expected = row.low_at(wish.top_k) if table.full else None
+    expected = row.low_at(wish.hits) if table.full else None
     return Choice(row.plan, expected, f"calibration: {wish.goal} {limit}")
 
 
@@ -199,7 +199,7 @@ def _rows_for(wish: Wish, calibration: Calibration) -> list[Row]:
         if (row.front if is_open else row.own_front)
         and wish.budget in (None, row.plan.budget)
         and (row.plan.coarse is None or wish.coarse in (None, row.plan.coarse))
-        and row.low_at(wish.top_k) is not None
+        and row.low_at(wish.hits) is not None
     ]
 
 
@@ -220,16 +220,16 @@ def _auto_row(wish: Wish, ladder: Ladder, table: Table) -> Row | None:
     ]
     own = wish.budget not in (None, ladder.top)
     enough = _cheapest(
-        row for row in rows if (row.own.low if own else _low(row, wish.top_k)) >= AUTO_RECALL
+        row for row in rows if (row.own.low if own else _low(row, wish.hits)) >= AUTO_RECALL
     )
-    return enough or _best(rows, wish.top_k)
+    return enough or _best(rows, wish.hits)
 
 
 def _from_row(row: Row, wish: Wish, ladder: Ladder, table: Table, num_allowed: int) -> Choice:
     """A row's plan with its promise, or widened without one where the table does not hold."""
-    why = f"calibration: recall@{wish.top_k}, lower end {_low(row, wish.top_k):.3f}"
+    why = f"calibration: recall@{wish.hits}, lower end {_low(row, wish.hits):.3f}"
     if table.holds:
-        return Choice(row.plan, row.low_at(wish.top_k), why)
+        return Choice(row.plan, row.low_at(wish.hits), why)
     reason = table.void or "a filter, group_by or nprobe is not calibrated"
     budget = ladder.top if wish.budget is None else wish.budget
     if num_allowed * document_cost(budget) <= EXHAUSTIVE_COST:

@@ -121,6 +121,7 @@ class SearchIndex(IndexReader):
             max_ms=max_ms,
             plan=plan,
             nprobe=nprobe,
+            is_hybrid=hybrid is not None,
         )
         if chosen.plan.budget.is_fused:
             require_fused(queries, "budget 'fused'")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.lexical.fusion import list_depth
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.planner import Candidates, check_candidates
 from rematch_ray.scoring.budget import Budget, Ladder
@@ -32,6 +33,7 @@ class Wish:
         plan: the plan itself.
         nprobe: inverted lists that the coarse stage looks through; None: the stored number, which
             alone was calibrated.
+        is_hybrid: whether what is found is one of two lists to be fused, longer than `top_k`.
 
     Raises:
         UserError: a number that is not possible, two things that decide the same, or a goal with an
@@ -47,6 +49,7 @@ class Wish:
     max_ms: float | None = None
     plan: Plan | None = None
     nprobe: int | None = None
+    is_hybrid: bool = False
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates, self.top_k)
@@ -82,6 +85,16 @@ class Wish:
                 f"{self.goal} and nprobe cannot be given together: the calibration measured the "
                 "stored nprobe alone; leave one of them out"
             )
+
+    @property
+    def hits(self) -> int:
+        """Documents that a plan which is still to be chosen must be able to give.
+
+        A hybrid search fuses longer lists. Who names a plan or a number of candidates has said how
+        many documents the vectors find, and gets those.
+        """
+        is_said = self.plan is not None or self.candidates not in ("auto", "all")
+        return list_depth(self.top_k) if self.is_hybrid and not is_said else self.top_k
 
     @property
     def goal(self) -> str | None:

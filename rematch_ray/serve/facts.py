@@ -97,7 +97,7 @@ class IndexFacts:
             filter: as asked.
             group_by: as asked.
             num_allowed: documents that pass the filter; None takes all live ones.
-            asked: the rest of a `Wish`: budget, candidates, coarse, target_recall, plan.
+            asked: the rest of a `Wish`: budget, candidates, coarse, target_recall, plan, is_hybrid.
 
         Raises:
             UserError: something that does not exist here, or that no calibration allows.

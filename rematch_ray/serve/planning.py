@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rematch_ray.index.lexical.fusion import list_depth
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.planner import AUTO_CANDIDATES, narrow
 from rematch_ray.scoring.budget import Budget
@@ -152,7 +153,7 @@ class Planner:
         """How the request would be run unloaded, then what it may get instead, best first."""
         narrowed = plan.filter is not None or plan.group_by is not None
         key = (plan.budget, plan.candidates, plan.coarse, plan.target_recall, top_k, narrowed,
-               plan.is_auto)  # fmt: skip
+               plan.is_auto, plan.text is not None)  # fmt: skip
         if (known := self._known.get(key)) is not None:
             return known
         asked = {"candidates": plan.candidates, "coarse": plan.coarse}
@@ -198,11 +199,12 @@ class Planner:
         """Calibrated plans of no larger budget: more choice for a deadline."""
         calibration = self.facts.table.calibration
         assert calibration is not None
+        hits = top_k if plan.text is None else list_depth(top_k)
         return [
             self._option({"plan": row.plan}, plan, top_k)
             for row in calibration.rows
             if row.front
-            and row.low_at(top_k) is not None
+            and row.low_at(hits) is not None
             and row.plan.coarse is not None
             and plan.coarse in (None, row.plan.coarse)
             and row.plan.budget.dot_products < _budget(unloaded)
@@ -210,7 +212,13 @@ class Planner:
 
     def _option(self, how: Mapping[str, Any], plan: SearchPlan, top_k: int) -> Option:
         facts = self.facts
-        choice = facts.choose(top_k=top_k, filter=plan.filter, group_by=plan.group_by, **how)
+        choice = facts.choose(
+            top_k=top_k,
+            filter=plan.filter,
+            group_by=plan.group_by,
+            is_hybrid=plan.text is not None,
+            **how,
+        )
         return Option(
             how=how,
             plan=choice.plan,

@@ -26,7 +26,8 @@ from rematch_ray.index.filters import check_filter
 from rematch_ray.index.grouping import field_of
 from rematch_ray.index.hits import SearchResult
 from rematch_ray.index.lexical.bm25 import LexicalStatistics
-from rematch_ray.index.lexical.hybrid import Hybrid, list_depth
+from rematch_ray.index.lexical.fusion import list_depth
+from rematch_ray.index.lexical.hybrid import Hybrid
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.sharding.hashing import route
 from rematch_ray.index.sharding.phases import Filter
@@ -277,12 +278,18 @@ def _hybrid(asked: Asked) -> Hybrid | None:
 def _request(
     asked: Asked, facts: IndexFacts, num_allowed: int, top_k: int, state: str
 ) -> tuple[Choice, ShardedRequest]:
-    how = dict(asked.how)
+    how = {"text": None, **asked.how}
+    is_hybrid = how["text"] is not None
     filter, group_by = how.pop("filter", None), how.pop("group_by", None)
     for name in ("text", "fusion", "lexical_weight"):  # of the fusion, which no plan knows
         how.pop(name, None)
     choice = facts.choose(
-        top_k=top_k, filter=filter, group_by=group_by, num_allowed=num_allowed, **how
+        top_k=top_k,
+        filter=filter,
+        group_by=group_by,
+        num_allowed=num_allowed,
+        is_hybrid=is_hybrid,
+        **how,
     )
     request = ShardedRequest(
         plan=choice.plan,

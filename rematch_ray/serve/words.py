@@ -18,7 +18,8 @@ from rematch_ray.index.exact import Float32, Rows, order_best
 from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import Hit, SearchResult
 from rematch_ray.index.lexical.bm25 import LexicalIndex, LexicalStatistics
-from rematch_ray.index.lexical.hybrid import Candidates, Hybrid, add_lexical, fuse_found, list_depth
+from rematch_ray.index.lexical.fusion import list_depth
+from rematch_ray.index.lexical.hybrid import Candidates, Hybrid, add_lexical, fuse_found
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.sharding.phases import Filter

@@ -121,6 +121,25 @@ def test_with_a_calibration_a_deadline_goes_by_what_was_measured() -> None:
     assert str(tight.option.plan) == "first:1000 > 1x1"
 
 
+def test_a_hybrid_search_is_planned_for_the_list_that_is_fused() -> None:
+    calibration = table(
+        row("1x1", 50, 0.60, 1.0),
+        row("1x1", 200, 0.60, 2.0),
+        row("16x64", 50, 0.999, 3.0),
+        row("16x64", 200, 0.995, 9.0),
+        standing=replace(STANDING, live=10_000),
+    )
+    planner = Planner(facts(10_000, calibration))
+    for fields in ({}, {"target_recall": 0.99}):
+        for text, kept in ((None, 50), ("red", 200), (None, 50)):
+            decision = decide(planner, SearchPlan(text=text, **fields))
+            assert decision.option.plan.kept == kept
+    for text, kept in ((None, 50), ("red", 200)):
+        below = decide(planner, SearchPlan(text=text), left_ms=5.0).option.plan
+        assert (below.kept, str(below.budget)) == (kept, "1x1")
+    assert decide(planner, SearchPlan(text="red", candidates=20)).option.plan.kept == 20
+
+
 def test_a_ceiling_and_a_deadline_may_both_lower() -> None:
     planner, forecast = Planner(facts()), Forecast()
     decision = decide(planner, SearchPlan(), forecast=forecast, level=1, left_ms=0.01)

@@ -18,6 +18,17 @@ Fusion = Literal["rrf", "weighted"]
 FUSIONS: tuple[Fusion, ...] = ("rrf", "weighted")
 Ranked = tuple[Rows, NDArray[np.floating]]
 RANK_OFFSET = 60
+_LEAST_DEPTH = 100
+_DEPTH_PER_HIT = 2
+
+
+def list_depth(top_k: int) -> int:
+    """Length of each of the two lists that are fused.
+
+    >>> list_depth(10), list_depth(200)
+    (100, 400)
+    """
+    return max(_LEAST_DEPTH, _DEPTH_PER_HIT * top_k)
 
 
 def reciprocal_rank_fusion(

@@ -23,14 +23,12 @@ from rematch_ray.index.generation import Generation
 from rematch_ray.index.grouping import GroupBy
 from rematch_ray.index.hits import Documents, Hit, SearchResult, best_positions, hits_of
 from rematch_ray.index.lexical.bm25 import LexicalIndex, LexicalStatistics
-from rematch_ray.index.lexical.fusion import FUSIONS, Fusion, fuse_candidates
+from rematch_ray.index.lexical.fusion import FUSIONS, Fusion, fuse_candidates, list_depth
 from rematch_ray.index.maxima import coded_scores
 from rematch_ray.index.queries import Queries
 from rematch_ray.index.stages import score_documents
 from rematch_ray.scoring.budget import Budget
 
-_LEAST_DEPTH = 100
-_DEPTH_PER_HIT = 2
 _EVEN = 0.5
 
 
@@ -80,15 +78,6 @@ class Hybrid:
         return cls(texts, chosen, float(lexical_weight))
 
 
-def list_depth(top_k: int) -> int:
-    """Length of each of the two lists that are fused.
-
-    >>> list_depth(10), list_depth(200)
-    (100, 400)
-    """
-    return max(_LEAST_DEPTH, _DEPTH_PER_HIT * top_k)
-
-
 def search_hybrid(
     generation: Generation,
     queries: Queries,
@@ -100,7 +89,7 @@ def search_hybrid(
     Args:
         generation: what is searched.
         queries: B queries.
-        request: what they share; its plan must be made for `list_depth(top_k)` hits.
+        request: what they share; its plan must be made for a hybrid search (`Wish`).
         hybrid: their texts, and how to fuse.
 
     Returns:

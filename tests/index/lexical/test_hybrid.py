@@ -8,6 +8,7 @@ import pytest
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
+from rematch_ray.index.calibration_writer import publish_calibration
 from rematch_ray.index.changes import add_documents, delete_documents, merge_segments
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.lexical.bm25 import LexicalIndex
@@ -15,6 +16,7 @@ from rematch_ray.index.lexical.fusion import FUSIONS, fuse_candidates
 from rematch_ray.index.payload import document_key
 from rematch_ray.index.search import SearchIndex
 from tests.index.made import queries, unit, write_embeddings
+from tests.index.tables import row, table
 
 ROWS = 300
 COLOURS = ["red", "blue", "green", "黄色い", "grün"]
@@ -138,6 +140,26 @@ def test_one_group_gives_one_hit_the_best_by_the_fused_score(path: Path) -> None
             best.setdefault(payload_of(int(name.removeprefix("doc-")))["group"], name)
         assert [hit.id for hit in result.hits] == list(best.values())
         assert len(best) == 4
+
+
+def test_a_plan_that_the_index_chooses_gives_the_whole_list_that_is_fused(path: Path) -> None:
+    short = row("4x8", 50, 0.999, 1.0, coarse="fused")
+    long = row("4x8", 150, 0.999, 3.0, coarse="fused")
+    standing = SearchIndex.open(path).standing
+    publish_calibration(path, table(short, long, standing=standing))
+    index = SearchIndex.open(path)
+
+    def found(**asked: Any) -> list[int]:
+        [result] = index.search(queries(1), **asked)
+        stages = {stage["name"]: stage["out"] for stage in result.stages}
+        return [stages["coarse:fused"], stages["exact"]]
+
+    for goal in ({}, {"budget": "4x8"}, {"target_recall": 0.9}, {"max_ms": 9.0}):
+        assert found(**goal) == [50, 10]
+        assert found(text="red star", **goal) == [150, 100]
+    # who says how many documents the vectors find gets those
+    assert found(text="red star", candidates=20) == [20, 20]
+    assert found(text="red star", plan=short.plan) == [50, 50]
 
 
 @pytest.mark.parametrize("text", ["", "\x00 ?", "never heard"])
