@@ -16,6 +16,8 @@ from rematch_ray.errors import UserError
 from rematch_ray.evaluation.bootstrap import bootstrap
 from rematch_ray.index.calibration import Row, Share
 from rematch_ray.index.doctor import Trial
+from rematch_ray.index.drift import wilson
+from rematch_ray.index.plan import Plan
 
 LEAST_QUERIES = 20
 ENOUGH_QUERIES = 200
@@ -53,7 +55,7 @@ def check_queries(ids: Sequence[str]) -> str | None:
         )
     if count < ENOUGH_QUERIES:
         return (
-            f"{count} queries give wide intervals, and too narrow ones where nothing was missed: "
+            f"{count} queries give wide intervals, so that little can be promised: "
             f"give {ENOUGH_QUERIES} or more"
         )
     return None
@@ -77,12 +79,16 @@ def make_rows(trials: Sequence[Trial], fitted_B: Mask, *, k: int, seed: int = 0)
     for family in {(trial.plan.budget, trial.plan.coarse) for trial in trials}:
         members = np.array([(t.plan.budget, t.plan.coarse) == family for t in trials])
         own_front[members] |= best_for_cost(cost[members], own[members])
+    top = max((trial.plan.budget for trial in trials), key=lambda budget: budget.dot_products)
     reported = ~fitted_B
     return tuple(
         Row(
             plan=trial.plan,
-            recall={at: _share(found[reported], seed) for at, found in trial.recall.items()},
-            own=_share(trial.own[reported], seed),
+            recall={
+                at: _share(found[reported], at, seed, is_truth=trial.plan == Plan(top, None))
+                for at, found in trial.recall.items()
+            },
+            own=_share(trial.own[reported], k, seed, is_truth=trial.plan.is_exhaustive),
             dot_products=trial.dot_products,
             ms=trial.ms,
             stages=trial.stages,
@@ -108,6 +114,15 @@ def best_for_cost(cost: NDArray[np.floating], quality: NDArray[np.floating]) -> 
     return kept
 
 
-def _share(values: NDArray[np.float64], seed: int) -> Share:
-    interval = bootstrap(values, seed=seed, resamples=RESAMPLES)
-    return Share(round(interval.mean, 6), round(interval.low, 6))
+def _share(values_B: NDArray[np.float64], k: int, seed: int, *, is_truth: bool) -> Share:
+    """Mean recall at a cut-off, and what it is at least.
+
+    A bootstrap draws only from what was seen: where no query missed anything it says 1, however few
+    they were. So the lower end is not above Wilson's either, over all documents that were looked
+    for. Only what the recall is measured against finds all of it for certain.
+    """
+    if is_truth:
+        return Share(1.0, 1.0)
+    interval = bootstrap(values_B, seed=seed, resamples=RESAMPLES)
+    low = min(interval.low, wilson(interval.mean, k * len(values_B))[0])
+    return Share(round(interval.mean, 6), round(low, 6))

@@ -50,8 +50,8 @@ class SearchResult:
             order of float scores.
         generation: the index's state that was searched.
         expected_recall: least recall to be expected against an exhaustive search at the full
-            budget: 1 where all was scored at it, else the lower end of what was calibrated; None
-            where nothing was.
+            budget: 1 where all was scored at it and there alone, else the lower end of what was
+            calibrated; None where nothing was.
         plan: the stages as `Plan.to_json` gives them, and `chosen_by`: why these.
     """
 

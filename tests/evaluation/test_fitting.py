@@ -46,7 +46,7 @@ def test_halves_are_disjoint_deterministic_and_about_equal() -> None:
 def test_the_reported_half_alone_makes_the_numbers_and_the_fitted_one_the_front() -> None:
     fitted = fitted_half(IDS)
     generator = np.random.default_rng(0)
-    good = generator.choice([0.8, 0.9, 1.0], 200)
+    good = generator.choice([0.5, 0.9, 1.0], 200)
     # looks better than `good` on the fitted half only, and the other way round
     lucky = np.where(fitted, 1.0, 0.5)
     unlucky = np.where(fitted, 0.5, 1.0)
@@ -57,6 +57,28 @@ def test_the_reported_half_alone_makes_the_numbers_and_the_fitted_one_the_front(
     naive = bootstrap(good[~fitted], resamples=RESAMPLES)
     assert rows[0].recall[10].low == pytest.approx(naive.low, abs=1e-6)
     assert rows[0].recall[10].low < rows[0].recall[10].mean == pytest.approx(naive.mean, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [40, 200, 1000])
+def test_only_the_truth_itself_is_promised_to_miss_nothing(count: int) -> None:
+    ids, none_missed = [f"q{number}" for number in range(count)], np.ones(count)
+    fitted = fitted_half(ids)
+    trials = [
+        trial(50, none_missed, 1.0),
+        trial(None, none_missed, 2.0, "1x1"),
+        trial(None, none_missed, 9.0),
+    ]
+    few, small, whole = make_rows(trials, fitted, k=10)
+    for row in (few, small):
+        assert [row.recall[k].mean for k in (1, 10)] == [1.0, 1.0]
+        lows = [row.recall[k].low for k in (1, 10)]
+        # what Wilson's interval of so many documents, all of them found, leaves open
+        looked_for = int((~fitted).sum()) * np.array([1, 10])
+        assert lows == pytest.approx(looked_for / (looked_for + 1.96**2), abs=1e-5)
+        assert max(lows) < 1.0
+    assert few.own.low < 1.0
+    assert small.own.low == whole.own.low == 1.0
+    assert [share.low for share in whole.recall.values()] == [1.0, 1.0, 1.0]
 
 
 def test_each_budget_has_a_front_of_its_own() -> None:
