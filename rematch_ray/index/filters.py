@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,10 +26,19 @@ def check_filter(
             raise UserError(f"filter field '{field}' is not there; {did_you_mean(field, fields)}")
         values = list(wanted) if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted]
         for value in values:
-            if not isinstance(value, (str, int, float, bool)) or value != value:
+            if not _is_scalar(value):
                 raise UserError(
-                    f"filter value {value!r} of '{field}' is not possible: give a text, a number, "
-                    "true or false, or a list of those"
+                    f"filter value {value!r} of '{field}' is not possible: give a text, a number "
+                    "that is finite, true or false, or a list of those"
                 )
         checked[field] = values
     return checked
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether SQLite takes a value in JSON: no infinity, NaN or half of a surrogate pair."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return not any("\ud800" <= sign <= "\udfff" for sign in value)
+    return isinstance(value, int)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.payload_types import refuse_large
 
 PAYLOAD_FILE = "payload.sqlite"
 _SCHEMA = """
@@ -67,7 +68,7 @@ class PayloadWriter:
         """Adds the next documents.
 
         Raises:
-            UserError: a payload holds something that JSON cannot (bytes); names field and id.
+            UserError: as of `plain_payload`.
         """
         lines: list[tuple[str, Any, int]] = []
         documents: list[tuple[int, str, str, str]] = []
@@ -182,14 +183,18 @@ def plain_payload(payload: Mapping[str, Any], document_id: str) -> dict[str, Any
     """A payload in JSON's types, as it is stored.
 
     Raises:
-        UserError: it holds something that JSON cannot (bytes); names field and id.
+        UserError: it holds something that JSON cannot (bytes) or a whole number that SQLite cannot;
+            names field and id.
     """
     return {name: _plain(value, name, document_id) for name, value in payload.items()}
 
 
 def _plain(value: Any, field: str, document_id: str) -> Any:
     """A payload value in JSON's types: times as ISO 8601, a float that is not a number as null."""
-    if value is None or isinstance(value, (str, bool, int)):
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, int):
+        refuse_large(value, field, document_id)
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None

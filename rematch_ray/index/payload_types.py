@@ -129,9 +129,24 @@ def _type_of(value: Any, field: str, document_id: str, depth: int) -> str:
     return "int64" if isinstance(value, int) else "double"
 
 
+def refuse_large(value: int, field: str, document_id: str) -> None:
+    """Refuses what is stored nowhere as a whole number: Arrow's uint64 goes further than SQLite.
+
+    Raises:
+        UserError: names field and document.
+    """
+    if value not in _WHOLE_NUMBERS:
+        raise _refusal(
+            document_id,
+            field,
+            f"is {value}, whole numbers have at most 64 bits with their sign (up to 2**63 - 1): "
+            "write it as a text",
+        )
+
+
 def _refuse_unstorable(value: Any, field: str, document_id: str) -> None:
-    if isinstance(value, int) and value not in _WHOLE_NUMBERS:
-        raise _refusal(document_id, field, f"is {value}, whole numbers have at most 64 bits")
+    if isinstance(value, int):
+        refuse_large(value, field, document_id)
     if isinstance(value, str):
         try:
             value.encode()
