@@ -29,6 +29,7 @@ from rematch_ray.index.manifest import (
     TrainedEntry,
     describe_file,
     sync_directory,
+    sync_file,
 )
 
 TRAINED = "coarse"
@@ -107,6 +108,7 @@ class CoarseWriter:
         folder = self._folder()
         copy = folder / f".training-{key}"
         copy.write_bytes(path.read_bytes())
+        sync_file(copy)
         self.trained[key] = self._settle(copy, key, kind, documents)
 
     def _is_small(self, kind: str, entries: Entries) -> bool:

@@ -184,6 +184,28 @@ def test_several_indexes_share_one_trained_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "one" / "coarse") == os.listdir(tmp_path / "two" / "coarse")
 
 
+def test_a_trained_file_that_is_taken_over_is_on_disk_before_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_coarse(tmp_path / "shared", unit((900, 16), 3), kind="ivf", num_entries=500)
+    (tmp_path / "index").mkdir()
+    synced, sync, replace = set(), os.fsync, os.replace
+
+    def note(handle: int) -> None:
+        synced.add(os.fstat(handle).st_ino)
+        sync(handle)
+
+    def name(source: Path, target: Path) -> None:
+        assert os.stat(source).st_ino in synced
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", name)
+    writer = CoarseWriter(tmp_path / "index", keys=("first",), kind="ivf")
+    writer.adopt("first", tmp_path / "shared", kind="ivf", documents=500)
+    assert (tmp_path / "index" / writer.trained["first"].file).is_file()
+
+
 @pytest.mark.parametrize("kind", [*SCANS, "flat", *TRAINABLE])
 def test_deleted_and_replaced_documents_never_come_back(tmp_path: Path, kind: str) -> None:
     index = tmp_path / "index"
