@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.records import read_record, reading
 
 FORMAT_VERSION = 2
 _HASH_BLOCK_BYTES = 1 << 20
@@ -66,12 +67,15 @@ class SegmentManifest:
         """Reads a segment manifest.
 
         Raises:
-            UserError: missing, unreadable or of another format version.
+            UserError: missing, unreadable, of another format version, or without something that
+                belongs to it.
         """
         fields = read_manifest(path)
-        fields["planes"] = tuple((int(start), int(stop)) for start, stop in fields["planes"])
-        fields["files"] = {name: FileEntry(**entry) for name, entry in fields["files"].items()}
-        return cls(**fields)
+        with reading(path):
+            fields["planes"] = tuple((int(start), int(stop)) for start, stop in fields["planes"])
+            files = fields["files"].items()
+            fields["files"] = {name: read_record(FileEntry, entry) for name, entry in files}
+            return read_record(cls, fields)
 
 
 @dataclass(frozen=True)
@@ -199,14 +203,20 @@ class GenerationManifest:
         """Reads a generation manifest.
 
         Raises:
-            UserError: missing, unreadable or of another format version.
+            UserError: missing, unreadable, of another format version, or without something that
+                belongs to it.
         """
         fields = read_manifest(path)
-        fields["ladder"] = tuple(fields["ladder"])
-        fields["segments"] = tuple(SegmentEntry(**entry) for entry in fields["segments"])
-        trained = fields.get("coarse_trained", {})
-        fields["coarse_trained"] = {key: TrainedEntry(**entry) for key, entry in trained.items()}
-        return cls(**fields)
+        with reading(path):
+            fields["ladder"] = tuple(fields["ladder"])
+            fields["segments"] = tuple(
+                read_record(SegmentEntry, each) for each in fields["segments"]
+            )
+            trained = fields.get("coarse_trained", {}).items()
+            fields["coarse_trained"] = {
+                key: read_record(TrainedEntry, each) for key, each in trained
+            }
+            return read_record(cls, fields)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

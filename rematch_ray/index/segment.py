@@ -27,9 +27,8 @@ from rematch_ray.index.coarse.scan import Coarse, ScanList
 from rematch_ray.index.coarse.sizes import BITS, PACKED, SCANS
 from rematch_ray.index.lexical.postings import Postings, count_texts
 from rematch_ray.index.manifest import SegmentEntry, SegmentManifest, hash_file
-from rematch_ray.index.npy import map_npy
 from rematch_ray.index.payload import PAYLOAD_FILE, PayloadStore
-from rematch_ray.index.planes import FUSED, Listed, Plane, range_name
+from rematch_ray.index.planes import FUSED, Listed, Plane, open_array, range_name
 
 FUSED_POSITION = -1
 SEGMENT_FILE = "segment.json"
@@ -161,7 +160,7 @@ class Segment:
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
         """(N,) tie-breaker of every document."""
-        return map_npy(self.directory / KEYS_FILE)
+        return open_array(self.directory / KEYS_FILE, (self.rows,), np.dtype(np.uint64))
 
     def vectors_at(self, position: int) -> Plane:
         """The plane at a position, or the fused vectors at `FUSED_POSITION`."""
@@ -263,8 +262,5 @@ class Segment:
 def _read_live(tombstones: Path | None, rows: int) -> NDArray[np.bool_]:
     if tombstones is None:
         return np.ones(rows, dtype=bool)
-    try:
-        bits = map_npy(tombstones)
-    except (OSError, EOFError, ValueError) as broken:
-        raise UserError(f"{tombstones} cannot be read ({broken}): the index is damaged") from broken
+    bits = open_array(tombstones, (-(-rows // 8),), np.dtype(np.uint8))
     return ~np.unpackbits(bits, count=rows, bitorder="little").astype(bool)

@@ -14,6 +14,7 @@ nothing of searching; what is written is decided in build.py and changes.py. Mid
 from __future__ import annotations
 
 import fcntl
+import logging
 import platform
 import shutil
 import time
@@ -56,6 +57,8 @@ _BUILDING = ".building"
 _LOOK_S = 0.1
 _DIRECTORIES = (GENERATIONS, SEGMENTS, TOMBSTONES, TRAINED)
 _OWN_NAMES = {CURRENT_FILE, unfinished_name(CURRENT_FILE), LOCK_FILE, *_DIRECTORIES}
+
+logger = logging.getLogger(__name__)
 
 
 class IndexBusyError(UserError):
@@ -107,29 +110,57 @@ def publish(path: Path, manifest: GenerationManifest) -> IndexInfo:
 def sweep(path: Path) -> None:
     """Removes what no kept generation names: leftovers of crashes and all but the last two.
 
+    What cannot be removed is logged and left to the next sweep.
+
     Args:
         path: index directory, its lock held.
     """
     current = _current_or_none(path)
     names = sorted(file.stem for file in (path / GENERATIONS).glob("generation-*.json"))
     kept = [name for name in names if current is not None and name <= current][-KEPT_GENERATIONS:]
-    manifests = [GenerationManifest.read(generation_file(path, name)) for name in kept]
+    try:
+        manifests = [GenerationManifest.read(generation_file(path, name)) for name in kept]
+    except UserError as damaged:
+        logger.warning(
+            "nothing is removed from %s, since what it needs is not known: %s", path, damaged
+        )
+        return
     entries = [segment for manifest in manifests for segment in manifest.segments]
     trained = {entry.file for manifest in manifests for entry in manifest.coarse_trained.values()}
     used = {segment.name for segment in entries}
     bitmaps = {segment.tombstones for segment in entries}
     for file in (path / GENERATIONS).iterdir():
         if file.stem not in kept:
-            file.unlink()
+            _remove(file)
     for segment in (path / SEGMENTS).iterdir():
         if segment.name not in used:
-            shutil.rmtree(segment)
+            _remove(segment)
     for file in (path / TOMBSTONES).iterdir():
         if f"{TOMBSTONES}/{file.name}" not in bitmaps:
-            file.unlink()
+            _remove(file)
     for file in (path / TRAINED).iterdir():
         if f"{TRAINED}/{file.name}" not in trained:
-            file.unlink()
+            _remove(file)
+
+
+def _remove(left: Path) -> None:
+    """Removes a file or folder, or says why not.
+
+    What was published stays published: on a network file system, for one, a file that a reader
+    still has open leaves another in its place, so that its folder cannot go yet.
+    """
+    try:
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+    except OSError as refused:
+        logger.warning(
+            "%s is not needed any more and could not be removed (%s); the next change of the index "
+            "tries again",
+            left,
+            refused,
+        )
 
 
 def add_segment(

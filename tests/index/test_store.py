@@ -1,5 +1,6 @@
 """What a build leaves on disk, what it refuses, and that no failure harms the index before it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -19,7 +21,7 @@ import pytest
 from rematch_ray.errors import UserError
 from rematch_ray.index import build, planes, shards, store
 from rematch_ray.index.build import build_index
-from rematch_ray.index.changes import delete_documents
+from rematch_ray.index.changes import delete_documents, merge_segments
 from rematch_ray.index.search import SearchIndex
 from tests.index.made import queries, unit, write_embeddings
 
@@ -274,6 +276,57 @@ def test_a_killed_build_leaves_the_index_before_it_and_the_next_one_cleans_up(
     assert not list((tmp_path / "index").rglob(".*"))
 
 
+def test_what_cannot_be_removed_yet_stops_no_writer(
+    index: SearchIndex,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "index"
+    removes, busy = shutil.rmtree, segment_of(path)
+
+    def rmtree(folder: Path, **options: Any) -> None:
+        # as a network file system has it while a reader maps a file
+        if Path(folder) == busy:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+        removes(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    for number in range(3):
+        delete_documents(path, [f"doc-{number:04d}"])
+        merge_segments(path)
+    assert busy.exists()
+    assert f"{busy} is not needed any more and could not be removed" in caplog.text
+    assert len(SearchIndex.open(path)) == 297
+    monkeypatch.setattr(shutil, "rmtree", removes)
+    delete_documents(path, ["doc-0100"])
+    assert not busy.exists()
+
+
+@pytest.mark.parametrize("folder", ["generations", "segments", "tombstones", "coarse"])
+def test_a_stray_file_or_folder_stops_no_writer(
+    index: SearchIndex, tmp_path: Path, folder: str
+) -> None:
+    path = tmp_path / "index"
+    (path / folder / "stray.txt").write_text("stray")
+    (path / folder / "strays").mkdir()
+    (path / folder / "strays" / "one").write_text("stray")
+    assert delete_documents(path, ["doc-0000"]).deleted == 1
+    assert len(SearchIndex.open(path)) == 299
+    assert not [left for left in (path / folder).iterdir() if left.name.startswith("stray")]
+
+
+def test_an_older_generation_that_cannot_be_read_stops_no_writer(
+    index: SearchIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "index"
+    delete_documents(path, ["doc-0000"])
+    (path / "generations" / "generation-000001.json").write_text("{")
+    delete_documents(path, ["doc-0001"])
+    assert len(SearchIndex.open(path)) == 298
+    assert "generation-000001.json is not JSON" in caplog.text
+
+
 def test_one_writer_at_a_time(embeddings: Path, tmp_path: Path) -> None:
     build_index(embeddings, tmp_path / "index")
     with (
@@ -312,6 +365,22 @@ def test_payloads_that_json_cannot_hold_are_refused_by_name(tmp_path: Path) -> N
         build_index(tmp_path / "e", tmp_path / "index")
 
 
+# Arrow's uint64, one more than SQLite takes
+LARGE = np.uint64(2**63)
+
+
+@pytest.mark.parametrize(
+    ("value", "field"), [(LARGE, "count"), ([LARGE, LARGE], "count"), ({"of": LARGE}, "count.of")]
+)
+def test_whole_numbers_that_sqlite_cannot_hold_are_refused_by_name(
+    tmp_path: Path, value: Any, field: str
+) -> None:
+    payloads = [{"count": value} for _ in range(4)]
+    write_embeddings(tmp_path / "e", unit((4, 8, 16), 1), None, payloads=payloads)
+    with pytest.raises(UserError, match=f"document 'doc-0000': payload field '{field}' is [0-9]+"):
+        build_index(tmp_path / "e", tmp_path / "index")
+
+
 def test_a_ladder_that_the_vectors_do_not_cover_is_refused(
     embeddings: Path, tmp_path: Path
 ) -> None:
@@ -341,6 +410,61 @@ def test_a_truncated_file_is_named_when_the_index_is_opened(
         SearchIndex.open(tmp_path / "index")
     plane.unlink()
     with pytest.raises(UserError, match=r"scales_1_4\.npy is missing"):
+        SearchIndex.open(tmp_path / "index")
+
+
+def strip_parts(fields: dict[str, Any]) -> None:
+    """Files lose their checksum, segments their name."""
+    for part in (*fields.get("files", {}).values(), *fields.get("segments", ())):
+        part.pop("sha256", None)
+        part.pop("name", None)
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a key is missing": lambda fields: fields.pop("dim"),
+    "a key is unknown": lambda fields: fields.update(unknown=1),
+    "a number is a text": lambda fields: fields.update(dim="16"),
+    "a number is null": lambda fields: fields.update(dim=None),
+    "a mapping is a list": lambda fields: fields.update(files=[], coarse_trained=[]),
+    "a list is a number": lambda fields: fields.update(planes=3, segments=3),
+    "a part lacks a key": lambda fields: strip_parts(fields),
+    "it is a list": lambda fields: None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("which", ["generation-000001.json", "segment.json"])
+def test_a_damaged_manifest_is_named_when_the_index_is_opened(
+    index: SearchIndex, tmp_path: Path, which: str, damage: str
+) -> None:
+    [file] = (tmp_path / "index").rglob(which)
+    fields = json.loads(file.read_text())
+    DAMAGES[damage](fields)
+    file.write_text(json.dumps([fields] if damage == "it is a list" else fields))
+    with pytest.raises(UserError, match=f"{which} (is no manifest|has format version None)"):
+        SearchIndex.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    "other", [np.zeros(299, np.uint64), np.zeros(300, np.float64), np.zeros((300, 1), np.uint64)]
+)
+def test_keys_of_another_shape_or_type_are_refused_by_name(
+    index: SearchIndex, tmp_path: Path, other: np.ndarray
+) -> None:
+    segment = segment_of(tmp_path / "index")
+    np.save(segment / "keys.npy", other)
+    manifest = json.loads((segment / "segment.json").read_text())
+    manifest["files"]["keys.npy"]["bytes"] = (segment / "keys.npy").stat().st_size
+    (segment / "segment.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"keys\.npy holds .*, its manifest says uint64 \(300,\)"):
+        SearchIndex.open(tmp_path / "index").search(queries(1))
+
+
+def test_a_bitmap_of_another_shape_is_refused_by_name(index: SearchIndex, tmp_path: Path) -> None:
+    delete_documents(tmp_path / "index", ["doc-0007"])
+    [bitmap] = (tmp_path / "index" / "tombstones").iterdir()
+    np.save(bitmap, np.zeros(3, np.uint8))
+    with pytest.raises(UserError, match=r"holds uint8 \(3,\), its manifest says uint8 \(38,\)"):
         SearchIndex.open(tmp_path / "index")
 
 
