@@ -73,6 +73,36 @@ def read_key_file(path: Path) -> tuple[ApiKey, ...]:
     return tuple(keys)
 
 
+def all_keys(
+    given: Iterable[ApiKey], file: Path | None, *, allow_anonymous: bool
+) -> tuple[ApiKey, ...]:
+    """The keys of settings and of the file they name, checked together.
+
+    Args:
+        given: in the settings themselves.
+        file: with more; None for none. One that is named has to hold a key where the settings hold
+            none: a secret that is mounted empty must not open a service.
+        allow_anonymous: whether there may be no keys at all, and no file.
+
+    Raises:
+        UserError: the file cannot be read or a line of it is no key, keys contradict each other,
+            or there is no key where there has to be one.
+    """
+    keys = (*given, *(read_key_file(file) if file else ()))
+    check_keys(keys)
+    if not keys and file is not None:
+        raise UserError(
+            f"api keys file {file} holds no key: add a line '{LINE}', or name no file on a "
+            "service that is bound to loopback"
+        )
+    if not keys and not allow_anonymous:
+        raise UserError(
+            "refusing to start without API keys: give api_keys or api_keys_file "
+            f"(lines '{LINE}'), or bind to loopback with 'rematch-ray serve'"
+        )
+    return keys
+
+
 def check_keys(keys: Iterable[ApiKey]) -> None:
     """Whether keys make sense together.
 

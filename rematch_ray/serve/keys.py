@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rematch_ray.errors import UserError
-from rematch_ray.serve.api_key import SCOPES, ApiKey, check_keys, read_key_file
+from rematch_ray.serve.api_key import SCOPES, ApiKey, all_keys
 from rematch_ray.serve.backend import Caller
 from rematch_ray.serve.failures import RequestError
 from rematch_ray.serve.quotas import Quota
@@ -30,15 +30,17 @@ class KeyRing:
     """The keys that open the service, by their hashes.
 
     Args:
-        keys: allowed keys. Without any, here and in the file, every caller is let in as
-            "anonymous", with every scope.
+        keys: allowed keys.
         file: more keys. Read again within a second of a change; a file that cannot be read, or
             would leave no key at all, changes nothing and is logged.
+        allow_anonymous: without keys and without a file, let every caller in as "anonymous", with
+            every scope. Where there are keys, one is asked for all the same.
         quotas: what keys may use that name no quota, and how much at once.
         clock: seconds, monotonic.
 
     Raises:
-        UserError: the file cannot be read now, or the keys contradict each other.
+        UserError: see `all_keys`. Every replica checks for itself: what was in the file when the
+            application was built may be gone when a replica starts.
     """
 
     def __init__(
@@ -46,28 +48,35 @@ class KeyRing:
         keys: Iterable[ApiKey],
         *,
         file: Path | None = None,
+        allow_anonymous: bool = False,
         quotas: QuotaSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._given = tuple(keys)
         self._file = file
+        self._allow_anonymous = allow_anonymous
         self._settings = quotas or QuotaSettings()
         self._clock = clock
         self._callers: dict[bytes, Caller] = {}
         self._quotas: dict[str, Quota] = {}
         self._looked_at = clock()
         self._stamp = _stamp(file) if file else None
-        self._adopt(self._given + (read_key_file(file) if file else ()))
+        self._adopt(self._read())
 
     @classmethod
     def of(cls, args: ServeArgs) -> KeyRing:
         """The key ring that the settings of an application ask for."""
-        return cls(args.api_keys, file=args.api_keys_file, quotas=args.quotas)
+        return cls(
+            args.api_keys,
+            file=args.api_keys_file,
+            allow_anonymous=args.allow_anonymous,
+            quotas=args.quotas,
+        )
 
     @property
     def is_open(self) -> bool:
         """Whether callers need no key."""
-        return not self._callers
+        return self._allow_anonymous and not self._callers
 
     @property
     def quotas(self) -> Mapping[str, Quota]:
@@ -113,17 +122,16 @@ class KeyRing:
             return
         self._stamp = stamp
         try:
-            keys = self._given + read_key_file(self._file)
-            if not keys:
-                raise UserError(f"api keys file {self._file} holds no key")
-            self._adopt(keys)
+            self._adopt(self._read())
         except UserError as broken:
             _log.error("the API keys stay as they were: %s", broken)
         else:
             _log.info("read %d API keys of %d names", len(self._callers), len({*self._names()}))
 
+    def _read(self) -> tuple[ApiKey, ...]:
+        return all_keys(self._given, self._file, allow_anonymous=self._allow_anonymous)
+
     def _adopt(self, keys: tuple[ApiKey, ...]) -> None:
-        check_keys(keys)
         self._callers = {
             bytes.fromhex(key.sha256): Caller(key.name, frozenset(key.scopes)) for key in keys
         }

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rematch_ray.errors import UserError
-from rematch_ray.serve.api_key import LINE, check_keys, read_key_file
+from rematch_ray.serve.api_key import LINE, all_keys
 from rematch_ray.serve.api_key import ApiKey as ApiKey
 
 
@@ -176,7 +175,9 @@ class ServeArgs(Settings):
         None, description=f"more keys, a line each: {LINE}; read again when it changes"
     )
     allow_anonymous: bool = Field(
-        False, description="answer without a key; only for a service bound to loopback"
+        False,
+        description="answer without a key where no keys are named; only for a service bound to "
+        "loopback",
     )
     media_roots: tuple[Path, ...] = Field(
         (), description="directories whose images /v1/documents/{id}/image may return"
@@ -204,17 +205,9 @@ class ServeArgs(Settings):
         """All keys, those of the file included.
 
         Raises:
-            UserError: the file cannot be read or a line of it is no key, keys contradict each
-                other, or there is no key at all and anonymous calls are not allowed.
+            UserError: see `all_keys`.
         """
-        keys = self.api_keys + (read_key_file(self.api_keys_file) if self.api_keys_file else ())
-        check_keys(keys)
-        if not keys and not self.allow_anonymous:
-            raise UserError(
-                "refusing to start without API keys: give api_keys or api_keys_file "
-                f"(lines '{LINE}'), or bind to loopback with 'rematch-ray serve'"
-            )
-        return keys
+        return all_keys(self.api_keys, self.api_keys_file, allow_anonymous=self.allow_anonymous)
 
 
 def describe() -> str:

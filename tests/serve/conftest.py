@@ -260,7 +260,7 @@ def connect(backend: FakeBackend, media: Path, records: list[RequestRecord]) -> 
         ]
         api = make_api(
             backend,
-            keys=KeyRing(hashed),
+            keys=KeyRing(hashed, allow_anonymous=not hashed),
             limits=Limits(**limits),
             media=MediaRoots([media]),
             record=records.append,

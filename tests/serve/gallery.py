@@ -216,7 +216,7 @@ def gallery_api(backend: Gallery, media: Path, *keys: ApiKey, **limits: Any) -> 
     """The real routes over the gallery."""
     return make_api(
         backend,  # type: ignore[arg-type]
-        keys=KeyRing(list(keys)),
+        keys=KeyRing(keys, allow_anonymous=not keys),
         limits=Limits(**limits),
         media=MediaRoots([media]),
     )

@@ -77,10 +77,33 @@ def test_a_missing_scope_is_named() -> None:
     assert (failure.value.status, failure.value.code) == (403, "missing_scope")
 
 
-def test_without_keys_everyone_may_do_everything() -> None:
-    ring = KeyRing([])
+def test_without_keys_everyone_may_do_everything_where_that_is_allowed() -> None:
+    ring = KeyRing([], allow_anonymous=True)
     assert ring.is_open
     require(ring.admit({}), "admin")
+    with pytest.raises(UserError, match="without API keys"):
+        KeyRing([])
+
+
+def test_keys_are_asked_for_where_there_are_some_whatever_is_allowed() -> None:
+    ring = KeyRing([key("shop", "s")], allow_anonymous=True)
+    assert not ring.is_open
+    assert refused(ring, {}) == "missing_api_key"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nobody yet\n"])
+@pytest.mark.parametrize("allow_anonymous", [False, True])
+def test_a_replica_that_finds_an_emptied_file_does_not_start(
+    file: Path, text: str, allow_anonymous: bool
+) -> None:
+    args = ServeArgs(index=Path("i"), api_keys_file=file, allow_anonymous=allow_anonymous)
+    assert args.read_keys()
+    replaced(file, text)
+    for start in (args.read_keys, lambda: KeyRing.of(args)):
+        with pytest.raises(UserError, match=r"keys holds no key.*add a line 'NAME SHA256"):
+            start()
+    with_one = args.model_copy(update={"api_keys": (key("me", "mine"),)})
+    assert refused(KeyRing.of(with_one), {}) == "missing_api_key"
 
 
 @pytest.fixture

@@ -34,7 +34,10 @@ EXAMPLES = 20
 def operations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("media")
     api = make_api(
-        FakeBackend(folder), keys=KeyRing([]), limits=Limits(), media=MediaRoots([folder])
+        FakeBackend(folder),
+        keys=KeyRing([], allow_anonymous=True),
+        limits=Limits(),
+        media=MediaRoots([folder]),
     )
     schema = schemathesis.openapi.from_asgi("/openapi.json", api)
     found = [result.ok() for result in schema.get_all_operations()]
