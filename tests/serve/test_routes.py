@@ -14,6 +14,7 @@ from rematch_ray.serve.backend import OverloadedError
 from rematch_ray.serve.key_check import KeyCheck, is_open
 from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.observation import RequestRecord
+from rematch_ray.serve.routes import readiness
 from rematch_ray.serve.search_gate import SearchGate
 
 Backend = Any
@@ -247,7 +248,10 @@ def test_health_and_the_pages_need_no_key(connect: Callable[..., TestClient]) ->
         assert client.get(path).status_code == 200
 
 
-def test_ready_only_when_encoder_and_index_answer(client: TestClient, backend: Backend) -> None:
+def test_ready_only_when_encoder_and_index_answer(
+    client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "KEPT_S", 0.0)
     backend.is_ready = False
     answer = client.get("/readyz")
     assert error_of(answer, 503)["code"] == "not_ready"
@@ -255,6 +259,15 @@ def test_ready_only_when_encoder_and_index_answer(client: TestClient, backend: B
     assert client.get("/healthz").status_code == 200
     backend.is_ready = True
     assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_the_parts_are_not_asked_for_every_one_who_asks_whether_they_are_ready(
+    client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "KEPT_S", 3600.0)
+    assert client.get("/readyz").status_code == 200
+    backend.is_ready = False
+    assert client.get("/readyz").status_code == 200
 
 
 def test_what_the_index_refuses_is_400_and_what_breaks_is_500_without_details(

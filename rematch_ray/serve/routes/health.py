@@ -12,11 +12,13 @@ from rematch_ray.index.coarse.keys import choices_of
 from rematch_ray.serve.api.base import ErrorBody
 from rematch_ray.serve.api.info import InfoBody, calibration_body
 from rematch_ray.serve.failures import failures_named
+from rematch_ray.serve.routes.readiness import Readiness
 from rematch_ray.serve.routes.service import Service, errors
 
 
 def add_health(api: FastAPI, service: Service) -> None:
     """Add the routes."""
+    readiness = Readiness(service.backend.ready)
 
     @api.get("/healthz", tags=["health"])
     @api.get("/livez", tags=["health"])
@@ -26,9 +28,10 @@ def add_health(api: FastAPI, service: Service) -> None:
 
     @api.get("/readyz", tags=["health"], responses={503: {"model": ErrorBody}})
     async def readyz() -> dict[str, str]:
-        """Whether the encoder and every shard answer; 503 until they do."""
-        with failures_named():
-            await service.backend.ready()
+        """Whether the encoder and every shard answer, or did within the last second; 503 until
+        they do.
+        """
+        await readiness.check()
         return {"status": "ready"}
 
     @api.get(
