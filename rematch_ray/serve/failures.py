@@ -5,6 +5,7 @@ Knows HTTP status codes and what a backend may raise; nothing of queries, models
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rematch_ray.errors import UserError
 from rematch_ray.serve.backend import DeadlineError, NotReadyError, OverloadedError
@@ -29,6 +32,7 @@ _TYPES = {
 }
 _STATUS_BY_OVERLOAD = {"budget_unavailable": 429, "quota_exceeded": 429}
 _MAX_MESSAGE = 1000
+_log = logging.getLogger("rematch_ray.serve.failures")
 
 
 class RequestError(Exception):
@@ -84,6 +88,62 @@ def error_response(error: RequestError) -> JSONResponse:
     return JSONResponse(error_body(error), status_code=error.status, headers=headers)
 
 
+async def turn_away(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request that comes to no route, and note what its route would have noted.
+
+    Args:
+        error: why.
+        scope: of the request, as a layer around the routes gets it.
+        receive: likewise.
+        send: likewise.
+    """
+    facts_of(scope).code = error.code
+    if (route := _route_of(scope)) is not None:
+        scope["route"] = route
+    await error_response(error)(scope, receive, send)
+
+
+def _route_of(scope: Scope) -> BaseRoute | None:
+    """The route that would have answered; None where no path is like this one."""
+    routes: list[BaseRoute] = scope["app"].routes if "app" in scope else []
+    return next((route for route in routes if route.matches(scope)[0] is not Match.NONE), None)
+
+
+class FailureAnswer:
+    """ASGI layer that answers 500 to what nobody foresaw, and logs it by the request's id.
+
+    It stands inside `Observed`, so that id and code are in the answer and in the record; the
+    framework's own handler of 500 stands outside of every layer.
+
+    Args:
+        app: what may fail.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on, and raises what was raised once it is answered: the server counts it."""
+        has_begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception:
+            if scope["type"] == "http":
+                # the details are for the log, not the caller
+                request_id = scope.get("state", {}).get("request_id", "")
+                _log.exception("request %s failed", request_id)
+                facts_of(scope).code = INTERNAL.code
+                if not has_begun:
+                    await error_response(INTERNAL)(scope, receive, send)
+            raise
+
+
 def _sendable(text: str) -> str:
     """Text as one line that UTF-8 can carry: what a caller sent may be quoted in it."""
     line = " ".join(text.encode("utf-8", "replace").decode().split())
@@ -136,7 +196,7 @@ def install_handlers(api: FastAPI) -> None:
 
     @api.exception_handler(500)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        # the details are for the log of the server (the exception is raised there), not the caller
+        # of layers around `FailureAnswer`: whatever is raised inside has been answered
         return _answer(request, INTERNAL)
 
 

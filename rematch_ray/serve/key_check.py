@@ -9,9 +9,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rematch_ray.serve.backend import Caller
-from rematch_ray.serve.failures import RequestError, error_response
+from rematch_ray.serve.failures import RequestError, turn_away
 from rematch_ray.serve.keys import KeyRing
-from rematch_ray.serve.observation import facts_of
 
 # all else takes a key, paths that do not exist too: nobody finds out which those are
 OPEN_PATHS = frozenset(
@@ -39,8 +38,7 @@ class KeyCheck:
             try:
                 caller = self._keys.admit(Headers(scope=scope))
             except RequestError as refused:
-                facts_of(scope).code = refused.code
-                await error_response(refused)(scope, receive, send)
+                await turn_away(refused, scope, receive, send)
                 return
             scope.setdefault("state", {})[_NOTED] = caller
         await self._app(scope, receive, send)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rematch_ray.serve.failures import RequestError, error_response
+from rematch_ray.serve.failures import RequestError, turn_away
 
 
 class BodyLimit:
@@ -38,7 +38,7 @@ class BodyLimit:
                 "body_too_large",
                 f"the body exceeds {self._max_bytes} bytes: send a smaller image or fewer parts",
             )
-            await error_response(too_large)(scope, receive, send)
+            await turn_away(too_large, scope, receive, send)
             return
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -7,23 +7,13 @@ backend to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rematch_ray.serve.backend import Backend, OverloadedError
-from rematch_ray.serve.failures import RequestError, error_response
+from rematch_ray.serve.failures import RequestError, turn_away
 from rematch_ray.serve.key_check import path_of
-from rematch_ray.serve.observation import facts_of
 
 SEARCH_PATH = "/v1/search"
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A route as records name it, for a request that never came to one."""
-
-    path: str
 
 
 class SearchGate:
@@ -45,8 +35,6 @@ class SearchGate:
                 self._backend.admit_search()
             except OverloadedError as full:
                 refused = RequestError(503, full.code, str(full), retry_after_s=full.retry_after_s)
-                facts_of(scope).code = refused.code
-                scope["route"] = _Named(SEARCH_PATH)
-                await error_response(refused)(scope, receive, send)
+                await turn_away(refused, scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -92,11 +92,11 @@ def test_refusals_are_counted_by_code_and_mistakes_are_not(
 ) -> None:
     recorder(record(status=429, code="quota_exceeded"))
     recorder(record(status=503, code="overloaded"))
-    recorder(record(status=413))
+    recorder(record(status=413, code="body_too_large"))
     recorder(record(status=400, code="unknown_budget"))
     recorder.flush()
     refused = {k[1][0]: v for k, v in library.values.items() if k[0] == "rematch_refused_total"}
-    assert refused == {"quota_exceeded": [1], "overloaded": [1], "413": [1]}
+    assert refused == {"quota_exceeded": [1], "overloaded": [1], "body_too_large": [1]}
 
 
 def test_counters_are_added_up_and_written_once(recorder: Recorder, library: Library) -> None:

@@ -220,6 +220,33 @@ def test_without_a_key_no_body_is_looked_at(
     assert {record.facts.code for record in records if record.status == 401} == {"missing_api_key"}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "route"),
+    [
+        ("POST", "/v1/search", "/v1/search"),
+        ("DELETE", "/v1/documents", "/v1/documents"),
+        ("GET", "/v1/documents/a/b/image", "/v1/documents/{document_id:path}/image"),
+        ("GET", "/v1/documents/a/b", "/v1/documents/{document_id:path}"),
+        ("PUT", "/v1/search", "/v1/search"),
+        ("POST", "/v1/nothing", "unknown"),
+    ],
+)
+def test_refusals_before_any_route_name_the_route_and_the_code(
+    connect: Callable[..., TestClient],
+    records: list[RequestRecord],
+    method: str,
+    path: str,
+    route: str,
+) -> None:
+    client = connect("secret", max_body_bytes=2000)
+    client.request(method, path)
+    expected = [(route, 401, "missing_api_key")]
+    if method != "GET":
+        client.request(method, path, content=b"x" * 2001, headers={"x-api-key": "secret"})
+        expected.append((route, 413, "body_too_large"))
+    assert [(it.route, it.status, it.facts.code) for it in records] == expected
+
+
 async def test_a_caller_without_a_key_is_answered_before_anything_is_read() -> None:
     async def never(*_: Any) -> Any:
         raise AssertionError("read, or passed on")
@@ -280,6 +307,24 @@ def test_what_the_index_refuses_is_400_and_what_breaks_is_500_without_details(
     backend.failure = RuntimeError("secret path /etc/shadow")
     answer = client.post("/v1/search", json={"query": "x"})
     assert "secret" not in error_of(answer, 500)["message"]
+
+
+def test_what_breaks_is_found_by_its_request_id_in_answer_record_and_log(
+    client: TestClient,
+    backend: Backend,
+    records: list[RequestRecord],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend.failure = RuntimeError("secret path /etc/shadow")
+    answer = client.post("/v1/search", json={"query": "x"}, headers={"x-request-id": "mine-1"})
+    assert error_of(answer, 500)["code"] == "internal_error"
+    assert answer.headers["x-request-id"] == "mine-1"
+    [record] = records
+    assert (record.route, record.status, record.request_id) == ("/v1/search", 500, "mine-1")
+    assert record.facts.code == "internal_error"
+    [logged] = [line for line in caplog.records if "mine-1" in line.getMessage()]
+    assert logged.exc_info is not None
+    assert logged.exc_info[1] is backend.failure
 
 
 async def test_a_search_without_room_is_refused_before_its_body_is_read(backend: Backend) -> None:

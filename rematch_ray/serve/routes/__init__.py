@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from rematch_ray import __version__
 from rematch_ray.serve.backend import Backend
-from rematch_ray.serve.failures import install_handlers
+from rematch_ray.serve.failures import FailureAnswer, install_handlers
 from rematch_ray.serve.key_check import KeyCheck
 from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.limits import BodyLimit
@@ -60,10 +60,11 @@ def make_api(
     )
     api.router.route_class = LeanRoute
     install_handlers(api)
+    # the last that is added is the first that is asked: refusals are recorded, bodies not read
     api.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
     api.add_middleware(SearchGate, backend=backend)
-    # the last that is added is the first that is asked: refusals are recorded, bodies not read
     api.add_middleware(KeyCheck, keys=keys)
+    api.add_middleware(FailureAnswer)
     api.add_middleware(Observed, record=record)
     service = Service(backend, limits, media)
     add_health(api, service)
