@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rematch_ray.errors import UserError
 
-KeyScope = Literal["read", "write", "admin"]
+KeyScope = Literal["read", "write", "admin", "metrics"]
 SCOPES: tuple[str, ...] = get_args(KeyScope)
-LINE = "NAME SHA256 [read,write,admin] [requests_per_s=N] [dot_products_per_s=N]"
+LINE = "NAME SHA256 [read,write,admin,metrics] [requests_per_s=N] [dot_products_per_s=N]"
 
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _RATES = ("requests_per_s", "dot_products_per_s")
@@ -33,7 +33,7 @@ class ApiKey(BaseModel):
     )
     sha256: str = Field(description="hex digest: printf %s KEY | sha256sum")
     scopes: frozenset[KeyScope] = Field(
-        frozenset({"read"}), description="read, write and admin: what it may do"
+        frozenset({"read"}), description="read, write, admin and metrics: what it may do"
     )
     requests_per_s: float | None = Field(
         None, gt=0, description="quota of its name, over all replicas; none: quotas.requests_per_s"

@@ -53,7 +53,7 @@ class Caller:
 
     Attributes:
         name: of the API key, or `anonymous`.
-        scopes: of `read`, `write`, `admin`.
+        scopes: of `read`, `write`, `admin`, `metrics`.
     """
 
     name: str = "anonymous"

@@ -158,18 +158,19 @@ class KeyRing:
         return (caller.name for caller in self._callers.values())
 
 
-def require(caller: Caller, scope: str) -> None:
-    """Refuse a caller whose key lacks a scope.
+def require(caller: Caller, *scopes: str) -> None:
+    """Refuse a caller whose key has none of these scopes.
 
     Raises:
         RequestError: 403, which scope it takes and which the key has.
     """
-    if scope not in caller.scopes:
+    if caller.scopes.isdisjoint(scopes):
+        wanted = " or ".join(f"'{scope}'" for scope in scopes)
         held = ", ".join(name for name in SCOPES if name in caller.scopes) or "none"
         raise RequestError(
             403,
             "missing_scope",
-            f"this needs the scope '{scope}'; the key of '{caller.name}' has: {held}",
+            f"this needs the scope {wanted}; the key of '{caller.name}' has: {held}",
         )
 
 

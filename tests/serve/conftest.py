@@ -185,6 +185,8 @@ class FakeBackend:
             "instruction": "index these",
             "coarse": {"fused": "flat", "first": "flat"},
             "calibration": None,
+            "path": "/srv/index/gen-1",
+            "model_path": "/srv/models/tiny",
         }
         load = {"ceiling": "4x8", "level": 0, "refusing": False}
         return ServedIndex(index, model, BUDGETS, "find the picture", load)

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from rematch_ray.errors import UserError
 from rematch_ray.serve.api_key import ApiKey
-from rematch_ray.serve.backend import OverloadedError
+from rematch_ray.serve.backend import Caller, OverloadedError
 from rematch_ray.serve.key_check import KeyCheck, is_open
 from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.observation import RequestRecord
@@ -193,13 +193,14 @@ def test_a_body_beyond_the_limit_is_413_whether_or_not_it_says_so(
 
 def test_a_key_is_asked_for_everywhere_below_v1(connect: Callable[..., TestClient]) -> None:
     client = connect("secret", "other")
-    paths = ["/v1/info", "/v1/documents/doc/0", "/v1/documents/doc/0/image", "/metrics"]
+    paths = ["/v1/info", "/v1/documents/doc/0", "/v1/documents/doc/0/image"]
     for path in paths:
         assert error_of(client.get(path), 401)["code"] == "missing_api_key"
         wrong = client.get(path, headers={"authorization": "Bearer secre"})
         assert error_of(wrong, 401)["code"] == "invalid_api_key"
         for headers in ({"authorization": "Bearer secret"}, {"x-api-key": "other"}):
             assert client.get(path, headers=headers).status_code == 200
+    assert error_of(client.get("/metrics"), 401)
     assert error_of(client.post("/v1/search", json={"query": "x"}), 401)
 
 
@@ -403,6 +404,32 @@ def test_info_lists_budgets_limits_and_identity(connect: Callable[..., TestClien
     assert body["limits"]["max_top_k"] == 7
     assert body["model"]["name"] == "fake"
     assert body["index"]["documents"] == 5
+
+
+def test_info_does_not_say_where_things_lie_on_the_server(
+    client: TestClient, backend: Backend
+) -> None:
+    answer = client.get("/v1/info")
+    assert answer.json()["index"]["generation"] == "g1"
+    assert "/srv/" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("scopes", "status"),
+    [({"metrics"}, 200), ({"admin"}, 200), ({"read"}, 403), ({"read", "write"}, 403)],
+)
+def test_metrics_are_for_operators_and_their_scrapers(
+    connect: Callable[..., TestClient],
+    monkeypatch: pytest.MonkeyPatch,
+    scopes: set[str],
+    status: int,
+) -> None:
+    caller = Caller("someone", frozenset(scopes))
+    monkeypatch.setattr(KeyRing, "admit", lambda self, headers: caller)
+    answer = connect("secret").get("/metrics")
+    assert answer.status_code == status
+    if status == 403:
+        assert "'metrics' or 'admin'" in error_of(answer, 403)["message"]
 
 
 def test_unknown_paths_and_methods_have_the_same_error_shape(client: TestClient) -> None:

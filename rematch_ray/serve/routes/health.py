@@ -15,6 +15,9 @@ from rematch_ray.serve.failures import failures_named
 from rematch_ray.serve.routes.readiness import Readiness
 from rematch_ray.serve.routes.service import Service, errors
 
+# where things lie on the servers is no caller's business
+_PATHS = frozenset({"path", "model_path"})
+
 
 def add_health(api: FastAPI, service: Service) -> None:
     """Add the routes."""
@@ -37,7 +40,8 @@ def add_health(api: FastAPI, service: Service) -> None:
     @api.get(
         "/metrics",
         tags=["health"],
-        dependencies=[service.admitted("read")],
+        # they name every caller, with what each asked for
+        dependencies=[service.admitted("metrics", "admin")],
         responses=errors(),
         response_class=PlainTextResponse,
     )
@@ -59,7 +63,7 @@ def add_health(api: FastAPI, service: Service) -> None:
         return InfoBody(
             name="rematch_ray",
             version=__version__,
-            index=dict(served.index),
+            index={name: of for name, of in served.index.items() if name not in _PATHS},
             model=dict(served.model),
             budgets=dict(served.budgets),
             default_budget="auto",

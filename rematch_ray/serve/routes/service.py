@@ -49,23 +49,25 @@ class Service:
     limits: Limits
     media: MediaRoots
 
-    def admitted(self, scope: str, *, is_charged: bool = False) -> Any:
+    def admitted(self, *scopes: str, is_charged: bool = False) -> Any:
         """A dependency that gives the `Caller` of a request, or refuses it.
 
         Args:
-            scope: `read`, `write` or `admin`.
+            scopes: `read`, `write`, `admin` or `metrics`; one of them is enough.
             is_charged: whether the request itself counts against the quota; searches are charged
                 one by one, for what they cost.
         """
-        return Depends(self._admission(scope, is_charged))
+        return Depends(self._admission(scopes, is_charged))
 
-    def _admission(self, scope: str, is_charged: bool) -> Callable[[Request], Awaitable[Caller]]:
+    def _admission(
+        self, scopes: tuple[str, ...], is_charged: bool
+    ) -> Callable[[Request], Awaitable[Caller]]:
         async def admit(request: Request) -> Caller:
             caller = caller_of(request.scope)
             facts_of(request.scope).caller = caller.name
             # read when the answer begins, so that it counts what the request took
             add_headers(request.scope, partial(self.backend.allowance, caller))
-            require(caller, scope)
+            require(caller, *scopes)
             if is_charged:
                 with failures_named():
                     self.backend.charge(caller)
