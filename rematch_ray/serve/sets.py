@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from rematch_ray.errors import UserError
 from rematch_ray.serve.coordinator import Coordinator
 from rematch_ray.serve.encoder import Encoder
 from rematch_ray.serve.load import scale_up_utilisation
@@ -55,12 +56,16 @@ def check_pair(index: Path, model: str | None, name: str) -> SetSpec:
         name: of the application that is to hold the set; "" for the application itself.
 
     Raises:
-        UserError: there is no such index or model, or the model did not embed the documents.
+        UserError: there is no such index or model, it cannot be read, or the model did not embed
+            the documents.
     """
     from rematch_ray.index.search import SearchIndex
 
-    opened = SearchIndex.open(index)
-    export = fitting_export(opened, model)
+    try:
+        opened = SearchIndex.open(index)
+        export = fitting_export(opened, model)
+    except OSError as unreadable:
+        raise UserError(f"index {index} or its model cannot be read: {unreadable}") from unreadable
     return SetSpec(
         name=name,
         index=str(index.resolve()),

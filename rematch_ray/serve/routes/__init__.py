@@ -18,6 +18,7 @@ from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.observation import Observed, Record
 from rematch_ray.serve.pages import add_pages
 from rematch_ray.serve.routes.admin import SwapClient, add_admin
+from rematch_ray.serve.routes.described import DescribedApi
 from rematch_ray.serve.routes.documents import add_documents
 from rematch_ray.serve.routes.embeddings import add_embeddings
 from rematch_ray.serve.routes.health import add_health
@@ -51,7 +52,8 @@ def make_api(
     Returns:
         The application, ready for any ASGI server.
     """
-    api = FastAPI(
+    api = DescribedApi(
+        takes_keys=not keys.is_open,
         title="rematch_ray",
         version=__version__,
         description="Multimodal search at a budget that each request chooses.",

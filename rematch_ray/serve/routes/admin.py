@@ -5,12 +5,12 @@ Knows the manager of the sets by a protocol, no Ray.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from rematch_ray.serve.api.base import ApiModel
+from rematch_ray.serve.api.base import ApiModel, Text
 from rematch_ray.serve.failures import RequestError, failures_named
 from rematch_ray.serve.routes.service import Service, errors
 from rematch_ray.serve.swap import SwapBusyError
@@ -28,11 +28,25 @@ class SwapClient(Protocol):
         ...
 
 
+def path_text(text: str) -> str:
+    """Refuse text that no file system takes for a path.
+
+    Raises:
+        ValueError: it holds a NUL.
+    """
+    if "\0" in text:
+        raise ValueError("a path holds no NUL: send the path of a directory")
+    return text
+
+
+ServerPath = Annotated[Text, AfterValidator(path_text)]
+
+
 class SwapBody(ApiModel):
     """What to serve from now on."""
 
-    index: str = Field(min_length=1, description="index directory, as the service sees it")
-    model: str | None = Field(
+    index: ServerPath = Field(min_length=1, description="index directory, as the service sees it")
+    model: ServerPath | None = Field(
         None, description="export or run directory; default: the one the index names"
     )
 
@@ -46,7 +60,7 @@ def add_admin(api: FastAPI, service: Service, sets: SwapClient) -> None:
         tags=["admin"],
         status_code=202,
         dependencies=[admin],
-        responses=errors(400, 409, 422),
+        responses=errors(400, 409, 413, 422),
     )
     async def swap(body: SwapBody) -> dict[str, Any]:
         """Bring up another pair of model and index beside this one, and change to it when it is

@@ -74,7 +74,7 @@ def _add_reads(api: FastAPI, service: Service) -> None:
         "/v1/documents/{document_id:path}/image",
         tags=["documents"],
         dependencies=[service.admitted("read")],
-        responses=errors(400, 404) | {200: {"content": {"image/*": {}}}},
+        responses=errors(400, 404, 422) | {200: {"content": {"image/*": {}}}},
         response_class=FileResponse,
     )
     async def image(document_id: str) -> Response:
@@ -92,7 +92,7 @@ def _add_reads(api: FastAPI, service: Service) -> None:
         "/v1/documents/{document_id:path}",
         tags=["documents"],
         dependencies=[service.admitted("read")],
-        responses=errors(400, 404),
+        responses=errors(400, 404, 422),
     )
     async def document(document_id: str) -> DocumentBody:
         """A stored document's payload."""

@@ -29,14 +29,35 @@ function fieldTable(schema) {
   return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, rows)));
 }
 
+const isSuccess = (code) => code.startsWith("2");
+
+/** What an answer is: the type of its JSON, or the media type of what is none. */
+function answerType(content = {}) {
+  const json = content["application/json"];
+  return json ? typeName(json.schema) : Object.keys(content).join(", ");
+}
+
+/** Parameters in the form that fields of a body have. */
+function parametersAsFields(parameters) {
+  const named = parameters.map((it) => [it.name, { description: `in the ${it.in}`, ...it.schema }]);
+  return {
+    required: parameters.filter((it) => it.required).map((it) => it.name),
+    properties: Object.fromEntries(named),
+  };
+}
+
 function operation(path, verb, details) {
   const body = [make("p", {}, details.description ?? "")];
+  if (details.security?.length) body.push(make("p", { class: "quiet" }, "Asks for an API key."));
+  if (details.parameters?.length) body.push(fieldTable(parametersAsFields(details.parameters)));
   const request = details.requestBody?.content?.["application/json"]?.schema;
-  const answer = details.responses?.["200"]?.content?.["application/json"]?.schema;
   if (request) body.push(make("p", {}, "Takes ", make("code", {}, typeName(request))));
-  if (answer) body.push(make("p", {}, "Answers ", make("code", {}, typeName(answer))));
+  const answers = Object.entries(details.responses ?? {});
+  for (const [code, { content }] of answers.filter(([code]) => isSuccess(code))) {
+    body.push(make("p", {}, `Answers ${code}, `, make("code", {}, answerType(content))));
+  }
   if (path === "/v1/search") body.push(make("pre", {}, example()));
-  const codes = Object.keys(details.responses ?? {}).filter((code) => code !== "200");
+  const codes = answers.map(([code]) => code).filter((code) => !isSuccess(code));
   if (codes.length) body.push(make("p", { class: "quiet" }, `Failures, as ErrorBody: ${codes.join(", ")}`));
   const summary = make("summary", {}, make("span", { class: "verb" }, verb.toUpperCase()), make("code", {}, path));
   return make("details", { open: path === "/v1/search" }, summary, ...body);
@@ -48,7 +69,9 @@ function example() {
 }
 
 async function start() {
-  const api = await (await fetch("openapi.json")).json();
+  const answer = await fetch("openapi.json");
+  if (!answer.ok) throw new Error(`status ${answer.status}`);
+  const api = await answer.json();
   const paths = Object.entries(api.paths)
     .sort(([a], [b]) => b.startsWith("/v1/") - a.startsWith("/v1/")) // health and metrics last
     .flatMap(([path, verbs]) =>
@@ -57,7 +80,11 @@ async function start() {
     make("details", {}, make("summary", {}, make("code", {}, name)), make("p", {}, schema.description ?? ""), fieldTable(schema)));
   $("api").replaceChildren(
     make("p", {}, api.info.description),
-    make("p", {}, "With keys configured, send 'Authorization: Bearer KEY' with every call below /v1."),
+    make("p", {}, api.components?.securitySchemes
+      ? "Send 'Authorization: Bearer KEY' or 'x-api-key: KEY' with calls that ask for a key."
+      : "No key is asked for here."),
     make("h2", {}, "Paths"), ...paths, make("h2", {}, "Types"), ...types);
 }
-start();
+
+start().catch((failed) => $("api").replaceChildren(
+  make("p", { role: "alert" }, `openapi.json could not be read (${failed.message}). Reload the page, or look whether the service runs.`)));

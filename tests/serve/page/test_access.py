@@ -119,6 +119,17 @@ def test_the_api_page_names_every_path_and_axe_finds_nothing(visit: Open) -> Non
     for path in ("/v1/search", "/v1/documents/{document_id}", "/v1/info", "/readyz", "/metrics"):
         expect(page.get_by_text(path, exact=True).first).to_be_visible()
     expect(page.get_by_text("SearchRequest", exact=True).first).to_be_visible()
+    path = page.get_by_text("/v1/documents/{document_id}/image", exact=True)
+    image = page.locator("details", has=path)
+    image.locator("summary").click()
+    expect(image.get_by_text("document_id *", exact=True)).to_be_visible()
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     found = axe.run(page)
     assert found.violations_count == 0, found.generate_report()
+
+
+def test_an_api_page_that_cannot_read_its_description_says_so(visit: Open) -> None:
+    page = visit("/docs")
+    page.route("**/openapi.json", lambda route: route.fulfill(status=502))
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("status 502")
