@@ -22,6 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = Path(os.environ.get("RAY_CRD_SCHEMAS", ROOT.parent / "shared" / "kuberay-crds"))
 MANIFESTS = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
+RAY_SERVICE = ROOT / "cluster" / "kuberay" / "rayservice.yaml"
 RAY_UP = sorted((ROOT / "cluster" / "ray-up").glob("*.yaml"))
 IMAGE_ROOT = "/home/ray/rematch-ray"
 
@@ -138,11 +139,41 @@ def test_the_service_is_one_that_serve_and_our_application_accept() -> None:
 
     from rematch_ray.serve.settings import ServeArgs
 
-    text = load(ROOT / "cluster" / "kuberay" / "rayservice.yaml")["spec"]["serveConfigV2"]
-    schema = ServeDeploySchema.model_validate(yaml.safe_load(text))
+    config = yaml.safe_load(load(RAY_SERVICE)["spec"]["serveConfigV2"])
+    schema = ServeDeploySchema.model_validate(config)
     (application,) = schema.applications
     assert application.import_path == "rematch_ray.serve.app:build"
     ServeArgs.model_validate(application.args)
+    assert config == load(ROOT / "cluster" / "serve.yaml")
+
+
+def test_the_service_scales_and_its_workers_have_room_for_that() -> None:
+    from rematch_ray.serve.settings import ServeArgs
+
+    manifest = load(RAY_SERVICE)
+    (application,) = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
+    args = ServeArgs.model_validate(application["args"])
+    scaled = [args.encoder, args.shard]
+    assert all(part.max_replicas and part.max_replicas > part.num_replicas for part in scaled)
+    (workers,) = cluster_of(manifest)["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    cpus = int(container["resources"]["limits"]["cpu"])
+    for nodes, replicas in (("minReplicas", "num_replicas"), ("maxReplicas", "max_replicas")):
+        taken = sum(part.num_cpus * getattr(part, replicas) for part in scaled)
+        assert taken <= cpus * workers[nodes]
+
+
+def test_every_node_of_the_service_starts_ray_with_haproxy_in_front() -> None:
+    from rematch_ray.serve import tuning
+
+    ports = {"RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"}
+    wanted = {name: value for name, value in tuning.haproxy(0, 0).items() if name not in ports}
+    for group in groups_of(load(RAY_SERVICE)):
+        (container,) = group["template"]["spec"]["containers"]
+        given = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert given == wanted
+    explained = (ROOT / "cluster" / "serve.yaml").read_text()
+    assert all(f"{name}={value}" in explained for name, value in wanted.items())
 
 
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
