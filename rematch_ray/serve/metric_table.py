@@ -105,7 +105,7 @@ QUEUE_TARGET = Metric(
 GENERATION = Metric(
     "rematch_generation",
     "gauge",
-    "Number of the generation that requests are admitted to; shard -1 is all together.",
+    "Number of the newest generation that a replica of the shard has opened.",
     ("shard",),
 )
 DOCUMENTS = Metric("rematch_documents", "gauge", "Live documents of a shard.", ("shard",))

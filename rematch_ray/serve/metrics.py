@@ -107,7 +107,7 @@ class Recorder:
         self._note(table.QUEUE_TARGET, target_s)
 
     def index(self, shard: int, info: Mapping[str, Any]) -> None:
-        """The state of one shard (-1: all), from `SearchIndex.info`."""
+        """The newest state that a replica of a shard has opened, from `SearchIndex.info`."""
         rows, live = int(info["documents"]), int(info["live"])
         self._note(table.DOCUMENTS, live, str(shard))
         self._note(table.TOMBSTONE_RATIO, 1 - live / max(rows, 1), str(shard))
