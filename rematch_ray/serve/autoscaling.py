@@ -9,17 +9,20 @@ down. Serve ships this module to its controller by value: it imports nothing of 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 ASKED, CAPACITY = "rematch_asked_dot_products", "rematch_capacity_dot_products"
 _WINDOW_S = 10.0
+_BUCKET_S = 0.25
+_NUM_BUCKETS = round(_WINDOW_S / _BUCKET_S)
 _STEP = 0.05
 
 
 class WorkMeter:
     """Work asked of one replica, and what it can do.
+
+    Takes the same room whatever is asked: without autoscaling, nobody reads it.
 
     Args:
         num_threads: searches that run at a time.
@@ -29,14 +32,18 @@ class WorkMeter:
     def __init__(self, num_threads: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._num_threads = num_threads
         self._clock = clock
-        self._asked: deque[tuple[float, int]] = deque()
-        self._total = 0
+        # work by the time of its arrival: the bucket of each place, and what was asked in it
+        self._buckets = [-_NUM_BUCKETS] * _NUM_BUCKETS
+        self._asked = [0] * _NUM_BUCKETS
         self._per_s = 0.0
 
     def ask(self, dot_products: int) -> None:
         """Count a request as it arrives, by what it would cost unloaded."""
-        self._asked.append((self._clock(), dot_products))
-        self._total += dot_products
+        bucket = self._bucket()
+        place = bucket % _NUM_BUCKETS
+        if self._buckets[place] != bucket:
+            self._buckets[place], self._asked[place] = bucket, 0
+        self._asked[place] += dot_products
 
     def done(self, dot_products: int, seconds: float, *, as_asked: bool) -> None:
         """Learn from a search how fast this replica is.
@@ -53,10 +60,16 @@ class WorkMeter:
 
     def stats(self) -> dict[str, float]:
         """Dot products a second: asked for of late, and possible (0 while unknown)."""
-        now = self._clock()
-        while self._asked and self._asked[0][0] < now - _WINDOW_S:
-            self._total -= self._asked.popleft()[1]
-        return {ASKED: self._total / _WINDOW_S, CAPACITY: self._per_s * self._num_threads}
+        oldest = self._bucket() - _NUM_BUCKETS
+        total = sum(
+            asked
+            for bucket, asked in zip(self._buckets, self._asked, strict=True)
+            if bucket > oldest
+        )
+        return {ASKED: total / _WINDOW_S, CAPACITY: self._per_s * self._num_threads}
+
+    def _bucket(self) -> int:
+        return int(self._clock() / _BUCKET_S)
 
 
 def replicas_for(asked: float, capacity: float, shares: Sequence[float], *, current: int) -> int:

@@ -1,5 +1,6 @@
 """Replicas follow the work that is asked for, whatever is done of it."""
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,28 @@ def test_a_lowered_budget_hides_no_work() -> None:
     assert stats[CAPACITY] == pytest.approx(200_000)
     clock.now += 60
     assert meter.stats()[ASKED] == 0
+
+
+def test_what_was_asked_is_counted_for_ten_seconds() -> None:
+    clock = Clock()
+    meter = WorkMeter(1, clock)
+    for _ in range(200):
+        meter.ask(50)
+        clock.now += 0.1
+    assert meter.stats()[ASKED] == pytest.approx(500, rel=0.03)
+    clock.now += 5
+    assert meter.stats()[ASKED] == pytest.approx(250, rel=0.06)
+
+
+def test_a_meter_that_nobody_reads_does_not_grow() -> None:
+    clock = Clock()
+    meter = WorkMeter(1, clock)
+    meter.ask(1000)
+    before = len(pickle.dumps(meter))
+    for _ in range(20_000):
+        meter.ask(1000)
+        clock.now += 0.001
+    assert len(pickle.dumps(meter)) < before + 1000
 
 
 def test_serve_takes_the_policy_by_name() -> None:
