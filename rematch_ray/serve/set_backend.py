@@ -38,6 +38,8 @@ EXCHANGE_S = 0.2
 # a router that is new waits so long to be told which set serves
 TOLD_S = 5.0
 _RETRY_S = 0.5
+# what fails in another way than our errors tell may pass, or not
+_TRIES = 3
 _EVERYONE = Caller()
 _pinned: ContextVar[SetSpec | None] = ContextVar("pinned", default=None)
 logger = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ class SetBackend:
             self._in_flight[spec.name] -= 1
 
     async def admitted(self) -> SetSpec:
-        """The set of a request that comes now."""
+        """The set of a request that comes now: the first one where nobody tells another."""
         self.start()
         if self._serving is None:
             try:
@@ -117,7 +119,7 @@ class SetBackend:
             self._tasks["follow"] = asyncio.create_task(self._follow())
 
     async def exchange(self) -> None:
-        """Report once and do as told."""
+        """Report once and do as told; raises what keeps it from the set that serves."""
         assert self._sets is not None
         report = SetReport(
             router=self._name,
@@ -134,20 +136,28 @@ class SetBackend:
         if (coming := orders.coming) is not None and coming.name not in self._tasks:
             self._tasks[coming.name] = asyncio.create_task(self._warm_up(coming))
         if orders.serving is not None:
+            if not self._told.is_set():
+                # reached or not: another set has the wrong documents, and no error that says so
+                self._serving = orders.serving
+                self._told.set()
+            await self._part(orders.serving)
             if self._serving is None or orders.serving.name != self._serving.name:
-                await self._part(orders.serving)
                 logger.info("serving %s", orders.serving.index)
             self._serving = orders.serving
-            self._told.set()
             self._forget(orders)
 
     async def _follow(self) -> None:
         while True:
-            await self.exchange()
+            try:
+                await self.exchange()
+            except Exception:
+                # nobody awaits this task: without it the router would stay on its set for ever
+                logger.exception("the exchange with the manager of the sets failed")
             await asyncio.sleep(EXCHANGE_S)
 
     async def _warm_up(self, spec: SetSpec) -> None:
         """Until it is ready; what cannot be mended by waiting is reported."""
+        failures = 0
         while True:
             try:
                 part = await self._part(spec)
@@ -159,6 +169,14 @@ class SetBackend:
             except UserError as error:
                 self._failed[spec.name] = str(error)
                 return
+            except Exception as error:
+                # nobody awaits this task either: a change would wait for it until it is given up
+                logger.exception("%s cannot be reached", spec.index)
+                failures += 1
+                if failures == _TRIES:
+                    self._failed[spec.name] = f"it cannot be reached: {error!r}"
+                    return
+                await asyncio.sleep(_RETRY_S)
             else:
                 self._warm.add(spec.name)
                 return

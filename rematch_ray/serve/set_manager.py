@@ -99,16 +99,24 @@ class Sets:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            before = self._manager.status()["last"]
-            chores = self._manager.tick()
-            if chores.start is not None:
-                self._begin(self._start(chores.start))
-            for spec in chores.remove:
-                self._begin(self._remove(spec))
-            if (last := self._manager.status()["last"]) is not before:
-                self._tell(last)
-            if self._manager.phase == Phase.SERVING:
-                await self._when_quiet()
+            try:
+                await self._look()
+            except Exception:
+                # nobody awaits this task: without it no change of sets would ever end
+                logger.exception("looking after the sets failed")
+
+    async def _look(self) -> None:
+        """Move on as time has passed, and do what is due."""
+        before = self._manager.status()["last"]
+        chores = self._manager.tick()
+        if chores.start is not None:
+            self._begin(self._start(chores.start))
+        for spec in chores.remove:
+            self._begin(self._remove(spec))
+        if (last := self._manager.status()["last"]) is not before:
+            self._tell(last)
+        if self._manager.phase == Phase.SERVING:
+            await self._when_quiet()
 
     async def _when_quiet(self) -> None:
         if self._wish is not None:
@@ -138,8 +146,9 @@ class Sets:
             await asyncio.to_thread(
                 lambda: serve.run(build_set(self._args, spec), name=spec.name, route_prefix=None)
             )
-        except (RuntimeError, TimeoutError, UserError) as failed:
-            logger.warning("%s did not come up: %s", spec.index, failed)
+        except Exception as failed:
+            # whatever it is: what is not told to the manager is waited for until it times out
+            logger.warning("%s did not come up", spec.index, exc_info=failed)
             self._manager.failed(spec, _first_line(failed))
         else:
             self._manager.started(spec)

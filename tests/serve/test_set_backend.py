@@ -59,11 +59,14 @@ class Made:
     def __init__(self, manager: Manager | None) -> None:
         self.parts: dict[str, Part] = {}
         self.reached = 0
+        self.failures: list[Exception] = []
         self.backend = SetBackend(OLD, self.reach, manager)
 
     async def reach(self, spec: SetSpec) -> Any:
         self.reached += 1
         await asyncio.sleep(0)
+        if self.failures:
+            raise self.failures.pop(0)
         return self.parts.setdefault(spec.name, Part(spec))
 
     async def asks(self) -> str:
@@ -196,3 +199,89 @@ def test_a_router_that_is_new_waits_until_it_is_told() -> None:
         assert await asked == NEW.name
 
     asyncio.run(test())
+
+
+def test_a_router_goes_on_following_after_an_exchange_that_failed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rematch_ray.serve.set_backend.EXCHANGE_S", 0.01)
+
+    async def test() -> None:
+        manager = Manager()
+        made = Made(manager)
+        assert await made.asks() == OLD.name
+        made.failures = [OSError("the controller is away")]
+        manager.orders = SetOrders(NEW)
+        for _ in range(200):
+            if manager.reports[-1].serving == NEW:
+                break
+            await asyncio.sleep(0.01)
+        assert await made.asks() == NEW.name
+        assert "the controller is away" in caplog.text
+
+    asyncio.run(test())
+
+
+def test_a_new_router_never_serves_another_set_than_it_was_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rematch_ray.serve.set_backend.TOLD_S", 0.05)
+
+    async def test() -> None:
+        manager = Manager()
+        manager.orders = SetOrders(NEW)
+        made = Made(manager)
+        made.failures = [NotReadyError("not there yet") for _ in range(3)]
+        for _ in range(2):
+            with pytest.raises(NotReadyError, match="not there yet"):
+                await made.asks()
+        for _ in range(200):
+            if not made.failures:
+                break
+            await asyncio.sleep(0.01)
+        assert await made.asks() == NEW.name
+
+    asyncio.run(test())
+
+
+def test_a_manager_that_speaks_late_is_followed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rematch_ray.serve.set_backend.TOLD_S", 0.05)
+
+    async def test() -> None:
+        manager = Manager()
+        manager.is_silent = True
+        made = Made(manager)
+        assert await made.asks() == OLD.name
+        manager.is_silent, manager.orders = False, SetOrders(NEW)
+        made.failures = [NotReadyError("not there yet")]
+        with pytest.raises(NotReadyError):
+            await made.backend.exchange()
+        assert await made.asks() == NEW.name
+
+    asyncio.run(test())
+
+
+def test_a_set_that_fails_to_be_reached_is_tried_again_and_then_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rematch_ray.serve.set_backend._RETRY_S", 0.01)
+
+    async def warmed(manager: Manager, made: Made, failures: int) -> SetReport:
+        made.failures = [OSError("no such device") for _ in range(failures)]
+        manager.orders = SetOrders(OLD, coming=NEW)
+        for _ in range(200):
+            await made.backend.exchange()
+            if manager.reports[-1].reached or manager.reports[-1].failed:
+                break
+            await asyncio.sleep(0.01)
+        return manager.reports[-1]
+
+    async def passes(manager: Manager, made: Made) -> None:
+        assert (await warmed(manager, made, 2)).reached == {NEW.name}
+
+    async def lasts(manager: Manager, made: Made) -> None:
+        assert "no such device" in (await warmed(manager, made, 3)).failed[NEW.name]
+        assert "no such device" in caplog.text
+
+    run(passes)
+    run(lasts)
