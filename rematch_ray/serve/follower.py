@@ -109,6 +109,11 @@ class Follower:
         """Whether the coordinator has not answered for so long that its orders lapsed."""
         return self._coordinator is not None and self._clock() - self._heard_at > OBEYED_S
 
+    @property
+    def current(self) -> Admitted | None:
+        """What requests are admitted to; None until a shard has answered."""
+        return self._admitted
+
     def start(self) -> None:
         """Begin to report, in the running event loop; does nothing the second time."""
         if self._task is None and self._coordinator is not None:

@@ -73,11 +73,17 @@ class Deployed:
         remote = self._methods.get(method)
         if remote is None:
             remote = self._methods[method] = getattr(self._handle, method)
+        response = remote.remote(*values)
         try:
             if self._timeout_s is None:
-                return await remote.remote(*values)
-            return await asyncio.wait_for(remote.remote(*values), self._timeout_s)
+                return await response
+            return await asyncio.wait_for(response, self._timeout_s)
+        except asyncio.CancelledError:
+            # who asked has gone: what waits at the replica need not be done
+            response.cancel()
+            raise
         except TimeoutError as silent:
+            response.cancel()
             raise NotReadyError(f"the {self.name} does not answer") from silent
         except DeploymentUnavailableError as gone:
             raise NotReadyError(f"the {self.name} is not there: {gone}") from gone

@@ -35,9 +35,12 @@ async def answers_of(calls: Mapping[int, Awaitable[Answer]], asked: Asked) -> li
         return await asyncio.gather(*calls.values())
     patience_s = PATIENCE_S if asked.left_s is None else min(PATIENCE_S, asked.left_s / 2)
     tasks = {number: asyncio.ensure_future(call) for number, call in calls.items()}
-    _, late = await asyncio.wait(tasks.values(), timeout=patience_s)
-    for task in late:
-        task.cancel()
+    late: set[asyncio.Future[Answer]] = set(tasks.values())
+    try:
+        _, late = await asyncio.wait(tasks.values(), timeout=patience_s)
+    finally:
+        for task in late:
+            task.cancel()
     lost = [
         number
         for number, task in tasks.items()

@@ -28,6 +28,7 @@ from rematch_ray.serve.backend import (
     Side,
     WriteResult,
 )
+from rematch_ray.serve.deadline import within
 from rematch_ray.serve.drifting import DriftWatch
 from rematch_ray.serve.follower import Admitted, CoordinatorClient, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
@@ -141,7 +142,8 @@ class Router:
             # the one that is left out counts for nothing
             plan = replace(plan, candidates=plan.candidates + 1)
         return await self._with_state(
-            lambda admitted: self._searcher.search(admitted, query, plan, caller)
+            lambda admitted: self._searcher.search(admitted, query, plan, caller),
+            lambda admitting: within(self._searcher.left_s(plan), admitting),
         )
 
     def admit_search(self) -> None:
@@ -228,13 +230,17 @@ class Router:
         if self._close is not None:
             self._close()
 
-    async def _with_state(self, run: Callable[[Admitted], Awaitable[Any]]) -> Any:
+    async def _with_state(
+        self,
+        run: Callable[[Admitted], Awaitable[Any]],
+        in_time: Callable[[Awaitable[Admitted]], Awaitable[Admitted]] = lambda admitting: admitting,
+    ) -> Any:
         """Run on the current state, once more on the next one where that is gone."""
-        admitted = await self.follower.admitted()
+        admitted = self.follower.current or await in_time(self.follower.admitted())
         try:
             return await run(admitted)
         except GenerationGoneError:
-            admitted = await self.follower.readmit(admitted)
+            admitted = await in_time(self.follower.readmit(admitted))
         try:
             return await run(admitted)
         except GenerationGoneError as gone:

@@ -22,6 +22,7 @@ from rematch_ray.serve.backend import (
     OverloadedError,
     SearchPlan,
 )
+from rematch_ray.serve.deadline import within
 from rematch_ray.serve.drifting import AdmittedSearch, DriftWatch
 from rematch_ray.serve.follower import Admitted, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
@@ -95,7 +96,7 @@ class Searcher:
         Raises:
             UserError: the request does not fit the index.
             OverloadedError: refused under load, or the quota is used up.
-            DeadlineError: it waited until after its deadline.
+            DeadlineError: the deadline passed before there was an answer.
             GenerationGoneError: the state is not on disk any more.
         """
         facts, level = admitted.planner.facts, self._follower.orders.level
@@ -108,7 +109,9 @@ class Searcher:
         self._refuse_under_load(admitted, plan, decision, top_k)
         expected = decision.option.dot_products
         self._quota.take(caller.name, expected)
-        found = await self._ask_shards(admitted, query, plan, decision, head, limit)
+        found = await within(
+            self.left_s(plan), self._ask_shards(admitted, query, plan, decision, head, limit)
+        )
         self._quota.settle(caller.name, expected, found.dot_products)
         answer = Answer(
             result=_explained_choice(found.result, decision),
@@ -122,7 +125,7 @@ class Searcher:
             run = self._matching(head, query, found, instruction)
             answer = await self._rerank(answer, plan, head, run)
         if plan.with_explain:
-            answer = await self._explain(admitted, answer, query)
+            answer = await within(self.left_s(plan), self._explain(admitted, answer, query))
         return answer
 
     async def _ask_shards(
@@ -136,7 +139,6 @@ class Searcher:
     ) -> Found:
         """One search, timed and learnt from."""
         option = decision.option
-        left_ms = self._left_ms(plan, queueing=False)
         asked = Asked(
             generation=admitted.state.generations[0],
             query=query,
@@ -148,7 +150,7 @@ class Searcher:
             min_score=None if head else plan.min_score,
             exclude=plan.exclude,
             with_fused=head is not None and head.item is None,
-            left_s=None if left_ms is None else left_ms / 1e3,
+            left_s=self.left_s(plan),
             allow_partial=plan.allow_partial,
         )
         expected_ms = option.mean_ms(self._forecast)
@@ -187,26 +189,39 @@ class Searcher:
         """The last rung, and the cut that waited for it."""
         note: dict[str, Any] | None = None
         result, degraded = answer.result, answer.degraded
-        left_ms = self._left_ms(plan, queueing=False)
+        left_s = self.left_s(plan)
         is_raw = head.item is not None
         name = _MATCH_RAW if is_raw else _MATCH
-        is_late = left_ms is not None and self._forecast.p95_ms(name, 0) > left_ms
+        is_late = left_s is not None and self._forecast.p95_ms(name, 0) > 1e3 * left_s
         if is_late and not head.is_forced:
-            degraded = (*degraded, "deadline") if "deadline" not in degraded else degraded
+            degraded = _with_reason(degraded, "deadline")
         elif result.hits:
-            began = self._clock()
-            odds = await run()
-            ms = (self._clock() - began) * 1e3
-            self._forecast.take(name, 0, ms)
-            note = {"top_n": len(odds), "lambda": head.weight, "ms": round(ms, 3), "raw": is_raw}
-            matched, rest = result.hits[: len(odds)], result.hits[len(odds) :]
-            if is_raw:
-                note["not_found"] = [
-                    hit.id for hit, odd in zip(matched, odds, strict=True) if odd is None
-                ]
-            result = replace(result, hits=[*reordered(matched, odds, head.weight), *rest])
+            try:
+                odds, ms = await within(left_s, self._timed(name, run))
+            except DeadlineError:
+                if head.is_forced:
+                    raise
+                degraded = _with_reason(degraded, "deadline")
+            else:
+                note = {
+                    "top_n": len(odds), "lambda": head.weight, "ms": round(ms, 3), "raw": is_raw,
+                }  # fmt: skip
+                matched, rest = result.hits[: len(odds)], result.hits[len(odds) :]
+                if is_raw:
+                    note["not_found"] = [
+                        hit.id for hit, odd in zip(matched, odds, strict=True) if odd is None
+                    ]
+                result = replace(result, hits=[*reordered(matched, odds, head.weight), *rest])
         hits = cut_hits(result.hits, offset=plan.offset, limit=plan.top_k, min_score=plan.min_score)
         return replace(answer, result=replace(result, hits=hits), rerank=note, degraded=degraded)
+
+    async def _timed(self, name: str, run: Callable[[], Awaitable[Odds]]) -> tuple[Odds, float]:
+        """What the head says, and how many milliseconds it took; learnt from, late or not."""
+        began = self._clock()
+        odds = await run()
+        ms = (self._clock() - began) * 1e3
+        self._forecast.take(name, 0, ms)
+        return odds, ms
 
     def _matching(
         self, head: Head, query: EncodedQuery, found: Found, instruction: str | None
@@ -268,12 +283,18 @@ class Searcher:
         if plan.deadline is not None and self._clock() >= plan.deadline:
             raise DeadlineError("the deadline passed before the search began")
 
-    def _left_ms(self, plan: SearchPlan, *, queueing: bool = True) -> float | None:
-        """Until the deadline; less what a request is expected to wait and travel."""
-        if plan.deadline is None:
-            return None
-        left = (plan.deadline - self._clock()) * 1e3
-        return left - self._forecast.delay_ms if queueing else left
+    def left_s(self, plan: SearchPlan) -> float | None:
+        """Until the deadline; None where there is none."""
+        return None if plan.deadline is None else plan.deadline - self._clock()
+
+    def _left_ms(self, plan: SearchPlan) -> float | None:
+        """Until the deadline, less what a request is expected to wait and travel."""
+        left_s = self.left_s(plan)
+        return None if left_s is None else 1e3 * left_s - self._forecast.delay_ms
+
+
+def _with_reason(degraded: tuple[str, ...], reason: str) -> tuple[str, ...]:
+    return degraded if reason in degraded else (*degraded, reason)
 
 
 def _shared(plan: SearchPlan) -> dict[str, Any]:

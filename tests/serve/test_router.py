@@ -11,7 +11,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import add_documents
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.serve import follower
+from rematch_ray.serve import deadline, follower
 from rematch_ray.serve.backend import (
     Caller,
     DeadlineError,
@@ -237,6 +237,93 @@ async def test_deadlines_lower_auto_and_end_what_is_late(shard: LocalShard) -> N
     assert (hurried.result.budget, hurried.degraded) == ("2x4", ("deadline",))
     explicit = await router.search(query(), replace(FULL, deadline=clock.now + 60))
     assert explicit.result.budget == "4x8"
+
+
+class Mute:
+    """Answers when it is let go; counts who gave up."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.may_answer = asyncio.Event()
+        self.given_up = 0
+
+    async def __call__(self, *values: Any) -> Any:
+        try:
+            await self.may_answer.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        return await self.real(*values)
+
+
+def soon(router: Router, **asked: Any) -> SearchPlan:
+    return SearchPlan(**asked, deadline=router.follower._clock() + 0.2)
+
+
+async def test_a_shard_that_does_not_answer_is_waited_for_until_the_deadline(
+    shard: LocalShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadline, "GRACE_S", 0.05)
+    router = router_over([shard])
+    await router.search(query(), FULL)
+    shard.search = mute = Mute(shard.search)  # type: ignore[method-assign,assignment]
+    for budget in ("auto", "4x8"):
+        with pytest.raises(DeadlineError, match="allow more time"):
+            await asyncio.wait_for(router.search(query(), soon(router, budget=budget)), 30)
+    await asyncio.sleep(0.2)
+    assert (mute.given_up, router.follower.waits.running) == (2, 0)
+
+
+async def test_a_caller_that_goes_takes_its_search_along(shard: LocalShard) -> None:
+    router = router_over([shard])
+    await router.search(query(), FULL)
+    shard.search = mute = Mute(shard.search)  # type: ignore[method-assign,assignment]
+    plan = SearchPlan(deadline=router.follower._clock() + 60)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(router.search(query(), plan), 0.05)
+    await asyncio.sleep(0)
+    assert (mute.given_up, router.follower.waits.running) == (1, 0)
+
+
+async def test_what_is_late_is_learnt_from(shard: LocalShard) -> None:
+    router = router_over([shard])
+    await router.search(query(), FULL)
+    expected_ms = router.forecast.delay_ms
+    shard.search = mute = Mute(shard.search)  # type: ignore[method-assign,assignment]
+    with pytest.raises(DeadlineError):
+        await router.search(query(), soon(router))
+    assert router.follower.waits.running == 1
+    mute.may_answer.set()
+    while router.follower.waits.running:
+        await asyncio.sleep(0.01)
+    assert router.forecast.delay_ms > expected_ms + 5
+
+
+async def test_states_that_no_shard_tells_are_waited_for_until_the_deadline(
+    shard: LocalShard,
+) -> None:
+    router = router_over([shard])
+    shard.ask = Mute(shard.ask)  # type: ignore[method-assign,assignment]
+    with pytest.raises(DeadlineError):
+        await asyncio.wait_for(router.search(query(), soon(router)), 30)
+
+
+async def test_a_head_that_does_not_answer_is_left_out_unless_it_is_forced(index: Path) -> None:
+    [shard] = shards_of(index, 1)
+    with_gain(shard, 0.01, 0.5)
+    encoder = StubEncoder()
+    router = router_over([shard], encoder=encoder)
+    assert (await router.search(query(), SearchPlan(top_k=3))).rerank is not None
+    for _ in range(100):
+        router.forecast.take("match", 0, 0.1)
+    encoder.match = Mute(encoder.match)  # type: ignore[method-assign]
+    plan = SearchPlan(top_k=3, deadline=router.follower._clock() + 0.3)
+    answer = await asyncio.wait_for(router.search(query(), plan), 30)
+    assert (answer.rerank, answer.degraded) == (None, ("deadline",))
+    assert len(answer.result.hits) == 3
+    forced = replace(plan, rerank=Rerank(), deadline=router.follower._clock() + 0.3)
+    with pytest.raises(DeadlineError):
+        await asyncio.wait_for(router.search(query(), forced), 30)
 
 
 async def test_quotas_are_taken_per_caller_and_settled(shard: LocalShard) -> None:

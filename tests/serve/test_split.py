@@ -306,3 +306,28 @@ async def test_what_cannot_be_asked_of_a_split_index_is_refused(folder: Path) ->
     ):
         with pytest.raises(UserError, match=says):
             await router.search(query(), SearchPlan(**fields))
+
+
+@pytest.mark.parametrize("allow_partial", [False, True])
+async def test_a_search_that_is_given_up_leaves_no_shard_working_for_it(
+    folder: Path, allow_partial: bool
+) -> None:
+    router, shards = served(folder, 2)
+    await router.search(query(), SearchPlan())
+    given_up = 0
+
+    async def mute(method: str, *values: Any) -> Any:
+        nonlocal given_up
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            given_up += 1
+            raise
+
+    for shard in shards:
+        shard.ask = mute  # type: ignore[method-assign]
+    plan = SearchPlan(allow_partial=allow_partial)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(router.search(query(), plan), 0.05)
+    await asyncio.sleep(0.01)
+    assert given_up == 2
