@@ -239,15 +239,26 @@ class Backend(Protocol):
         """Turn one item into vectors; UserError when it cannot be encoded."""
         ...
 
+    async def begin_search(self, plan: SearchPlan, caller: Caller) -> None:
+        """Count one search as a request of the caller's, before anything is spent on its query.
+
+        Raises:
+            UserError: the plan does not fit the index.
+            OverloadedError: refused under load, or the caller's quota is used up; nothing was
+                counted.
+            DeadlineError: the deadline has passed already.
+        """
+        ...
+
     async def search(
         self, query: EncodedQuery, plan: SearchPlan, caller: Caller = Caller()
     ) -> Answer:
-        """Search with one query.
+        """Search with one query, which `begin_search` has counted; its dot products are paid here.
 
         Raises:
             UserError: the plan does not fit the index.
             OverloadedError: refused under load, or the caller's quota is used up.
-            DeadlineError: the deadline has passed already.
+            DeadlineError: the deadline passed before there was an answer.
         """
         ...
 

@@ -82,7 +82,7 @@ class LeasedQuota:
         self._purses: dict[str, _Purse] = {}
 
     def take(self, key: str, dot_products: float) -> None:
-        """Admit one request, or refuse it.
+        """Admit one request and what it costs, or refuse it.
 
         Args:
             key: name of the caller.
@@ -91,6 +91,20 @@ class LeasedQuota:
         Raises:
             OverloadedError: code `quota_exceeded`; nothing was taken.
         """
+        self._take(key, 1.0, dot_products)
+
+    def admit(self, key: str, dot_products: float) -> None:
+        """Admit one request that pays its dot products later, by `spend`; else as `take`.
+
+        It is refused where they are not there now.
+        """
+        self._take(key, 1.0, dot_products, spends=False)
+
+    def spend(self, key: str, dot_products: float) -> None:
+        """Pay for a request that was admitted; errors as of `take`."""
+        self._take(key, 0.0, dot_products)
+
+    def _take(self, key: str, requests: float, dot_products: float, *, spends: bool = True) -> None:
         quota = self._quotas.get(key, self._default)
         if quota.is_unlimited:
             return
@@ -105,7 +119,7 @@ class LeasedQuota:
             )
         now = self._clock()
         purse = self._purse(key, quota, now)
-        if not purse.take(dot_products, now):
+        if not purse.take(requests, dot_products, now, spends=spends):
             raise OverloadedError(
                 f"the quota of {key!r} is used up ({_spelled(quota)})",
                 retry_after_s=max(purse.retry_at - now, _EXCHANGE_S),
@@ -117,8 +131,8 @@ class LeasedQuota:
 
         Args:
             key: name of the caller.
-            expected: dot products that `take` was told.
-            spent: dot products that the search took.
+            expected: dot products that `take` or `spend` was told.
+            spent: dot products that the search took; 0 where it failed.
         """
         if (purse := self._purses.get(key)) and purse.dot_products:
             purse.dot_products.correct(spent - expected, self._clock())
@@ -172,18 +186,19 @@ class _Purse:
         self.retry_at = now
         self.used_at = now
 
-    def take(self, dot_products: float, now: float) -> bool:
-        """Take one request and its dot products, or neither."""
+    def take(self, requests: float, dot_products: float, now: float, *, spends: bool) -> bool:
+        """Take requests and, if it spends them, dot products; nothing where either is short."""
         self.used_at = now
-        costs = [(self.requests, 1.0), (self.dot_products, dot_products)]
+        costs = [(self.requests, requests), (self.dot_products, dot_products)]
         slices = [(held, cost) for held, cost in costs if held is not None]
+        is_there = all(held.can_take(cost, now) for held, cost in slices)
         for held, cost in slices:
+            if is_there and not spends and held is self.dot_products:
+                continue  # asked for when they are spent
             held.ask(cost)
-        if not all(held.can_take(cost, now) for held, cost in slices):
-            return False
-        for held, cost in slices:
-            held.take(cost, now)
-        return True
+            if is_there:
+                held.take(cost, now)
+        return is_there
 
     def owes(self) -> bool:
         return any(held and held.owed for held in (self.requests, self.dot_products))

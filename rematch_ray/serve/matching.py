@@ -58,18 +58,17 @@ class Head:
 
 
 def head_for(
-    plan: SearchPlan, query: EncodedQuery, facts: IndexFacts, *, level: int, default_weight: float
+    plan: SearchPlan, query: EncodedQuery, facts: IndexFacts, *, default_weight: float
 ) -> Head | None:
-    """Whether the head runs.
+    """Whether the head runs where there is no ceiling.
 
     On its own it does so for `auto` requests, where the doctor measured a gain whose interval lies
-    above 0 and no ceiling is down.
+    above 0.
 
     Args:
         plan: the request.
         query: its vectors.
         facts: of the index.
-        level: of the ceiling.
         default_weight: where the caller forces it and nothing was measured.
 
     Raises:
@@ -78,15 +77,15 @@ def head_for(
     asked = plan.rerank
     matching = _measured(facts)
     if asked is None:
-        wanted = plan.with_rerank and plan.is_auto and plan.text is None and level == 0
+        wanted = plan.with_rerank and plan.is_auto and plan.text is None
         has_gain = matching.get("lambda", 0) > 0 and (matching.get("gain") or {}).get("low", 0) > 0
         if not (wanted and has_gain and query.fused is not None and facts.fused_dim is not None):
             return None
-        limit = _within(plan, TOP_N)
+        limit = limit_of(plan, TOP_N)
         return Head(limit, limit, matching["lambda"], is_forced=False)
     if plan.text is not None:
         raise UserError("rerank and hybrid search cannot be combined: leave one of them out")
-    limit, weight = _within(plan, asked.top_n), matching.get("lambda") or default_weight
+    limit, weight = limit_of(plan, asked.top_n), matching.get("lambda") or default_weight
     if asked.raw:
         if plan.item is None:
             raise UserError(
@@ -124,8 +123,8 @@ def _measured(facts: IndexFacts) -> dict[str, Any]:
     return dict(calibration.matching)
 
 
-def _within(plan: SearchPlan, top_n: int) -> int:
-    """No fewer than are shown, no more than there are candidates."""
+def limit_of(plan: SearchPlan, top_n: int) -> int:
+    """Hits for a head over `top_n`: no fewer than are shown, no more than there are candidates."""
     least = plan.offset + plan.top_k
     most = plan.candidates if isinstance(plan.candidates, int) else max(top_n, least)
     return min(max(top_n, least), most)

@@ -132,15 +132,21 @@ class Router:
         """See `Backend.encode`."""
         return await self._encoder.encode(query, instruction, side)
 
+    async def begin_search(self, plan: SearchPlan, caller: Caller) -> None:
+        """See `Backend.begin_search`."""
+        self.follower.start()
+        self._searcher.check_deadline(plan)
+        if (admitted := self.follower.current) is None:
+            admitted = await within(self._searcher.left_s(plan), self.follower.admitted())
+        self._searcher.begin(admitted, _with_room(plan), caller)
+
     async def search(
         self, query: EncodedQuery, plan: SearchPlan, caller: Caller = _EVERYONE
     ) -> Answer:
         """See `Backend.search`."""
         self.follower.start()
         self._searcher.check_deadline(plan)
-        if plan.exclude is not None and isinstance(plan.candidates, int):
-            # the one that is left out counts for nothing
-            plan = replace(plan, candidates=plan.candidates + 1)
+        plan = _with_room(plan)
         return await self._with_state(
             lambda admitted: self._searcher.search(admitted, query, plan, caller),
             lambda admitting: within(self._searcher.left_s(plan), admitting),
@@ -259,6 +265,13 @@ class Router:
         if self._writer is None:
             raise UserError("writes are off here: start the service with writes on")
         return self._writer
+
+
+def _with_room(plan: SearchPlan) -> SearchPlan:
+    """A plan whose candidates do not count the document that is left out."""
+    if plan.exclude is not None and isinstance(plan.candidates, int):
+        return replace(plan, candidates=plan.candidates + 1)
+    return plan
 
 
 async def _promptly(name: str, answer: Awaitable[Any]) -> Any:

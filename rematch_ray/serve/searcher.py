@@ -27,7 +27,7 @@ from rematch_ray.serve.drifting import AdmittedSearch, DriftWatch
 from rematch_ray.serve.follower import Admitted, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
 from rematch_ray.serve.leases import LeasedQuota
-from rematch_ray.serve.matching import Head, Matcher, head_for, reordered
+from rematch_ray.serve.matching import Head, Matcher, head_for, limit_of, reordered
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.planning import Decision
 from rematch_ray.serve.raw_documents import raw_documents
@@ -82,6 +82,26 @@ class Searcher:
         self._drift = drift
         self._clock = clock
 
+    def begin(self, admitted: Admitted, plan: SearchPlan, caller: Caller) -> None:
+        """Count a search as one request, before it has vectors.
+
+        Args:
+            admitted: the state that is to be searched.
+            plan: what is asked.
+            caller: whose quota pays; what the search costs is taken when it runs.
+
+        Raises:
+            UserError: the plan does not fit the index.
+            OverloadedError: refused under load, or the quota is used up.
+        """
+        limit = plan.offset + plan.top_k
+        if plan.rerank is not None:
+            limit = limit_of(plan, plan.rerank.top_n)
+        top_k = limit + (plan.exclude is not None)
+        decision = self._decide(admitted, plan, top_k)
+        self._refuse_under_load(admitted, plan, decision, top_k)
+        self._quota.admit(caller.name, decision.option.dot_products)
+
     async def search(
         self, admitted: Admitted, query: EncodedQuery, plan: SearchPlan, caller: Caller
     ) -> Answer:
@@ -100,22 +120,26 @@ class Searcher:
             GenerationGoneError: the state is not on disk any more.
         """
         facts, level = admitted.planner.facts, self._follower.orders.level
-        head = head_for(plan, query, facts, level=level, default_weight=self._head_weight)
+        head = head_for(plan, query, facts, default_weight=self._head_weight)
+        has_dropped_head = head is not None and not head.is_forced and level > 0
+        if has_dropped_head:
+            head = None
         limit = plan.offset + plan.top_k if head is None else head.limit
         top_k = limit + (plan.exclude is not None)
-        decision = admitted.planner.decide(
-            plan, top_k=top_k, forecast=self._forecast, level=level, left_ms=self._left_ms(plan)
-        )
+        decision = self._decide(admitted, plan, top_k)
         self._refuse_under_load(admitted, plan, decision, top_k)
-        expected = decision.option.dot_products
-        self._quota.take(caller.name, expected)
-        found = await within(
-            self.left_s(plan), self._ask_shards(admitted, query, plan, decision, head, limit)
+        paid = self._paid(
+            caller,
+            decision,
+            lambda: self._ask_shards(admitted, query, plan, decision, head, limit),
         )
-        self._quota.settle(caller.name, expected, found.dot_products)
+        found = await within(self.left_s(plan), paid)
+        degraded = decision.degraded
+        if has_dropped_head:
+            degraded = _with_reason(degraded, "load")
         answer = Answer(
             result=_explained_choice(found.result, decision),
-            degraded=(*decision.degraded, *(("shard_missing",) if found.missing else ())),
+            degraded=(*degraded, *(("shard_missing",) if found.missing else ())),
             dot_products=found.dot_products,
             queue_ms=found.queue_ms,
             search_ms=found.search_ms,
@@ -127,6 +151,19 @@ class Searcher:
         if plan.with_explain:
             answer = await within(self.left_s(plan), self._explain(admitted, answer, query))
         return answer
+
+    async def _paid(
+        self, caller: Caller, decision: Decision, ask: Callable[[], Awaitable[Found]]
+    ) -> Found:
+        """What the shards say, out of the caller's quota; what fails costs no dot products."""
+        expected, spent = decision.option.dot_products, 0
+        self._quota.spend(caller.name, expected)
+        try:
+            found = await ask()
+            spent = found.dot_products
+        finally:
+            self._quota.settle(caller.name, expected, spent)
+        return found
 
     async def _ask_shards(
         self,
@@ -260,6 +297,15 @@ class Searcher:
             )
         )
         return replace(answer, explained={k: v for part in parts for k, v in part.items()})
+
+    def _decide(self, admitted: Admitted, plan: SearchPlan, top_k: int) -> Decision:
+        return admitted.planner.decide(
+            plan,
+            top_k=top_k,
+            forecast=self._forecast,
+            level=self._follower.orders.level,
+            left_ms=self._left_ms(plan),
+        )
 
     def _refuse_under_load(
         self, admitted: Admitted, plan: SearchPlan, decision: Decision, top_k: int

@@ -208,6 +208,10 @@ class SetBackend:
         """See `Backend.encode`."""
         return await (await self._backend()).encode(query, instruction, side)
 
+    async def begin_search(self, plan: SearchPlan, caller: Caller) -> None:
+        """See `Backend.begin_search`."""
+        await (await self._backend()).begin_search(plan, caller)
+
     async def search(
         self, query: EncodedQuery, plan: SearchPlan, caller: Caller = _EVERYONE
     ) -> Answer:

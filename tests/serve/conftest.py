@@ -75,6 +75,7 @@ class FakeBackend:
         self.callers: list[Caller] = []
         self.written: list[NewDocument] = []
         self.failure: Exception | None = None
+        self.refusal: Exception | None = None
         self.encode_s = 0.0
         self.degraded: tuple[str, ...] = ()
         self.log_odds: list[float] | None = None
@@ -194,6 +195,10 @@ class FakeBackend:
     async def ready(self) -> None:
         if not self.is_ready:
             raise NotReadyError("the encoder does not answer yet")
+
+    async def begin_search(self, plan: SearchPlan, caller: Caller) -> None:
+        if self.refusal:
+            raise self.refusal
 
     def admit_search(self) -> None:
         if self.is_full:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rematch_ray.serve.backend import OverloadedError
 from rematch_ray.serve.leases import CREDIT_SHARE, LeasedQuota
-from rematch_ray.serve.quotas import Quota, QuotaLedger
+from rematch_ray.serve.quotas import Lease, Quota, QuotaLedger
 from rematch_ray.serve.settings import QuotaSettings
 from tests.serve.simulation import EXCHANGE_S, Clock
 
@@ -127,6 +127,23 @@ def test_a_dear_request_takes_nothing_when_it_is_refused() -> None:
     before = service.replicas[0].state(KEY)
     assert not service.admits(0, 90)
     assert service.replicas[0].state(KEY) == before
+
+
+def test_dot_products_are_looked_at_when_a_request_comes_and_taken_when_it_runs() -> None:
+    service = Replicas(1, {KEY: Quota.of(10, 100, burst_s=1)})
+    replica = service.replicas[0]
+    replica.state(KEY)
+    replica.grant(KEY, Lease(10, 100, 60.0, 0.0, 0.0, 0.0))
+    for _ in range(2):
+        replica.admit(KEY, 90)
+    assert replica.state(KEY).remaining_requests == 8
+    assert replica.state(KEY).remaining_dot_products == 100
+    replica.spend(KEY, 90)
+    replica.spend(KEY, 90)  # the credit
+    for late in (replica.admit, replica.spend):
+        with pytest.raises(OverloadedError, match="used up"):
+            late(KEY, 90)
+    assert replica.state(KEY).remaining_requests == 8
 
 
 def test_a_request_dearer_than_the_burst_is_told_so() -> None:

@@ -23,7 +23,7 @@ from rematch_ray.serve.backend import (
 )
 from rematch_ray.serve.follower import OBEYED_S
 from rematch_ray.serve.leases import LeasedQuota
-from rematch_ray.serve.quotas import Quota
+from rematch_ray.serve.quotas import Lease, Quota
 from rematch_ray.serve.router import Router
 from rematch_ray.serve.wire import GenerationGoneError, Orders, State
 from tests.index.tables import row, table
@@ -129,6 +129,7 @@ async def test_the_ceiling_lowers_auto_and_leaves_explicit_budgets(shard: LocalS
 async def outcome(router: Router, plan: SearchPlan, caller: Caller = EVERYONE) -> str:
     """Code of the refusal; empty for an answer."""
     try:
+        await router.begin_search(plan, caller)
         await router.search(query(), plan, caller)
     except OverloadedError as refused:
         return refused.code
@@ -186,9 +187,10 @@ async def test_explicit_requests_above_the_ceiling_are_refused_before_auto(
 ) -> None:
     router, _ = obeying(shard, Orders(level=1, refuses_explicit=True))
     await router.follower.exchange()
-    with pytest.raises(OverloadedError, match="2x4") as full:
-        await router.search(query(), FULL)
-    assert full.value.code == "budget_unavailable"
+    for late in (router.search(query(), FULL), router.begin_search(FULL, EVERYONE)):
+        with pytest.raises(OverloadedError, match="2x4") as full:
+            await late
+        assert full.value.code == "budget_unavailable"
     await router.search(query(), SearchPlan(budget="1x1"))
     await router.search(query(), SearchPlan())
 
@@ -335,12 +337,49 @@ async def test_quotas_are_taken_per_caller_and_settled(shard: LocalShard) -> Non
     assert [await outcome(router, FULL, other) for _ in range(10)] == [""] * 10
 
 
-def with_gain(shard: LocalShard, low: float, weight: float) -> None:
+async def test_a_search_counts_once_and_pays_for_what_it_found(shard: LocalShard) -> None:
+    clock = Clock()
+    quotas = {"small": Quota.of(10, 100_000, burst_s=1)}
+    router = router_over([shard], quota=LeasedQuota(quotas, clock), clock=clock)
+    small = Caller("small")
+
+    def left() -> tuple[float | None, float | None]:
+        state = router.quota.state("small")
+        return state.remaining_requests, state.remaining_dot_products
+
+    left()
+    router.quota.grant("small", Lease(10, 100_000, 60.0, 0.0, 0.0, 0.0))
+    assert await outcome(router, FULL, small) == ""
+    assert left() == (9, 100_000 - 60 * 32)
+    for failure in (NotReadyError("lost"), UserError("the filter"), DeadlineError("late")):
+        before = left()
+        shard.failures = [failure]
+        await router.begin_search(FULL, small)
+        with pytest.raises(type(failure)):
+            await router.search(query(), FULL, small)
+        assert left() == (before[0] - 1, before[1])  # type: ignore[operator]
+    shard.failures = [GenerationGoneError("gone")]
+    assert await outcome(router, FULL, small) == ""
+    assert left() == (5, 100_000 - 2 * 60 * 32)
+
+
+async def test_a_search_that_its_quota_cannot_pay_is_refused_before_it_has_vectors(
+    shard: LocalShard,
+) -> None:
+    clock = Clock()
+    quotas = {"small": Quota.of(None, 60 * 32, burst_s=1)}
+    router = router_over([shard], quota=LeasedQuota(quotas, clock), clock=clock)
+    assert await outcome(router, FULL, Caller("small")) == ""
+    with pytest.raises(OverloadedError, match="used up"):
+        await router.begin_search(FULL, Caller("small"))
+
+
+def with_gain(shard: LocalShard, low: float, weight: float, *, rung: str = "4x8") -> None:
     """Pretend that the doctor measured the head."""
     held = shard.shard._held
     index = held.newest.index
     measured = table(
-        row("4x8", 50, 0.995, 1.0),
+        row(rung, 50, 0.995, 1.0),
         standing=index.standing,
         matching={"lambda": weight, "gain": {"mean": low + 0.01, "low": low, "high": 1.0}},
     )
@@ -358,6 +397,22 @@ async def test_auto_uses_the_head_only_where_its_gain_is_sure(index: Path) -> No
         assert (await router.search(query(), FULL)).rerank is None
         assert (await router.search(query(), SearchPlan(with_rerank=False))).rerank is None
     assert (await router.search(query(), SearchPlan(top_k=3, rerank=Rerank()))).rerank is not None
+
+
+async def test_a_head_that_only_the_ceiling_leaves_out_is_told(shard: LocalShard) -> None:
+    with_gain(shard, 0.01, 0.5, rung="2x4")
+    router, coordinator = obeying(shard, Orders(level=1))
+    await router.follower.exchange()
+    answer = await router.search(query(), SearchPlan(top_k=3))
+    assert (answer.rerank, answer.degraded) == (None, ("load",))
+    forced = await router.search(query(), SearchPlan(top_k=3, rerank=Rerank(top_n=10)))
+    assert (forced.rerank is not None, forced.degraded) == (True, ())
+    without = await router.search(query(), SearchPlan(top_k=3, with_rerank=False))
+    assert without.degraded == ()
+    coordinator.orders = Orders()
+    await router.follower.exchange()
+    answer = await router.search(query(), SearchPlan(top_k=3))
+    assert (answer.rerank is not None, answer.degraded) == (True, ())
 
 
 async def test_the_head_reorders_by_its_weight(index: Path) -> None:

@@ -501,5 +501,16 @@ def test_what_is_no_search_is_charged_once_and_the_answer_tells_what_is_left(
         client.get("/v1/documents/doc/0"),
     ]
     assert [answer.status_code for answer in told] == [200] * 4
-    assert backend.charged == ["anonymous", "anonymous"]
-    assert [answer.headers["ratelimit-remaining"] for answer in told] == ["9", "8", "8", "8"]
+    assert backend.charged == ["anonymous"] * 3
+    assert [answer.headers["ratelimit-remaining"] for answer in told] == ["9", "8", "8", "7"]
+
+
+def test_what_is_read_is_charged_and_what_operators_ask_is_not(
+    client: TestClient, backend: Backend
+) -> None:
+    for path in ("/v1/info", "/v1/documents/doc/1", "/v1/documents/doc/1/image"):
+        client.get(path)
+    assert len(backend.charged) == 3
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert client.get(path).status_code == 200
+    assert len(backend.charged) == 3

@@ -173,6 +173,16 @@ def test_a_deadline_that_passes_while_encoding_is_504(client: TestClient, backen
     assert backend.plans == []
 
 
+def test_what_is_refused_is_not_encoded_first(client: TestClient, backend: Backend) -> None:
+    backend.refusal = OverloadedError("used", retry_after_s=9, code="quota_exceeded")
+    one = {"query": "x"}
+    assert error_of(client.post("/v1/search", json=one), 429)["code"] == "quota_exceeded"
+    several = client.post("/v1/search", json={"searches": [one, one]})
+    codes = [answer["error"]["code"] for answer in several.json()["answers"]]
+    assert codes == ["quota_exceeded"] * 2
+    assert (backend.items, backend.plans) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("failure", "status", "code", "retry_after"),
     [

@@ -73,8 +73,8 @@ def _add_reads(api: FastAPI, service: Service) -> None:
     @api.get(
         "/v1/documents/{document_id:path}/image",
         tags=["documents"],
-        dependencies=[service.admitted("read")],
-        responses=errors(400, 404, 422) | {200: {"content": {"image/*": {}}}},
+        dependencies=[service.admitted("read", is_charged=True)],
+        responses=errors(400, 404, 422, 429) | {200: {"content": {"image/*": {}}}},
         response_class=FileResponse,
     )
     async def image(document_id: str) -> Response:
@@ -91,8 +91,8 @@ def _add_reads(api: FastAPI, service: Service) -> None:
     @api.get(
         "/v1/documents/{document_id:path}",
         tags=["documents"],
-        dependencies=[service.admitted("read")],
-        responses=errors(400, 404, 422),
+        dependencies=[service.admitted("read", is_charged=True)],
+        responses=errors(400, 404, 422, 429),
     )
     async def document(document_id: str) -> DocumentBody:
         """A stored document's payload."""

@@ -52,8 +52,8 @@ def add_health(api: FastAPI, service: Service) -> None:
     @api.get(
         "/v1/info",
         tags=["search"],
-        dependencies=[service.admitted("read")],
-        responses=errors(),
+        dependencies=[service.admitted("read", is_charged=True)],
+        responses=errors(429),
     )
     async def info() -> InfoBody:
         """What is served: the index, the model, every budget and every limit."""

@@ -121,6 +121,8 @@ class Asked:
         if search.query is not None:
             item = item_of(search.query, limits, param="query")
         plan = plan_of(search, limits, self.served.budgets, arrived=self.arrived, item=item)
+        with failures_named():
+            await self.service.backend.begin_search(plan, self.caller)
         started = time.monotonic()
         query = await self._query(search, plan, item)
         encoded = time.monotonic()
