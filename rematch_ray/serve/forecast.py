@@ -7,6 +7,7 @@ clocks, no index and no requests.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 
 # weight of a new observation
@@ -16,6 +17,8 @@ _DEVIATIONS = 2.5
 # before the first search: dot products of 128 dimensions on one thread, and a search's fixed cost
 _NS_PER_DOT_PRODUCT = 10.0
 _FIXED_MS = 0.5
+# plans that are remembered: their names hold numbers that callers choose
+_KEPT_PLANS = 512
 # ways after which the quickest is looked for anew
 _HOPS = 1000
 
@@ -48,7 +51,7 @@ class Forecast:
     """
 
     def __init__(self) -> None:
-        self._plans: dict[str, _Average] = {}
+        self._plans: OrderedDict[str, _Average] = OrderedDict()
         self._ns = _NS_PER_DOT_PRODUCT
         self._delay = _Average(0.0, 0.0)
         self._hop = _Average(5.0, 0.0)
@@ -68,6 +71,9 @@ class Forecast:
             self._plans[plan] = _Average(ms, ms / 4)
         else:
             seen.take(ms)
+        self._plans.move_to_end(plan)
+        if len(self._plans) > _KEPT_PLANS:
+            self._plans.popitem(last=False)
         if dot_products:
             ns = max(0.0, ms - _FIXED_MS) * 1e6 / dot_products
             self._ns += _STEP * (ns - self._ns)

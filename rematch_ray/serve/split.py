@@ -9,6 +9,7 @@ Knows shards by a protocol, and no Ray.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import time
@@ -60,7 +61,7 @@ class SplitIndex:
         # replaying holds a thread only while it computes, or waits for what was not foreseen
         self._replaying = ThreadPoolExecutor(_THREADS, thread_name_prefix="replay")
         self._missing = ThreadPoolExecutor(_THREADS, thread_name_prefix="missing")
-        self._counts: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
+        self._counts: OrderedDict[tuple[str, bytes], list[int]] = OrderedDict()
 
     async def search(self, admitted: Admitted, asked: Asked) -> Found:
         """The hits of one query over all shards; arguments and errors as of `Shard.search`.
@@ -229,7 +230,9 @@ class SplitIndex:
         if not filter:
             return [admitted.live[n] for n in living]
         conditions = check_filter(filter, admitted.planner.facts.fields)
-        key = (admitted.state.name, json.dumps(conditions))
+        # a filter may be as large as a body
+        digest = hashlib.blake2b(json.dumps(conditions).encode(), digest_size=16).digest()
+        key = (admitted.state.name, digest)
         if (known := self._counts.get(key)) is not None:
             return [known[n] for n in living]
         generations = admitted.state.generations

@@ -158,6 +158,16 @@ def test_candidates_that_are_named_are_kept_when_the_budget_falls() -> None:
     assert (budget(decision), decision.option.plan.coarse_candidates) == ("8x16", 700)
 
 
+def test_a_forecast_forgets_the_plans_that_were_not_run_for_longest() -> None:
+    forecast = Forecast()
+    for number in range(5000):
+        forecast.take("first:100 > 4x8", 1000, 3.0)
+        forecast.take(f"first:{number} > 1x1", 1000, 7.0)
+    assert forecast.mean_ms("first:100 > 4x8", 1000) == pytest.approx(3.0)
+    assert forecast.mean_ms("first:4999 > 1x1", 1000) == 7.0
+    assert forecast.mean_ms("first:0 > 1x1", 0, measured_ms=1.0) == 1.0
+
+
 def test_a_forecast_follows_what_it_sees() -> None:
     forecast = Forecast()
     first = forecast.p95_ms("plan", 1_000_000)

@@ -1,6 +1,7 @@
 """An index that is served from several shards answers as one that is searched in process."""
 
 import asyncio
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,13 @@ async def test_a_search_that_is_given_up_leaves_no_shard_working_for_it(
         await asyncio.wait_for(router.search(query(), plan), 0.05)
     await asyncio.sleep(0.01)
     assert given_up == 2
+
+
+async def test_of_a_large_filter_only_its_count_is_remembered(folder: Path) -> None:
+    router, shards = served(folder, 2)
+    plan = SearchPlan(filter={"number": list(range(5, 10_000))})
+    for _ in range(2):
+        assert (await router.search(query(), plan)).result.hits == []
+    assert [shard.calls.count("count") for shard in shards] == [1, 1]
+    split: Any = router._searcher._split
+    assert len(pickle.dumps(split._counts)) < 1000
