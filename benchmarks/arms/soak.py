@@ -1,6 +1,6 @@
 """Our service under steady load with writes going on: what its processes hold, and how it answers.
 
-Searches by vectors, by text and with words besides arrive at a rate, documents are written and
+Searches by vectors and by text (its index has no words) arrive at a rate, documents are written and
 replaced beside them, which makes segments and merges. Private memory of every process of the
 service is read once a round.
 """

@@ -149,6 +149,46 @@ def test_an_index_in_the_ingress_answers_as_one_in_a_deployment(
     serve.shutdown()
 
 
+def test_a_quota_holds_for_all_ingress_replicas_together(ray_cluster: None, pair: Any) -> None:
+    from ray import serve
+
+    per_s, burst, num_replicas = 5.0, 10.0, 2
+    url = run(
+        ServeArgs(
+            index=pair.index,
+            model=str(pair.export),
+            allow_anonymous=True,
+            ingress_replicas=num_replicas,
+            encoder=SMALL,
+            shard=SMALL,
+            load=CALM,
+            quotas={"requests_per_s": per_s, "burst_s": burst / per_s},
+        )
+    )
+    given = {"like": "red", "budget": "1x1"}
+    began = time.monotonic()
+    over = threading.Event()
+
+    def load(_: int) -> Counter[int]:
+        seen: Counter[int] = Counter()
+        while not over.is_set():
+            seen[ask(url, given)[0]] += 1
+        return seen
+
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(load, number) for number in range(8)]
+        time.sleep(15)
+        over.set()
+        seen = sum((one.result() for one in running), Counter[int]())
+    took = time.monotonic() - began
+    serve.shutdown()
+    assert set(seen) == {200, 429}, seen
+    # one credit of each replica: see `leases`
+    assert seen[200] <= burst + per_s * took + num_replicas
+    assert seen[200] >= burst + 0.5 * per_s * 15
+    assert seen[429] > seen[200]
+
+
 def kill_replica(part: str, but: str = "") -> str:
     """Kills one; waits for one to come where only `but` was there."""
     import ray
