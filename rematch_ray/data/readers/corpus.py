@@ -24,8 +24,9 @@ import pyarrow as pa
 from rematch_ray.data.readers.beir import IDS
 from rematch_ray.data.readers.files import FAILURES, FileEntry, look
 from rematch_ray.data.readers.line_files import read_file_lines
-from rematch_ray.data.readers.parquet import parquet_file, row_groups
+from rematch_ray.data.readers.parquet import row_groups
 from rematch_ray.data.readers.row_files import JSONL, PARQUET, columns_of
+from rematch_ray.data.readers.row_group import parquet_file
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.errors import UserError
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,13 +22,13 @@ from rematch_ray.data.readers.files import (
     FAILURES,
     FileEntry,
     Place,
-    filesystem,
     look,
     open_file,
     parent,
 )
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.linked_images import load_images
+from rematch_ray.data.readers.row_group import check_group, group_batches, parquet_file
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
 from rematch_ray.data.schema import item_schema, sample_schema
@@ -84,14 +83,7 @@ def read_unit(
     """
     try:
         with parquet_file(unit.path) as file:
-            groups = file.metadata.num_row_groups
-            if unit.begin >= groups or (
-                file.metadata.row_group(unit.begin).num_rows != unit.num_rows
-            ):
-                raise UserError(
-                    f"{unit.path}: row group {unit.begin} is no longer what it was when the "
-                    "data was listed; do not write to a data set while it is being read"
-                )
+            check_group(file, unit.path, unit.begin, num_rows=unit.num_rows)
             table = file.read_row_group(unit.begin, columns=columns, use_threads=False)
     except FAILURES as error:
         raise UserError(f"{unit.path}: row group {unit.begin} cannot be read: {error}") from error
@@ -102,14 +94,6 @@ def read_table(paths: str | Path | Sequence[str | Path], *, rows: Rows | None = 
     """All rows of files and folders as one table; for data that fits in memory."""
     tables = [pa.Table.from_batches(read_unit(unit)) for unit in list_units(paths, rows=rows)]
     return pa.concat_tables(tables, promote_options="permissive")
-
-
-@contextmanager
-def parquet_file(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file anywhere; what goes wrong is the file system's or pyarrow's own error."""
-    system, inner = filesystem(path)
-    with system.open_input_file(inner) as source, pq.ParquetFile(source) as file:
-        yield file
 
 
 def row_groups(path: str) -> tuple[pa.Schema, list[tuple[int, int, int]], str]:
@@ -215,7 +199,7 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
 
 
 def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
-    for batch in read_unit(unit):
+    for batch in group_batches(unit.path, unit.begin, num_rows=unit.counted_rows):
         whole = conform(batch, item_schema(unit.payload)) if unit.rows == "items" else batch
         yield _with_source(whole, unit.settings.source)
 

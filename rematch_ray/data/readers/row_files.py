@@ -211,15 +211,18 @@ def list_rows(
         yield replace(unit, options={**unit.options, "folder": folder})
 
 
-def read_rows(unit: Unit) -> list[Row | UserError]:
+def read_rows(unit: Unit) -> Iterator[Row | UserError]:
     """The rows of a piece; a line that is not JSON is an error.
 
     Raises:
         UserError: the file is gone, or not what it was when it was listed.
     """
     if unit.path.lower().endswith(PARQUET):
-        return list(read_group(unit).to_pylist())
-    return [_parsed(line, unit, number) for number, line in enumerate(read_lines(unit))]
+        for batch in read_group(unit):
+            yield from batch.to_pylist()
+        return
+    for number, line in enumerate(read_lines(unit)):
+        yield _parsed(line, unit, number)
 
 
 def _parsed(line: bytes, unit: Unit, number: int) -> Row | UserError:

@@ -9,7 +9,7 @@ each document, is a teacher's. A cell is a text, the path or data URI of an imag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.files import Place
 from rematch_ray.data.readers.row_files import (
     MEDIA,
+    PARQUET,
     Layout,
     columns_of,
     converted,
@@ -166,9 +167,10 @@ def _list_units(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[
 
 def _read_unit(unit: Unit) -> Iterator[pa.RecordBatch]:
     names = unit.options["columns"]
-    rows = read_rows(unit)
-    if not unit.settings.columns:
+    rows: Iterable[Row | UserError] = read_rows(unit)
+    if not unit.path.lower().endswith(PARQUET) and not unit.settings.columns:
         # rows of JSONL may have more negatives than the first
+        rows = list(rows)
         keys = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
         names += tuple(name for name in keys if name not in names and _NEGATIVE.fullmatch(name))
     yield from converted(rows, partial(to_sample, names=names), unit)

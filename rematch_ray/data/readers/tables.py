@@ -33,10 +33,13 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
     if not entries:
         raise UserError(f"{place.path}: no *{SUFFIX} file")
     for entry in entries:
-        mapped = map_columns(row_groups(entry.path)[0], settings, entry.path)
+        # what pandas and others note beside the columns would travel with every piece
+        schema = row_groups(entry.path)[0].remove_metadata()
+        mapped = map_columns(schema, settings, entry.path)
         unit_rows = settings.unit_files if mapped.has_images else UNIT_ROWS
         for unit in list_groups(entry, NAME, rows, settings, unit_rows=unit_rows):
-            yield replace(unit, payload=mapped.payload)
+            options = {**unit.options, "schema": schema}
+            yield replace(unit, payload=mapped.payload, options=options)
 
 
 def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
@@ -44,11 +47,10 @@ def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
 
 
 def _rows(unit: Unit) -> Iterator[dict[str, Any]]:
-    table = read_group(unit)
-    mapped = map_columns(table.schema, unit.settings, unit.path)
+    mapped = map_columns(unit.options["schema"], unit.settings, unit.path)
     folder = parent(unit.path)
     number = unit.first_row
-    for batch in table.select(mapped.columns).to_batches(max_chunksize=256):
+    for batch in read_group(unit, mapped.columns):
         for values in batch.to_pylist():
             where = f"{unit.path}, row {number}"
             yield item_row(values, mapped, unit.settings, folder=folder, where=where)

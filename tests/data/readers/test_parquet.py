@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rematch_ray.data.readers.formats import list_data, read_data
 from rematch_ray.data.readers.parquet import list_units, read_table, read_unit
 from rematch_ray.data.schema import (
     Item,
@@ -52,6 +53,19 @@ def test_batches_and_columns_are_bounded_on_request(folder):
     batches = list(read_unit(unit, columns=["id"], batch_rows=3))
     assert [batch.num_rows for batch in batches] == [3, 3, 3, 1]
     assert batches[0].schema.names == ["id"]
+
+
+def test_a_row_group_of_any_size_is_read_a_few_rows_at_a_time(tmp_path):
+    rows = [Item.of("x" * 2000 + str(i), id=str(i)) for i in range(10_000)]
+    pq.write_table(items_to_table(rows), tmp_path / "a.parquet", use_dictionary=False)
+    del rows
+    [unit] = list_data(tmp_path)
+    before, most, ids = pa.total_allocated_bytes(), 0, []
+    for batch in read_data(unit):
+        most = max(most, pa.total_allocated_bytes() - before)
+        ids += batch.column("id").to_pylist()
+    assert ids == [str(i) for i in range(10_000)]
+    assert most < 8 * 2**20
 
 
 def test_empty_row_groups_and_files_are_left_out_but_no_rows_at_all_is_an_error(tmp_path):

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.files import look
-from rematch_ray.data.readers.formats import detect, list_data
+from rematch_ray.data.readers.formats import detect, list_data, read_links
 from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.schema import sample_from_row
 from tests.data.readers.layouts import read, spelled, write_image, write_rows
 from tests.tiny import png
 
@@ -122,3 +124,14 @@ def test_a_bad_row_says_what_is_wrong(tmp_path: Path, row: dict, reason: str) ->
     good, [error] = read(path)
     assert len(good) == 1
     assert reason in error
+
+
+@pytest.mark.parametrize("size", [10, 28_000])
+def test_pieces_of_one_row_group_are_taken_in_any_order(tmp_path: Path, size: int) -> None:
+    rows = [{"query": f"q{i}", "positive": "p" * size} for i in range(2_500)]
+    write_rows(tmp_path / "train.parquet", rows, row_group_size=2_500, use_dictionary=False)
+    units = list_data(tmp_path)
+    for number in (2, 0, 1):
+        table = pa.Table.from_batches(read_links(units[number]))
+        first = sample_from_row(table.slice(0, 1).to_pylist()[0]).query
+        assert (first.text, len(table)) == (f"q{1000 * number}", 500 if number == 2 else 1000)

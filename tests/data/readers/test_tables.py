@@ -291,3 +291,45 @@ def test_a_table_that_changed_since_it_was_listed_is_refused(tmp_path: Path) -> 
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="no longer what it was"):
         list(read_data(unit))
+
+
+@pytest.fixture
+def large_group(tmp_path: Path) -> Path:
+    """One row group of 30,000 rows and about 60 MB, most of it in a column that nobody needs."""
+    rows = 30_000
+    columns = {
+        "id": [str(i) for i in range(rows)],
+        "text": [f"{i:05} " * 100 for i in range(rows)],
+        "blob": pa.array([b"%05d" % i * 300 for i in range(rows)], pa.binary()),
+    }
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=rows, use_dictionary=False)
+    return path
+
+
+def test_a_large_row_group_is_never_held_as_a_whole(large_group: Path) -> None:
+    units = list_data(large_group, ReaderSettings())
+    assert len(units) == 3
+    before, most, found = pa.total_allocated_bytes(), 0, 0
+    for batch in (batch for unit in units for batch in read_data(unit)):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert batch.column("id")[0].as_py() == str(found)
+        found += len(batch)
+    assert found == 30_000
+    assert most < 12 * 2**20
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 1, 2), (0, 2, 0)])
+def test_parts_of_a_row_group_can_be_read_in_any_order(
+    large_group: Path, order: tuple[int, ...]
+) -> None:
+    units = list_data(large_group, ReaderSettings())
+    for number in order:
+        ids = [name for b in read_data(units[number]) for name in b.column("id").to_pylist()]
+        assert ids == [str(i) for i in range(number * 10_000, number * 10_000 + 10_000)]
+
+
+def test_a_part_that_is_left_half_read_does_not_shift_the_next_one(large_group: Path) -> None:
+    units = list_data(large_group, ReaderSettings())
+    assert next(read_data(units[0])).column("id")[0].as_py() == "0"
+    assert next(read_data(units[1])).column("id")[0].as_py() == "10000"

@@ -1,0 +1,121 @@
+"""One row group of a Parquet file, decoded a few rows at a time, whatever its size.
+
+pyarrow writes a million rows to a group unless told otherwise: one that is decoded whole takes more
+memory than a reader has. It does not know units or what the columns mean. Middle floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rematch_ray.data.readers.files import FAILURES, filesystem, open_file
+from rematch_ray.errors import UserError
+
+BATCH_ROWS = 256
+BATCH_BYTES = 16 * 2**20
+# of a column, read from storage at once; without it a column is fetched whole
+BUFFER_BYTES = 2 * 2**20
+_BLOCK_BYTES = 8 * 2**20
+
+
+class Damaged(UserError):
+    """Rows whose bytes are there and cannot be decoded."""
+
+
+@contextmanager
+def parquet_file(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file anywhere; what goes wrong is the file system's or pyarrow's own error."""
+    system, inner = filesystem(path)
+    with (
+        system.open_input_file(inner) as source,
+        pq.ParquetFile(source, buffer_size=BUFFER_BYTES) as file,
+    ):
+        yield file
+
+
+def group_batches(
+    path: str, number: int, *, num_rows: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group, in batches of at most 256 rows and about 16 MiB.
+
+    Args:
+        path: the file.
+        number: of the row group.
+        num_rows: that it had when the file was listed.
+        columns: those that are decoded, in this order; None = all.
+
+    Raises:
+        UserError: the file is gone, cannot be reached, or is not what it was when it was listed.
+        Damaged: its bytes are there and are no rows; comes behind the rows before them.
+    """
+    done = 0
+    try:
+        with parquet_file(path) as file:
+            check_group(file, path, number, num_rows=num_rows)
+            for batch in file.iter_batches(
+                batch_size=_batch_rows(file.metadata.row_group(number), columns),
+                row_groups=[number],
+                columns=columns,
+                use_threads=False,
+            ):
+                done += len(batch)
+                yield batch if columns is None else batch.select(list(columns))
+    except FAILURES as error:
+        told = f"{path}: row group {number} cannot be read: {error}"
+        raise (Damaged if _is_stored(path, number) else UserError)(told) from error
+    if done != num_rows:
+        raise Damaged(f"{path}: row group {number} has {done} rows, its footer says {num_rows}")
+
+
+def check_group(file: pq.ParquetFile, path: str, number: int, *, num_rows: int | None) -> None:
+    """Refuse a row group that has not as many rows as when the file was listed.
+
+    Raises:
+        UserError: the file was written to since.
+    """
+    groups = file.metadata.num_row_groups
+    if number >= groups or file.metadata.row_group(number).num_rows != num_rows:
+        raise UserError(
+            f"{path}: row group {number} is no longer what it was when the data was listed; do "
+            "not write to a data set while it is being read"
+        )
+
+
+def _batch_rows(group: pq.RowGroupMetaData, columns: Sequence[str] | None) -> int:
+    """Rows of a batch, by what the footer says of their bytes."""
+    chunks = map(group.column, range(group.num_columns))
+    num_bytes = sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if columns is None or _top(chunk.path_in_schema, columns)
+    )
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, num_bytes)))
+
+
+def _top(path: str, columns: Sequence[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
+
+
+def _is_stored(path: str, number: int) -> bool:
+    """Whether storage gives all bytes of a row group, so that they themselves are at fault."""
+    try:
+        with parquet_file(path) as file:
+            group = file.metadata.row_group(number)
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        begins = [
+            min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+            for chunk in chunks
+        ]
+        with open_file(path) as source:
+            for begin, chunk in zip(begins, chunks, strict=True):
+                source.seek(begin)
+                left = chunk.total_compressed_size
+                while left > 0 and (block := source.read(min(left, _BLOCK_BYTES))):
+                    left -= len(block)
+    except (UserError, *FAILURES):
+        return False
+    return True
