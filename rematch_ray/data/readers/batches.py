@@ -1,7 +1,8 @@
 """Rows as dicts -> Arrow batches of bounded size, whatever the rows hold.
 
-A value that Arrow cannot hold (half a surrogate pair, a number beyond 64 bits) makes its row an
-error row; it never fails the batch. It does not know where rows come from. Middle floor.
+A value that Arrow cannot hold (half a surrogate pair, a number beyond 64 bits), or Python cannot
+(text that is not UTF-8, the year 60000), makes its row an error row; it never fails the batch. It
+does not know where rows come from. Middle floor.
 """
 
 from __future__ import annotations
@@ -17,11 +18,22 @@ BATCH_BYTES = 16 * 2**20
 
 # what pyarrow raises for a value that does not fit its column
 MISFITS = (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError)
+# and for one that Python cannot hold
+UNREADABLE = (pa.ArrowException, UnicodeError, OverflowError, ValueError)
 
 
 def error_row(reason: str, *, id: str | None = None, source: str | None = None) -> dict[str, Any]:
     """A row that could not be read: what is known of it, and why."""
     return {"id": id, "source": source, "error": " ".join(reason.split())}
+
+
+def is_text(value: str) -> bool:
+    r"""Whether a text can be stored and shown: it holds no half of a surrogate pair.
+
+    >>> is_text("é"), is_text("\ud800")
+    (True, False)
+    """
+    return value == value.encode(errors="ignore").decode()
 
 
 def to_batches(
@@ -51,6 +63,45 @@ def to_batches(
         yield _batch(held, whole)
 
 
+def plain_rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str]]:
+    """Rows as dicts, each with the reason why it is not whole.
+
+    Args:
+        batch: of any columns.
+
+    Yields:
+        (values by column, ""), or what can be read of a row and which column cannot.
+    """
+    try:
+        rows = batch.to_pylist()
+    except UNREADABLE:
+        rows = None
+    if rows is not None:
+        yield from ((row, "") for row in rows)
+    else:
+        yield from (_plain_row(batch, number) for number in range(len(batch)))
+
+
+def readable(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch whose every value Python can hold; rows that have others say so in `error`.
+
+    Args:
+        batch: of rows whose names are in the columns `id` and `source`, where they have any.
+
+    Yields:
+        Batches of its schema and `error: string`.
+    """
+    if _is_readable(batch):
+        nothing = pa.nulls(len(batch), ERROR_FIELD.type)
+        yield batch if "error" in batch.schema.names else batch.append_column(ERROR_FIELD, nothing)
+        return
+    rows = (
+        error_row(reason, id=row.get("id"), source=row.get("source")) if reason else row
+        for row, reason in plain_rows(batch)
+    )
+    yield from to_batches(rows, batch.schema)
+
+
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """A batch with exactly the columns of a schema: cast, in its order, null where missing.
 
@@ -66,6 +117,36 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         for field in schema
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _plain_row(batch: pa.RecordBatch, number: int) -> tuple[dict[str, Any], str]:
+    row: dict[str, Any] = {}
+    reasons = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[number].as_py()
+        except UNREADABLE as error:
+            reasons.append(f"column {name!r} cannot be read: {error}")
+    return row, "; ".join(reasons)
+
+
+def _is_readable(batch: pa.RecordBatch) -> bool:
+    try:
+        # texts, at any depth, without a copy of anything
+        batch.validate(full=True)
+        for field, column in zip(batch.schema, batch.columns, strict=True):
+            if _has_times(field.type):
+                column.to_pylist()
+    except UNREADABLE:
+        return False
+    return True
+
+
+def _has_times(kind: pa.DataType) -> bool:
+    """Whether values hold dates or times somewhere: Arrow knows years that Python does not."""
+    if pa.types.is_nested(kind):
+        return any(_has_times(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_temporal(kind))
 
 
 def _batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:

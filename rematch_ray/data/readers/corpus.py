@@ -162,7 +162,7 @@ def _lines(entry: FileEntry) -> Iterator[pa.RecordBatch]:
         try:
             row = json.loads(line)
             held.append((str(next(row[name] for name in IDS if name in row)), line))
-        except (ValueError, TypeError, StopIteration) as error:
+        except (ValueError, TypeError, StopIteration, RecursionError) as error:
             raise UserError(f"{entry.path}: line {number} is no document: {error!r}") from error
         if len(held) == _BATCH_ROWS:
             yield _line_batch(held)

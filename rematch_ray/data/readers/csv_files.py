@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.item import SchemaError
-from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.files import FileEntry, Place, parent
+from rematch_ray.data.readers.batches import error_row, is_text, to_batches
+from rematch_ray.data.readers.files import Damaged, FileEntry, Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
 from rematch_ray.data.readers.lines import COMPRESSED, LINE_BYTES, lines_between
@@ -44,10 +44,13 @@ def records(lines: Iterator[tuple[int, bytes]], delimiter: str) -> Iterator[Reco
     # a field may be a data URI; the limit is the process's, and only ever raised
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES))
     begins: list[int] = []
+    last = 0
 
     def texts() -> Iterator[str]:
+        nonlocal last
         for begin, line in lines:
             begins.append(begin)
+            last = begin
             # bytes that are not UTF-8 become a reason when the row is made
             yield line.decode("utf-8-sig" if begin == 0 else "utf-8", "surrogateescape")
 
@@ -62,6 +65,10 @@ def records(lines: Iterator[tuple[int, bytes]], delimiter: str) -> Iterator[Reco
         except csv.Error as error:
             yield begins[0], f"bad quoting: {error}"
             begins.clear()
+        # a compressed file that ends early: its last record says so
+        except Damaged as error:
+            yield (begins or [last])[0], str(error)
+            return
 
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
@@ -79,6 +86,13 @@ def _file_units(entry: FileEntry, settings: ReaderSettings, rows: Rows) -> Itera
         return
     if isinstance(names, str):
         raise SchemaError(f"{entry.path}: its first row, the names of the columns, has {names}")
+    for name in names:
+        if not is_text(name):
+            shown = name.encode(errors="surrogateescape")
+            raise SchemaError(
+                f"{entry.path}: the column name {shown!r} is not UTF-8; save the file as UTF-8 "
+                "(iconv -f LATIN1 -t UTF-8)"
+            )
     if len(set(names)) < len(names):
         raise SchemaError(f"{entry.path}: column names repeat: {', '.join(names)}")
     sample = islice(_records(entry.path, delimiter), 1, 1 + TYPE_ROWS)

@@ -22,6 +22,13 @@ NATIVE = ("s3", "gs", "gcs")
 FAILURES = (OSError, pa.ArrowException)
 
 
+_BLOCK_BYTES = 8 * 2**20
+
+
+class Damaged(UserError):
+    """Content that storage gives and that is not what it should be; what came before it was."""
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """One file: path or URI, its name below the place it was found in, bytes, and a stamp."""
@@ -157,6 +164,18 @@ def read_bytes(path: str, *, limit: int | None = None) -> bytes:
             raise UserError(f"{path}: cannot be read: {error}") from error
 
 
+def is_stored(path: str, begin: int = 0, num_bytes: int = 2**62) -> bool:
+    """Whether storage gives these bytes, so that what fails beyond that is their content."""
+    try:
+        with open_file(path) as file:
+            file.seek(begin)
+            while num_bytes > 0 and (block := file.read(min(num_bytes, _BLOCK_BYTES))):
+                num_bytes -= len(block)
+    except (UserError, *FAILURES):
+        return False
+    return True
+
+
 def _entries(place: Place) -> Iterator[FileEntry]:
     scheme = place.path.partition("://")[0] if is_uri(place.path) else None
     try:
@@ -169,12 +188,22 @@ def _entries(place: Place) -> Iterator[FileEntry]:
         raise UserError(f"{place.path}: cannot be listed: {error}") from error
     base = inner.rstrip("/") if place.is_folder else inner.rpartition("/")[0]
     for info in found:
-        name = info.path[len(base) :].lstrip("/")
+        name = _path_of(info, place)[len(base) :].lstrip("/")
         if info.type == pafs.FileType.File and not _hidden(name):
             path = info.path if scheme is None else f"{scheme}://{info.path.lstrip('/')}"
             # some stores know no time
             stamp = f"{info.size}:{info.mtime_ns or 0}"
             yield FileEntry(path, name, info.size or 0, stamp)
+
+
+def _path_of(info: pafs.FileInfo, place: Place) -> str:
+    try:
+        return info.path
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place.path}: the name of the file {error.object!r} is not UTF-8, by which it cannot "
+            "be opened; rename it (convmv -f latin1 -t utf8), or move it out of the folder"
+        ) from error
 
 
 def _hidden(name: str) -> bool:

@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.files import FileEntry, Place, parent
+from rematch_ray.data.readers.files import Damaged, FileEntry, Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.lines import COMPRESSED, lines_between, ranges
-from rematch_ray.data.readers.mapping import inferred_schema, item_row, map_columns
+from rematch_ray.data.readers.mapping import Mapped, inferred_schema, item_row, map_columns
+from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
 from rematch_ray.data.schema import item_schema
@@ -77,19 +78,23 @@ def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
     yield from to_batches(_rows(unit), item_schema(unit.payload))
 
 
-def _rows(unit: Unit) -> Iterator[dict[str, Any]]:
+def _rows(unit: Unit) -> Iterator[Row]:
     mapped = map_columns(unit.options["schema"], unit.settings, unit.path, is_open=True)
-    folder = parent(unit.path)
-    for begin, line in lines_between(unit.path, unit.begin, unit.end):
-        if not line.strip():
-            continue
-        where = f"{unit.path}, byte {begin}"
-        try:
-            values = parsed(line, where)
-        except UserError as error:
-            yield error_row(str(error), source=unit.settings.source)
-            continue
-        yield item_row(values, mapped, unit.settings, folder=folder, where=where)
+    try:
+        for begin, line in lines_between(unit.path, unit.begin, unit.end):
+            if line.strip():
+                yield _row(line, mapped, unit, where=f"{unit.path}, byte {begin}")
+    # a file that ends early: what came before that was read
+    except Damaged as error:
+        yield error_row(str(error), source=unit.settings.source)
+
+
+def _row(line: bytes, mapped: Mapped, unit: Unit, *, where: str) -> Row:
+    try:
+        values = parsed(line, where)
+    except UserError as error:
+        return error_row(str(error), source=unit.settings.source)
+    return item_row(values, mapped, unit.settings, folder=parent(unit.path), where=where)
 
 
 def _schema(entries: Sequence[FileEntry]) -> tuple[pa.Schema, int]:
@@ -102,16 +107,27 @@ def _schema(entries: Sequence[FileEntry]) -> tuple[pa.Schema, int]:
     for number, entry in enumerate(entries[: 1 + OTHER_FILES]):
         end = OTHER_BYTES if number else FIRST_BYTES
         limit = None if entry.suffix not in COMPRESSED else 1000
-        for begin, line in islice(lines_between(entry.path, 0, end), limit):
-            if line.strip():
-                try:
-                    found.append(parsed(line, f"{entry.path}, byte {begin}"))
-                except UserError:
-                    continue
-                size += len(line)
+        for row, num_bytes in _objects(entry, end, limit):
+            found.append(row)
+            size += num_bytes
         if number == 0 and entry.size and not found:
             _refuse(entry)
     return inferred_schema(found), max(1, size // max(1, len(found)))
+
+
+def _objects(entry: FileEntry, end: int, limit: int | None) -> Iterator[tuple[Row, int]]:
+    """The objects at the beginning of a file, each with the bytes of its line."""
+    try:
+        for begin, line in islice(lines_between(entry.path, 0, end), limit):
+            if line.strip():
+                try:
+                    row = parsed(line, f"{entry.path}, byte {begin}")
+                except UserError:
+                    continue
+                yield row, len(line)
+    # one row will say so
+    except Damaged:
+        return
 
 
 def _refuse(entry: FileEntry) -> None:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 
 from rematch_ray.data.readers.files import FAILURES, FileEntry, open_file
+from rematch_ray.data.readers.lines import split_lines
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
 from rematch_ray.errors import UserError
@@ -21,21 +22,18 @@ def list_lines(
     """The pieces of a file, each at most `unit_rows` lines; `begin` and `end` are bytes.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or has a line of more than 512 MiB.
     """
     digest = hashlib.sha256()
     cuts: list[tuple[int, int]] = [(0, 0)]  # (byte, row) at which a piece begins
     place = row = 0
-    try:
-        for line in _lines(entry.path):
-            digest.update(line)
-            if line.strip():
-                if row - cuts[-1][1] == unit_rows:
-                    cuts.append((place, row))
-                row += 1
-            place += len(line)
-    except FAILURES as error:
-        raise UserError(f"{entry.path}: cannot be read: {error}") from error
+    for line in _lines(entry.path):
+        digest.update(line)
+        if line.strip():
+            if row - cuts[-1][1] == unit_rows:
+                cuts.append((place, row))
+            row += 1
+        place += len(line)
     ends = [*cuts[1:], (place, row)]
     return [
         Unit(
@@ -87,11 +85,5 @@ def read_file_lines(path: str) -> Iterator[bytes]:
 
 
 def _lines(path: str) -> Iterator[bytes]:
-    """Lines with their ends, read in large pieces."""
-    rest = b""
     with open_file(path) as file:
-        while block := file.read(2**22):
-            *whole, rest = (rest + block).split(b"\n")
-            yield from (line + b"\n" for line in whole)
-    if rest:
-        yield rest
+        yield from split_lines(file, path)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from rematch_ray.data.readers.files import FAILURES, FileEntry, open_file
+from rematch_ray.data.readers.files import FAILURES, Damaged, FileEntry, is_stored, open_file
 from rematch_ray.errors import UserError
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -35,6 +35,7 @@ def lines_between(path: str, begin: int, end: int) -> Iterator[tuple[int, bytes]
 
     Raises:
         UserError: the file cannot be read, or has a line of more than 512 MiB.
+        Damaged: a compressed file ends early or is none; comes behind the lines before that.
     """
     compressed = path[path.rfind(".") :].lower() in COMPRESSED
     # from one byte before: whether a line begins at `begin` shows there
@@ -42,7 +43,7 @@ def lines_between(path: str, begin: int, end: int) -> Iterator[tuple[int, bytes]
     with _opened(path) as file:
         if place:
             file.seek(place)
-        for line in _lines(file, path):
+        for line in split_lines(file, path):
             start, place = place, place + len(line)
             if start >= end and not compressed:
                 return
@@ -61,7 +62,12 @@ def _opened(path: str) -> Iterator[pa.NativeFile]:
                 yield stream
 
 
-def _lines(file: pa.NativeFile, path: str) -> Iterator[bytes]:
+def split_lines(file: pa.NativeFile, path: str) -> Iterator[bytes]:
+    """The lines of an open file from where it stands, each with its end.
+
+    Raises:
+        UserError: the file cannot be read, or has a line of more than 512 MiB.
+    """
     pending: list[bytes] = []
     size = 0
     while block := _block(file, path):
@@ -81,4 +87,18 @@ def _block(file: pa.NativeFile, path: str) -> bytes:
     try:
         return file.read(BLOCK_BYTES)
     except FAILURES as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        told = f"{path}: cannot be read: {error}"
+        raise (Damaged if _is_damaged(path) else UserError)(told) from error
+
+
+def _is_damaged(path: str) -> bool:
+    """Whether a compressed file fails a second time, and not because storage does."""
+    if path[path.rfind(".") :].lower() not in COMPRESSED:
+        return False
+    try:
+        with _opened(path) as file:
+            while file.read(BLOCK_BYTES):
+                pass
+    except FAILURES:
+        return is_stored(path)
+    return False

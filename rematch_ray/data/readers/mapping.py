@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.item import SchemaError
-from rematch_ray.data.readers.batches import error_row
+from rematch_ray.data.readers.batches import error_row, is_text
 from rematch_ray.data.readers.references import with_images
 from rematch_ray.data.readers.sample_rows import Row, image_part, text_part
 from rematch_ray.data.readers.settings import ROLES, SAMPLE_ROLES, ReaderSettings
@@ -127,8 +127,7 @@ def item_row(
     Returns:
         The item, or an error row with what is known of it.
     """
-    names = {role: _name(values.get(column)) for role, column in mapped.names}
-    names["source"] = names.get("source") or settings.source
+    names = _names(values, mapped, settings)
     try:
         parts: list[Row] = []
         for role, column in mapped.parts:
@@ -137,8 +136,16 @@ def item_row(
             raise UserError(f"neither text nor image in {', '.join(c for _, c in mapped.parts)}")
         loaded = with_images(parts, settings, folder)
     except UserError as error:
-        return error_row(f"{where}: {error}", id=names.get("id"), source=names["source"])
+        return bad_row(str(error), values, mapped, settings, where=where)
     return {**names, "parts": loaded, "payload": payload_row(values, mapped)}
+
+
+def bad_row(
+    reason: str, values: Mapping[str, Any], mapped: Mapped, settings: ReaderSettings, *, where: str
+) -> Row:
+    """The error row of an item, with the names that its values give."""
+    names = _names(values, mapped, settings)
+    return error_row(f"{where}: {reason}", id=names.get("id"), source=names["source"])
 
 
 def payload_row(values: Mapping[str, Any], mapped: Mapped) -> Row | None:
@@ -163,12 +170,16 @@ def payload_row(values: Mapping[str, Any], mapped: Mapped) -> Row | None:
 def inferred_schema(rows: Iterable[Mapping[str, Any]]) -> pa.Schema:
     """Columns and types of JSON-like rows: bool, int64, float64, string; the rest is JSON text.
 
+    A name that is no text (half a surrogate pair) is no column.
+
     >>> inferred_schema([{"a": 1, "b": "x"}, {"a": 2.5, "c": [1]}]).types
     [DataType(double), DataType(string), DataType(string)]
     """
     found: dict[str, set[type]] = {}
     for row in rows:
         for name, value in row.items():
+            if not is_text(name):
+                continue
             found.setdefault(name, set()).update([type(value)] if value is not None else [])
     fields = []
     for name, kinds in found.items():
@@ -217,8 +228,21 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
     return True
 
 
+def _names(
+    values: Mapping[str, Any], mapped: Mapped, settings: ReaderSettings
+) -> dict[str, str | None]:
+    names = {role: _name(values.get(column)) for role, column in mapped.names}
+    names["source"] = names.get("source") or settings.source
+    return names
+
+
 def _name(value: Any) -> str | None:
-    """A natural name as text; empty is none."""
+    """A natural name as text, bytes as the text they spell or else in hex; empty is none."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            value = value.hex()
     return None if value is None or value == "" else str(value)
 
 

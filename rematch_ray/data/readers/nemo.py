@@ -137,7 +137,8 @@ def _read_unit(unit: Unit) -> Iterator[pa.RecordBatch]:
 def _content(path: str, stamp: str) -> dict[str, Any]:
     try:
         found = json.loads(read_bytes(path))
-    except ValueError as error:
+    # RecursionError: thousands of brackets
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     return found if isinstance(found, dict) else {}
 

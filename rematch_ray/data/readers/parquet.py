@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from rematch_ray.data.columns import check_schema
 from rematch_ray.data.item import SchemaError
-from rematch_ray.data.readers.batches import conform
+from rematch_ray.data.readers.batches import conform, error_row, readable, to_batches
 from rematch_ray.data.readers.files import (
     FAILURES,
+    Damaged,
     FileEntry,
     Place,
     look,
@@ -28,7 +29,11 @@ from rematch_ray.data.readers.files import (
 )
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.linked_images import load_images
-from rematch_ray.data.readers.row_group import check_group, group_batches, parquet_file
+from rematch_ray.data.readers.row_group import (
+    check_group,
+    group_batches,
+    parquet_file,
+)
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
 from rematch_ray.data.schema import item_schema, sample_schema
@@ -199,9 +204,22 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
 
 
 def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
-    for batch in group_batches(unit.path, unit.begin, num_rows=unit.counted_rows):
-        whole = conform(batch, item_schema(unit.payload)) if unit.rows == "items" else batch
-        yield _with_source(whole, unit.settings.source)
+    schema = item_schema(unit.payload) if unit.rows == "items" else None
+    done = 0
+    try:
+        for batch in group_batches(unit.path, unit.begin, num_rows=unit.counted_rows):
+            whole = batch if schema is None else conform(batch, schema)
+            for found in readable(_with_source(whole, unit.settings.source)):
+                yield found
+                done += len(found)
+    except Damaged as error:
+        rows = range(unit.first_row + done, unit.first_row + unit.counted_rows)
+        source = unit.settings.source
+        told = (error_row(f"{unit.path}, row {n}: {error}", source=source) for n in rows)
+        if schema is None:
+            nothing = pa.RecordBatch.from_pylist([], schema=row_groups(unit.path)[0])
+            schema = _with_source(nothing, source).schema
+        yield from to_batches(told, schema)
 
 
 def _with_source(batch: pa.RecordBatch, source: str | None) -> pa.RecordBatch:

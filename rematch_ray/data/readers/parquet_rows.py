@@ -9,12 +9,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
+from typing import Any
 
 import pyarrow as pa
 
-from rematch_ray.data.readers.files import FileEntry
+from rematch_ray.data.readers.batches import plain_rows
+from rematch_ray.data.readers.files import Damaged, FileEntry
 from rematch_ray.data.readers.parquet import row_groups
-from rematch_ray.data.readers.row_group import Damaged, group_batches
+from rematch_ray.data.readers.row_group import group_batches
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
 
@@ -76,6 +79,28 @@ def read_group(unit: Unit, columns: Sequence[str] | None = None) -> Iterator[pa.
         if table is not None:
             return iter(table.slice(unit.begin, unit.end - unit.begin).to_batches())
     return _part(group, unit.begin, unit.end)
+
+
+def read_cells(
+    unit: Unit, columns: Sequence[str] | None = None
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every row of a piece as a dict, with the reason why it cannot be read, "" = it can.
+
+    Args:
+        unit: a row group or a part of one.
+        columns: those that are read; None = all.
+
+    Raises:
+        UserError: the file is gone, or not what it was when it was listed.
+    """
+    done = 0
+    try:
+        for batch in read_group(unit, columns):
+            for found in plain_rows(batch):
+                yield found
+                done += 1
+    except Damaged as error:
+        yield from repeat(({}, str(error)), unit.counted_rows - done)
 
 
 @dataclass(frozen=True)

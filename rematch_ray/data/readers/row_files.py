@@ -7,22 +7,22 @@ Middle floor.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 
 from rematch_ray.data.item import SchemaError
-from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.files import FAILURES, FileEntry, Place, parent
+from rematch_ray.data.readers.batches import error_row, is_text, to_batches
+from rematch_ray.data.readers.files import FileEntry, Place, parent
 from rematch_ray.data.readers.formats import Format
+from rematch_ray.data.readers.json_lines import parsed
 from rematch_ray.data.readers.line_files import first_line, list_lines, read_lines
 from rematch_ray.data.readers.linked_images import in_folder, load_images
-from rematch_ray.data.readers.parquet_rows import list_groups, parquet_columns, read_group
+from rematch_ray.data.readers.parquet_rows import list_groups, parquet_columns, read_cells
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
@@ -212,38 +212,41 @@ def list_rows(
 
 
 def read_rows(unit: Unit) -> Iterator[Row | UserError]:
-    """The rows of a piece; a line that is not JSON is an error.
+    """The rows of a piece; one that cannot be read, such as a line that is not JSON, is an error.
 
     Raises:
         UserError: the file is gone, or not what it was when it was listed.
     """
     if unit.path.lower().endswith(PARQUET):
-        for batch in read_group(unit):
-            yield from batch.to_pylist()
+        for number, (row, reason) in enumerate(read_cells(unit), unit.first_row):
+            yield UserError(f"row {number}: {reason}") if reason else row
         return
-    for number, line in enumerate(read_lines(unit)):
-        yield _parsed(line, unit, number)
+    for number, line in enumerate(read_lines(unit), unit.first_row):
+        yield _parsed(line, number)
 
 
-def _parsed(line: bytes, unit: Unit, number: int) -> Row | UserError:
+def _parsed(line: bytes, number: int) -> Row | UserError:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        return UserError(f"line {unit.first_row + number} is not JSON: {error}")
-    if not isinstance(row, dict):
-        return UserError(f"line {unit.first_row + number} is a {type(row).__name__}, not an object")
-    return row
+        return parsed(line, f"line {number}")
+    except UserError as error:
+        return error
 
 
-# detection asks every layout about the same file
-@lru_cache(maxsize=32)
 def _columns(path: str, stamp: str) -> tuple[str, ...]:
-    if path.lower().endswith(PARQUET):
-        return parquet_columns(path)
+    found = _columns_or_why(path, stamp)
+    if isinstance(found, UserError):
+        raise UserError(str(found)) from found
+    return found
+
+
+# detection asks every layout about the same file, which may be one that cannot be read
+@lru_cache(maxsize=32)
+def _columns_or_why(path: str, stamp: str) -> tuple[str, ...] | UserError:
     try:
-        row: Any = json.loads(first_line(path))
-    except FAILURES as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: its first line is not JSON: {error}") from error
-    return tuple(row) if isinstance(row, dict) else ()
+        if path.lower().endswith(PARQUET):
+            return parquet_columns(path)
+        row = parsed(first_line(path), f"{path}, its first line")
+    except UserError as error:
+        return error
+    # half a surrogate pair is no name that anybody asks for, or could be shown
+    return tuple(name for name in row if is_text(name))

@@ -12,18 +12,13 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rematch_ray.data.readers.files import FAILURES, filesystem, open_file
+from rematch_ray.data.readers.files import FAILURES, Damaged, filesystem, is_stored
 from rematch_ray.errors import UserError
 
 BATCH_ROWS = 256
 BATCH_BYTES = 16 * 2**20
 # of a column, read from storage at once; without it a column is fetched whole
 BUFFER_BYTES = 2 * 2**20
-_BLOCK_BYTES = 8 * 2**20
-
-
-class Damaged(UserError):
-    """Rows whose bytes are there and cannot be decoded."""
 
 
 @contextmanager
@@ -66,7 +61,7 @@ def group_batches(
                 yield batch if columns is None else batch.select(list(columns))
     except FAILURES as error:
         told = f"{path}: row group {number} cannot be read: {error}"
-        raise (Damaged if _is_stored(path, number) else UserError)(told) from error
+        raise (Damaged if _is_damaged(path, number) else UserError)(told) from error
     if done != num_rows:
         raise Damaged(f"{path}: row group {number} has {done} rows, its footer says {num_rows}")
 
@@ -100,22 +95,25 @@ def _top(path: str, columns: Sequence[str]) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
-def _is_stored(path: str, number: int) -> bool:
-    """Whether storage gives all bytes of a row group, so that they themselves are at fault."""
+def _is_damaged(path: str, number: int) -> bool:
+    """Whether a row group fails a second time, and not because storage does."""
     try:
         with parquet_file(path) as file:
             group = file.metadata.row_group(number)
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        begins = [
-            min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
-            for chunk in chunks
-        ]
-        with open_file(path) as source:
-            for begin, chunk in zip(begins, chunks, strict=True):
-                source.seek(begin)
-                left = chunk.total_compressed_size
-                while left > 0 and (block := source.read(min(left, _BLOCK_BYTES))):
-                    left -= len(block)
-    except (UserError, *FAILURES):
+    except FAILURES:
         return False
+    try:
+        with parquet_file(path) as file:
+            for _ in file.iter_batches(_batch_rows(group, None), [number], use_threads=False):
+                pass
+    except FAILURES:
+        return _is_stored(path, group)
+    return False
+
+
+def _is_stored(path: str, group: pq.RowGroupMetaData) -> bool:
+    for chunk in map(group.column, range(group.num_columns)):
+        begin = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+        if not is_stored(path, begin, chunk.total_compressed_size):
+            return False
     return True

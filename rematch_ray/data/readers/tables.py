@@ -15,9 +15,9 @@ from rematch_ray.data.readers.batches import to_batches
 from rematch_ray.data.readers.files import Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
-from rematch_ray.data.readers.mapping import item_row, map_columns
+from rematch_ray.data.readers.mapping import bad_row, item_row, map_columns
 from rematch_ray.data.readers.parquet import row_groups
-from rematch_ray.data.readers.parquet_rows import list_groups, read_group
+from rematch_ray.data.readers.parquet_rows import list_groups, read_cells
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
 from rematch_ray.data.schema import item_schema
@@ -49,12 +49,12 @@ def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
 def _rows(unit: Unit) -> Iterator[dict[str, Any]]:
     mapped = map_columns(unit.options["schema"], unit.settings, unit.path)
     folder = parent(unit.path)
-    number = unit.first_row
-    for batch in read_group(unit, mapped.columns):
-        for values in batch.to_pylist():
-            where = f"{unit.path}, row {number}"
+    for number, (values, reason) in enumerate(read_cells(unit, mapped.columns), unit.first_row):
+        where = f"{unit.path}, row {number}"
+        if reason:
+            yield bad_row(reason, values, mapped, unit.settings, where=where)
+        else:
             yield item_row(values, mapped, unit.settings, folder=folder, where=where)
-            number += 1
 
 
 def _detect(place: Place) -> str | None:

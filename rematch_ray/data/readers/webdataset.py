@@ -16,7 +16,14 @@ from typing import Any, Self
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.files import FAILURES, FileEntry, Place, is_uri, open_file
+from rematch_ray.data.readers.files import (
+    FAILURES,
+    Damaged,
+    FileEntry,
+    Place,
+    is_uri,
+    open_file,
+)
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.mapping import Mapped
 from rematch_ray.data.readers.references import IMAGE_BYTES
@@ -56,10 +63,6 @@ class Group:
     begin: int
     contents: dict[str, bytes] = field(default_factory=dict)
     fault: str = ""
-
-
-class Damaged(UserError):
-    """An archive that cannot be read on; what came before it could."""
 
 
 def groups(path: str, begin: int, end: int, *, with_contents: bool) -> Iterator[Group]:

@@ -1,5 +1,6 @@
 """Where files may lie: local paths, URIs, object stores, data sets on the Hub."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
@@ -130,6 +131,14 @@ def test_paths_become_absolute_so_that_workers_find_them(folder: Path, monkeypat
     monkeypatch.setenv("HOME", str(folder))
     assert absolute_path("~/tables") == str(folder / "tables")
     assert absolute_path("file:///a%20b/c") == "/a b/c"
+
+
+def test_a_file_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    with open(os.fsencode(tmp_path) + b"/gr\xf6sse.jsonl", "w") as file:
+        file.write('{"text": "b"}\n')
+    with pytest.raises(UserError, match=r"gr\\xf6sse\.jsonl' is not UTF-8, .* rename it"):
+        list_data(tmp_path)
 
 
 def test_a_moved_corpus_is_the_same_one_and_a_changed_one_is_not(folder: Path) -> None:

@@ -75,5 +75,5 @@ def test_lines_that_are_not_json_are_bad_rows_and_empty_lines_none(folder: Path)
     path.write_text(path.read_text() + '\n{"messages": [\n\n7\n')
     good, errors = read(path)
     assert len(good) == 1
-    assert errors[0].startswith("line 1 is not JSON")
-    assert errors[1] == "line 2 is a int, not an object"
+    assert errors[0].startswith("line 1: not JSON")
+    assert errors[1] == "line 2: a int, not an object with fields"

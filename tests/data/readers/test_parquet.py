@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.data.readers.formats import list_data, read_data
+from rematch_ray.data.readers.keys import row_keys
 from rematch_ray.data.readers.parquet import list_units, read_table, read_unit
+from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.schema import (
     Item,
     Positive,
@@ -140,3 +142,75 @@ def test_a_whole_folder_reads_as_one_table(folder):
 def test_units_are_immutable(folder):
     with pytest.raises(dataclasses.FrozenInstanceError):
         list_units(folder)[0].num_rows = 1
+
+
+def changed(path, group, find, put):
+    """Change bytes of a row group that was written as it stands."""
+    column = pq.read_metadata(path).row_group(group)
+    begin = min(column.column(i).data_page_offset for i in range(column.num_columns))
+    content = path.read_bytes()
+    place = content.index(find, begin)
+    path.write_bytes(content[:place] + put + content[place + len(put) :])
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Three row groups of three items, neither compressed nor encoded."""
+    rows = [Item.of(f"text {i}", id=f"item-{i}", payload={"n": i}) for i in range(9)]
+    path = tmp_path / "a.parquet"
+    options = {"compression": "none", "use_dictionary": False, "row_group_size": 3}
+    pq.write_table(items_to_table(rows), path, **options)
+    return path
+
+
+def read_rows(path, **settings):
+    units = list_data(path, ReaderSettings(**settings))
+    tables = [pa.Table.from_batches(read_data(unit)) for unit in units]
+    return pa.concat_tables(tables).to_pylist()
+
+
+def test_a_text_that_is_not_utf_8_is_a_row_with_a_reason(plain):
+    changed(plain, 1, b"text 4", b"text \xff")
+    rows = read_rows(plain, source="album")
+    assert [row["id"] for row in rows] == [f"item-{i}" for i in range(9)]
+    assert [row["id"] for row in rows if row["error"]] == ["item-4"]
+    assert "column 'parts' cannot be read: 'utf-8' codec" in rows[4]["error"]
+    assert rows[5]["payload"] == {"n": 5}
+    for unit in list_data(plain):
+        assert sum(len(row_keys(batch)) for batch in read_data(unit)) == 3
+
+
+def test_a_time_in_a_payload_that_python_does_not_know_is_a_row_with_a_reason(tmp_path):
+    table = items_to_table([Item.of("a", id="x"), Item.of("b", id="y")])
+    when = pa.StructArray.from_arrays([pa.array([1, 2**60], pa.timestamp("us"))], ["when"])
+    pq.write_table(table.append_column("payload", when), tmp_path / "a.parquet")
+    rows = read_rows(tmp_path)
+    assert [bool(row["error"]) for row in rows] == [False, True]
+    assert "column 'payload' cannot be read" in rows[1]["error"]
+
+
+def test_every_row_of_a_damaged_row_group_is_a_row_with_a_reason(plain):
+    column = pq.read_metadata(plain).row_group(1).column(0)
+    content = bytearray(plain.read_bytes())
+    content[column.data_page_offset : column.data_page_offset + 20] = b"\xff" * 20
+    plain.write_bytes(content)
+    rows = read_rows(plain, source="album")
+    wanted = ["item-0", "item-1", "item-2", None, None, None, "item-6", "item-7", "item-8"]
+    assert [row["id"] for row in rows] == wanted
+    assert "a.parquet, row 3: " in rows[3]["error"]
+    assert {row["source"] for row in rows[3:6]} == {"album"}
+    keys = [key for u in list_data(plain) for b in read_data(u) for key in row_keys(b).to_pylist()]
+    assert len(set(keys)) == 9
+
+
+def test_damaged_samples_are_rows_with_reasons(tmp_path):
+    samples = [Sample(Item.of(f"q{i}"), (Positive(Item.of("d")),)) for i in range(4)]
+    pq.write_table(samples_to_table(samples), tmp_path / "a.parquet", row_group_size=2)
+    column = pq.read_metadata(tmp_path / "a.parquet").row_group(1).column(0)
+    begin = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[begin : begin + 20] = b"\xff" * 20
+    (tmp_path / "a.parquet").write_bytes(content)
+    rows = read_rows(tmp_path)
+    assert [bool(row["error"]) for row in rows] == [False, False, True, True]
+    assert rows[2]["query"] is None

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.data.item import SchemaError
@@ -124,6 +125,27 @@ def test_a_bad_row_says_what_is_wrong(tmp_path: Path, row: dict, reason: str) ->
     good, [error] = read(path)
     assert len(good) == 1
     assert reason in error
+
+
+def test_a_row_that_python_cannot_hold_is_a_bad_row(tmp_path: Path) -> None:
+    texts = pa.array([b"fine", b"\xff"]).view(pa.string())
+    pq.write_table(pa.table({"query": texts, "positive": ["a", "b"]}), tmp_path / "train.parquet")
+    found, errors = read(tmp_path)
+    assert [sample.query.text for sample in found] == ["fine"]
+    assert errors[0].startswith("row 1: column 'query' cannot be read: 'utf-8' codec")
+    write_rows(tmp_path / "train.parquet", [TRIPLET, TRIPLET, TRIPLET], row_group_size=2)
+    content = bytearray((tmp_path / "train.parquet").read_bytes())
+    content[4:24] = b"\xff" * 20
+    (tmp_path / "train.parquet").write_bytes(content)
+    found, errors = read(tmp_path)
+    assert (len(found), len(errors), len(set(errors))) == (1, 2, 2)
+
+
+def test_brackets_without_end_are_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"query": "a", "positive": "b"}\n' + "[" * 100_000)
+    found, errors = read(tmp_path)
+    assert (len(found), len(errors)) == (1, 1)
+    assert "line 1: not JSON" in errors[0]
 
 
 @pytest.mark.parametrize("size", [10, 28_000])

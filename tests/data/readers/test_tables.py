@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.data.item import SchemaError
+from rematch_ray.data.readers import lines
 from rematch_ray.data.readers.formats import list_data, read_data
 from rematch_ray.data.readers.lines import lines_between
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -333,3 +334,104 @@ def test_a_part_that_is_left_half_read_does_not_shift_the_next_one(large_group: 
     units = list_data(large_group, ReaderSettings())
     assert next(read_data(units[0])).column("id")[0].as_py() == "0"
     assert next(read_data(units[1])).column("id")[0].as_py() == "10000"
+
+
+def test_cells_that_python_cannot_hold_are_rows_with_reasons(tmp_path: Path) -> None:
+    columns = {
+        "id": ["a", "b", "c", "d"],
+        "text": pa.array([b"fine", b"not \xff UTF-8", b"late", b"fine too"]).view(pa.string()),
+        "when": pa.array([0, 1, 2**60, 3], pa.timestamp("us")),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    rows = read_items(tmp_path, source="album")
+    assert [r["id"] for r in rows] == ["a", "b", "c", "d"]
+    assert [texts(r) for r in good(rows)] == [["fine"], ["fine too"]]
+    first, second = errors(rows)
+    assert "rows.parquet, row 1: column 'text' cannot be read: 'utf-8' codec" in first
+    assert "rows.parquet, row 2: column 'when' cannot be read: " in second
+    assert {r["source"] for r in rows} == {"album"}
+
+
+def test_an_id_of_bytes_is_the_text_they_spell(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"id": [b"k\xc3\xa9", b"\xff"], "text": ["a", "b"]}), tmp_path / "a.parquet"
+    )
+    assert [r["id"] for r in read_items(tmp_path)] == ["ké", "ff"]
+
+
+def damage(path: Path, group: int) -> None:
+    """Overwrite the pages of a row group; the footer stays."""
+    columns = pq.read_metadata(path).row_group(group)
+    begin = columns.column(0).dictionary_page_offset or columns.column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[begin : begin + 40] = b"\xff" * 40
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("unit_files", [2, 2000])
+def test_every_row_of_a_damaged_row_group_is_a_row_with_a_reason(
+    folder: Path, unit_files: int
+) -> None:
+    path = folder / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([row(i) for i in range(9)]), path, row_group_size=3)
+    damage(path, 1)
+    rows = read_items(path, columns=COLUMNS, unit_files=unit_files)
+    assert [r["id"] for r in rows] == ["k0", "k1", "k2", None, None, None, "k6", "k7", "k8"]
+    reasons = errors(rows)
+    assert len(set(reasons)) == 3
+    assert "rows.parquet, row 3: " in reasons[0]
+    assert "row group 1 cannot be read" in reasons[0]
+
+
+def test_a_parquet_file_that_is_gone_ends_the_reading(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
+    [unit] = list_data(tmp_path)
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(UserError, match="row group 0 cannot be read"):
+        list(read_data(unit))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_compressed_file_that_ends_early_gives_what_came_before(
+    tmp_path: Path, name: str
+) -> None:
+    given = [{"id": str(i), "text": f"{i * 7919 % 1000003}"} for i in range(200_000)]
+    packed = gzip.compress(write(tmp_path / name, given).read_bytes(), compresslevel=1)
+    (tmp_path / name).unlink()
+    (tmp_path / f"{name}.gz").write_bytes(packed[: len(packed) * 2 // 3])
+    rows = read_items(tmp_path)
+    assert [r["id"] for r in rows[:-1]] == [str(i) for i in range(len(rows) - 1)]
+    assert len(rows) > 50_000
+    [reason] = errors(rows)
+    assert f"{name}.gz: cannot be read: Truncated compressed stream" in reason
+
+
+def test_brackets_without_end_in_the_first_line_are_a_bad_row(tmp_path: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", ["[" * 100_000, {"id": "x", "text": "fine"}])
+    rows = read_items(tmp_path)
+    assert [r["id"] for r in rows] == [None, "x"]
+    assert "not JSON" in errors(rows)[0]
+
+
+def test_a_header_that_is_not_utf_8_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes("id,größe,text\na,1,b\n".encode("latin-1"))
+    with pytest.raises(
+        SchemaError, match=r"rows\.csv: the column name b'gr.xf6.* is not UTF-8; save"
+    ):
+        list_data(tmp_path)
+
+
+def test_a_field_whose_name_is_no_text_is_kept_as_json(tmp_path: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", ['{"id": "a", "text": "b", "\\ud800": 1}'])
+    [found] = read_items(tmp_path)
+    assert json.loads(found["payload"]["other_fields"]) == {"\ud800": 1}
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "LINE_BYTES", 2**20)
+    (tmp_path / "rows.jsonl").write_bytes(b"[" * 2**23)
+    for settings in (ReaderSettings(), ReaderSettings(format="ms-swift")):
+        with pytest.raises(UserError, match=r"rows\.jsonl: a line of more than 1048576 bytes"):
+            list_data(tmp_path, settings)
