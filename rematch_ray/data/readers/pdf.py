@@ -56,6 +56,7 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
                 rows=rows,
                 num_rows=None,
                 num_bytes=sum(entry.size for entry in group) // len(begins),
+                first_row=begin,
                 begin=begin,
                 end=begin + settings.unit_files if begin != begins[-1] else 2**31,
                 members=tuple(entry.name for entry in group),

@@ -28,7 +28,8 @@ class Unit:
         rows: what its rows are read as.
         num_rows: rows in it; None where counting them would mean reading them.
         num_bytes: bytes in storage.
-        first_row: number of its first row in the file; 0 where rows are not counted.
+        first_row: number of its first row in the file (of a PDF: page, from 0); 0 where that would
+            mean reading what comes before it.
         begin: where the piece begins; the format says what is counted (row groups, bytes, pages).
         end: where it ends, itself not included.
         members: names of files in it, for formats whose rows are files.
@@ -65,8 +66,17 @@ class Unit:
 
     @property
     def place(self) -> str:
-        """Where it lies, for messages and logs."""
-        return f"{self.path}[{self.begin}:{self.end}]"
+        """Where it lies, for messages and logs, and what its rows are numbered in."""
+        if self.num_rows is not None:
+            return f"{self.path}[{self.begin}:{self.end}]"
+        if len(self.members) == 1:
+            return f"{self.path.rstrip('/')}/{self.members[0]}"
+        if self.members:
+            return f"{self.path} ({self.members[0]} to {self.members[-1]})"
+        # rows are numbered from the beginning of the file, or of the piece where it is not known
+        # how many come before it
+        is_numbered = not self.begin or self.first_row > 0
+        return self.path if is_numbered else f"{self.path}, from byte {self.begin}"
 
 
 def fingerprint(units: Iterable[Unit]) -> str:

@@ -131,3 +131,13 @@ def test_settings_of_other_formats_are_refused(tmp_path: Path) -> None:
         list_data(tmp_path, ReaderSettings(columns="text=a"))
     with pytest.raises(UserError, match=r"format pdf does not use columns .it uses: pdf_dpi"):
         list_data(tmp_path, ReaderSettings(format="pdf", columns="text=a"))
+
+
+def test_a_piece_says_which_file_and_page_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(pdf([f"page {n}" for n in range(5)]))
+    units = list_data(tmp_path, ReaderSettings(unit_files=2))
+    assert [unit.place for unit in units] == [f"{tmp_path}/a.pdf"] * 3
+    assert [unit.first_row for unit in units] == [0, 2, 4]
+    (tmp_path / "b.pdf").write_bytes(pdf(["x"]))
+    [unit] = list_data(tmp_path)
+    assert unit.place == f"{tmp_path} (a.pdf to b.pdf)"

@@ -1,5 +1,6 @@
 """WebDataset tars: keys, suffixes, pieces, and archives that are damaged or hostile."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rematch_ray.data.readers import tar_groups
 from rematch_ray.data.readers.files import look
 from rematch_ray.data.readers.formats import detect, list_data
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -147,3 +149,58 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", [])
     with pytest.raises(UserError, match="no rows in"):
         list_data(tmp_path)
+
+
+def test_rows_are_numbered_through_the_whole_archive(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", numbered(30))
+    units = list_data(path, ReaderSettings(unit_files=7))
+    assert [unit.first_row for unit in units] == [0, 7, 14, 21, 28]
+    path.write_bytes(path.read_bytes()[: 20 * 3072 + 700])
+    units = list_data(path, ReaderSettings(unit_files=7))
+    assert [(unit.first_row, unit.num_rows) for unit in units] == [(0, 7), (7, 7), (14, None)]
+    assert units[-1].place == str(path)
+
+
+def header(kind: bytes, size: int, name: str = "x") -> bytes:
+    """One header block as tarfile writes it."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+HOSTILE = {
+    "long name": header(tarfile.GNUTYPE_LONGNAME, 2**21) + bytes(2**21),
+    "long link": header(tarfile.GNUTYPE_LONGLINK, 2**21) + bytes(2**21),
+    "fields": header(tarfile.XHDTYPE, 2**21) + bytes(2**21),
+    "fields of all": header(tarfile.XGLTYPE, 2**21) + bytes(2**21),
+    "names of names": (header(tarfile.GNUTYPE_LONGNAME, 1) + b"x".ljust(512, b"\0")) * 3000,
+    "sparse": header(tarfile.GNUTYPE_SPARSE, 0),
+}
+
+
+@pytest.mark.parametrize("name", ["b.tar", "b.tar.gz"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_headers_that_would_fill_the_memory_are_damage(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    write(tmp_path / "a.tar", numbered(1))
+    content = write(tmp_path / name, numbered(2)).read_bytes()[: 2 * 3072] + HOSTILE[kind]
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    rows = read_items(tmp_path)
+    # the key before the damage may have been cut by it
+    assert len(good(rows)) == 2
+    [reason] = errors(rows)
+    assert "the archive is damaged" in reason
+
+
+def test_one_key_has_a_limit_of_bytes_and_of_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tar_groups, "KEY_BYTES", 10_000)
+    large = [(f"a.{n}.jpg", bytes(4000)) for n in range(5)]
+    many = [(f"b.{n}.txt", "x") for n in range(1001)]
+    rows = read_items(write(tmp_path / "a.tar", [*large, *many, ("c.jpg", RED)]))
+    assert [r["id"] for r in rows] == ["a", "b", "c"]
+    first, second = errors(rows)
+    assert "key a: with member .2.jpg of 4000 bytes the key has more than 10000" in first
+    assert "key b: the key has more than 1000 members" in second
