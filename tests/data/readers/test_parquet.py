@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import pickle
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ from rematch_ray.data.readers.formats import list_data, read_data
 from rematch_ray.data.readers.keys import row_keys
 from rematch_ray.data.readers.parquet import list_units, read_table, read_unit
 from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.units import fingerprint
 from rematch_ray.data.schema import (
     Item,
     Positive,
@@ -214,3 +216,14 @@ def test_damaged_samples_are_rows_with_reasons(tmp_path):
     rows = read_rows(tmp_path)
     assert [bool(row["error"]) for row in rows] == [False, False, True, True]
     assert rows[2]["query"] is None
+
+
+def test_any_change_of_items_shows_and_a_copy_of_samples_is_the_same(plain, tmp_path):
+    before = fingerprint(list_data(plain))
+    changed(plain, 1, b"text 4", b"text X")
+    assert fingerprint(list_data(plain)) != before
+    sample = Sample(Item.of("q"), (Positive(Item.of("d")),))
+    path = write_parquet(samples_to_table([sample]), tmp_path / "train" / "a.parquet")
+    before = fingerprint(list_data(path))
+    os.utime(path, (1, 1))
+    assert fingerprint(list_data(path)) == before
