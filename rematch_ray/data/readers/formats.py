@@ -41,6 +41,8 @@ READERS = (
     "csv_files",
 )
 
+# those that read anything of a kind
+TABLES = frozenset({"parquet", "jsonl", "csv"})
 # settings that every format takes
 COMMON = frozenset({"format", "source"})
 
@@ -167,7 +169,7 @@ def detect(
         settings: only a format that uses all of these is the one: `--columns` means a table.
 
     Raises:
-        UserError: none fits; lists all and says how to name one.
+        UserError: none fits; lists all and says how to name one. Or one fits that gives other rows.
     """
     other: list[str] = []
     for known in formats().values():
@@ -178,9 +180,24 @@ def detect(
         elif unused := _unused(known, settings):
             other.append(f"{known.name} ({reason}), which does not use {', '.join(unused)}")
         else:
+            if known.name in TABLES and not (settings and settings.columns):
+                _refuse_samples(place, known, rows)
             return known, reason
     what = f"holds {' and '.join(other)}" if other else "format not recognised"
     raise UserError(f"{place.path}: {what}. Found: {_shown(place)}. {_choices(rows)}")
+
+
+def _refuse_samples(place: Place, table: Format, rows: Rows | None) -> None:
+    """Refuse to take training rows for any table: what happens to have a known name is no item."""
+    for known in formats().values():
+        if rows is None or rows in known.rows or (reason := known.detect(place)) is None:
+            continue
+        raise UserError(
+            f"{place.path}: training rows, format {known.name} ({reason}), and here {rows} are "
+            "needed. Give the corpus that they were made from; or say which columns are an item, "
+            f"as in --format {table.name} --columns text=...,image=...; the rows themselves are "
+            "read by training (data.sources) and by mine"
+        )
 
 
 def _format_of(place: Place, settings: ReaderSettings, rows: Rows | None) -> Format:

@@ -70,6 +70,36 @@ def test_ours_comes_before_any_parquet_and_columns_mean_a_table(tmp_path: Path) 
     assert detect(look(tmp_path), "items", settings)[0].name == "parquet"
 
 
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("mmeb", ("qry", "qry_image_path", "pos_text", "pos_image_path", "text")),
+        ("pages", ("query", "image", "image_filename")),
+        ("tevatron-legacy", ("query", "positive_passages", "text")),
+        ("sentence-transformers", ("anchor", "positive", "text")),
+        ("ms-swift", ("messages", "positive_messages", "text")),
+        ("nemo-inline", ("question", "pos_doc", "text")),
+    ],
+)
+@pytest.mark.parametrize("file", ["a.parquet", "a.jsonl"])
+def test_training_rows_are_not_taken_for_any_table(
+    tmp_path: Path, file: str, name: str, columns: tuple[str, ...]
+) -> None:
+    row = dict.fromkeys(columns, "x")
+    if file == "a.jsonl":
+        write_lines(tmp_path / file, [row])
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / file)
+    with pytest.raises(UserError, match=f"training rows, format {name} .*here items are needed"):
+        list_data(tmp_path, rows="items")
+    assert list_data(tmp_path, rows="samples")[0].format == name
+    told = ReaderSettings(columns=f"text={columns[0]}")
+    assert len(list_data(tmp_path, told, rows="items")) == 1
+    if "text" in columns:
+        named = ReaderSettings(format=file.rpartition(".")[2])
+        assert len(list_data(tmp_path, named, rows="items")) == 1
+
+
 def test_a_setting_that_a_format_does_not_use_is_refused(tmp_path: Path) -> None:
     write_parquet(items_to_table([Item.of("a")]), tmp_path / "a.parquet")
     with pytest.raises(
