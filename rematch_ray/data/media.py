@@ -20,6 +20,7 @@ from rematch_ray.errors import UserError
 
 MAX_PIXELS = 40_000_000
 MAX_ASPECT = 200  # the image processors of Qwen-VL refuse longer strips
+ITEM_IMAGES = 128  # of one item; each is decoded, and takes hundreds of tokens
 MAX_SCANS = 100  # of a progressive JPEG: a small file of many costs minutes
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rematch_ray.data.media import decode_image
+from rematch_ray.data.media import ITEM_IMAGES, decode_image
 from rematch_ray.data.pixels import PackedPixels, PixelScale, pack
 from rematch_ray.data.prompts import PromptTokens, Side, Template
 from rematch_ray.data.schema import Item
@@ -101,8 +101,13 @@ class RowEncoder:
             instruction: put before the parts; None or empty for none.
 
         Raises:
-            UserError: an image cannot be decoded or holds no bytes; the item's id is named.
+            UserError: an image cannot be decoded or holds no bytes, or there are too many; the
+                item's id is named.
         """
+        if len(item.images) > ITEM_IMAGES:
+            raise UserError(
+                f"item {item.id!r} has {len(item.images)} images; at most {ITEM_IMAGES} are encoded"
+            )
         ids = list(self.prompt.header)
         header = len(ids)
         ids += self.prompt.text(self.prompt.template.marker(side))

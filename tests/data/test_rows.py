@@ -209,3 +209,8 @@ def test_stable_ids_fit_63_bits_and_differ() -> None:
     assert all(0 <= value < 2**63 for value in ids)
     # the same on every machine and in every version: losses and draws depend on it
     assert stable_id("a") == 1_702_698_405_120_146_464
+
+
+def test_an_item_has_a_limit_of_images(tiny_encoder: RowEncoder) -> None:
+    with pytest.raises(UserError, match="item 'many' has 129 images; at most 128"):
+        tiny_encoder.encode(Item.of(*[png("red")] * 129, id="many"), "document")

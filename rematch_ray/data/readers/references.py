@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from rematch_ray.data.media import ITEM_IMAGES
 from rematch_ray.data.readers.files import is_uri, join, read_bytes
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.web import fetch
@@ -22,6 +23,8 @@ from rematch_ray.errors import UserError
 
 # more than any image that media.py would decode; keeps one row from filling the memory
 IMAGE_BYTES = 256 * 2**20
+# of one item, all images together
+ITEM_BYTES = IMAGE_BYTES
 _WEB = re.compile(r"https?:", re.IGNORECASE)
 
 
@@ -39,9 +42,20 @@ def with_images(
         The parts, in order. The uri stays, except where it is the data itself.
 
     Raises:
-        UserError: an image is missing, or may not be read; names the reference.
+        UserError: an image is missing, or may not be read; names the reference. Or there are too
+            many of them.
     """
-    return [_with_image(dict(part), settings, folder) for part in parts]
+    given = [dict(part) for part in parts]
+    num_images = sum(part.get("kind") == "image" for part in given)
+    if num_images > ITEM_IMAGES:
+        raise UserError(f"an item of {num_images} images; at most {ITEM_IMAGES} are read")
+    size = 0
+    for part in given:
+        _open(part, settings, folder)
+        size += len(part.get("image") or b"")
+        if size > ITEM_BYTES:
+            raise UserError(f"the images of an item have more than {ITEM_BYTES} bytes together")
+    return given
 
 
 def load_image(reference: str, settings: ReaderSettings, folder: str) -> bytes:
@@ -114,14 +128,13 @@ def shown(reference: str) -> str:
     return repr(reference if len(reference) <= 120 else f"{reference[:117]}...")
 
 
-def _with_image(part: dict[str, Any], settings: ReaderSettings, folder: str) -> dict[str, Any]:
+def _open(part: dict[str, Any], settings: ReaderSettings, folder: str) -> None:
     uri = part.get("uri")
     if part.get("kind") != "image" or part.get("image") is not None or not uri:
-        return part
+        return
     part["image"] = load_image(uri, settings, folder)
     if uri[:5].lower() == "data:":
         part["uri"] = None
-    return part
 
 
 def _data_uri(reference: str) -> bytes:

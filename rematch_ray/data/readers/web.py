@@ -6,11 +6,13 @@ Every address is checked, those of redirects too. It does not know what it fetch
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,15 +35,20 @@ def fetch(url: str, *, hosts: Sequence[str], limit_bytes: int, seconds: float) -
             large, or too slow.
     """
     check_url(url, hosts)
-    deadline = time.monotonic() + seconds
-    try:
-        with _opener(hosts).open(url, timeout=seconds) as answer:
-            return _content(answer, url, limit_bytes, deadline)
-    except UserError:
-        raise
-    # URLError and HTTPError are OSErrors; ValueError: an address that http.client will not send
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UserError(f"{url[:200]}: cannot be fetched: {error}") from error
+    with _Deadline(seconds) as deadline:
+        try:
+            with _opener(hosts, deadline).open(url, timeout=seconds) as answer:
+                content = _content(answer, url, limit_bytes)
+        except UserError:
+            raise
+        # URLError and HTTPError are OSErrors; ValueError: an address that http.client will not send
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if not deadline.is_over:
+                raise UserError(f"{url[:200]}: cannot be fetched: {error}") from error
+    # a connection that was cut may look like one that ended
+    if deadline.is_over:
+        raise UserError(f"{url[:200]}: not here within url_seconds")
+    return content
 
 
 def check_url(url: str, hosts: Sequence[str]) -> None:
@@ -66,6 +73,65 @@ def check_url(url: str, hosts: Sequence[str]) -> None:
         )
 
 
+class _Deadline:
+    """Cuts connections when the time is over, whatever they are at: a socket's own timeout begins
+    anew with every byte, of headers, redirects and the TLS handshake too.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.is_over = False
+        self._held: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            for held in self._held:
+                held.close()
+            self._held = []
+
+    def connect(self, *given: Any, **named: Any) -> socket.socket:
+        """As `socket.create_connection`; the connection is cut when the time is over."""
+        made = socket.create_connection(*given, **named)
+        with self._lock:
+            # another handle: TLS takes the first one over
+            self._held.append(made.dup())
+        if self.is_over:
+            self._cut()
+        return made
+
+    def _cut(self) -> None:
+        self.is_over = True
+        with self._lock:
+            for held in self._held:
+                # the other side may have ended it
+                with suppress(OSError):
+                    held.shutdown(socket.SHUT_RDWR)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    """Opens connections that keep a deadline."""
+
+    def __init__(self, deadline: _Deadline) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(self._connection, req, context=ssl.create_default_context())
+
+    def _connection(self, host: str, **named: Any) -> http.client.HTTPSConnection:
+        made = http.client.HTTPSConnection(host, **named)
+        # where http.client keeps how it connects, for a proxy's tunnel too
+        made._create_connection = self._deadline.connect  # type: ignore[attr-defined]
+        return made
+
+
 class _SameHosts(urllib.request.HTTPRedirectHandler):
     """Follows a redirect only to where the first request could have gone."""
 
@@ -77,12 +143,12 @@ class _SameHosts(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener(hosts: Sequence[str]) -> urllib.request.OpenerDirector:
+def _opener(hosts: Sequence[str], deadline: _Deadline) -> urllib.request.OpenerDirector:
     """An opener that knows https and nothing else: no file:, no ftp:, no http:."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPSHandler(context=ssl.create_default_context()),
+        _Https(deadline),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _SameHosts(hosts),
@@ -92,12 +158,10 @@ def _opener(hosts: Sequence[str]) -> urllib.request.OpenerDirector:
     return opener
 
 
-def _content(answer: Any, url: str, limit_bytes: int, deadline: float) -> bytes:
+def _content(answer: Any, url: str, limit_bytes: int) -> bytes:
     content = bytearray()
     while chunk := answer.read1(CHUNK_BYTES):
         content += chunk
         if len(content) > limit_bytes:
             raise UserError(f"{url[:200]}: more than {limit_bytes} bytes (url_bytes)")
-        if time.monotonic() > deadline:
-            raise UserError(f"{url[:200]}: not here within url_seconds")
     return bytes(content)

@@ -34,6 +34,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
         if self.path == "/gone.png":
             self.send_error(404)
             return
+        if self.path == "/slow-headers.png":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            while not self.stop.wait(0.1):
+                try:
+                    self.wfile.write(b"X-More: a\r\n")
+                except OSError:
+                    return
         self.send_response(200)
         self.end_headers()
         if self.path == "/a.png":
@@ -143,6 +150,8 @@ def test_size_and_time_are_bounded(server: str) -> None:
         get(f"https://{server}/endless.png", server)
     with pytest.raises(UserError, match="not here within url_seconds"):
         get(f"https://{server}/slow.png", server, seconds=0.5)
+    with pytest.raises(UserError, match="not here within url_seconds"):
+        get(f"https://{server}/slow-headers.png", server, seconds=0.5)
 
 
 def test_what_cannot_be_fetched_is_said(server: str, monkeypatch) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.data.item import SchemaError
-from rematch_ray.data.readers import lines
+from rematch_ray.data.readers import lines, references
 from rematch_ray.data.readers.formats import list_data, read_data
 from rematch_ray.data.readers.lines import lines_between
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -435,3 +435,28 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(
     for settings in (ReaderSettings(), ReaderSettings(format="ms-swift")):
         with pytest.raises(UserError, match=r"rows\.jsonl: a line of more than 1048576 bytes"):
             list_data(tmp_path, settings)
+
+
+def test_a_piece_of_lines_says_where_its_rows_are_counted_from(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [{"id": str(i), "text": "x"} for i in range(9)])
+    first, second, *_ = list_data(path, ReaderSettings(unit_bytes=60))
+    assert (first.place, second.place) == (str(path), f"{path}, from byte 60")
+
+
+def test_an_item_has_a_limit_of_images(folder: Path) -> None:
+    many = {"id": "a", "image": ["pictures/red.png"] * 129}
+    path = write_lines(folder / "rows.jsonl", [many, {"id": "b", "image": ["pictures/red.png"]}])
+    rows = read_items(path)
+    assert [r["id"] for r in good(rows)] == ["b"]
+    assert "an item of 129 images; at most 128 are read" in errors(rows)[0]
+
+
+def test_the_images_of_an_item_have_a_limit_of_bytes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(png("red"))
+    monkeypatch.setattr(references, "ITEM_BYTES", 2 * size)
+    images = [{"id": str(n), "image": ["pictures/red.png"] * n} for n in (2, 3)]
+    rows = read_items(write_lines(folder / "rows.jsonl", images))
+    assert [r["id"] for r in good(rows)] == ["2"]
+    assert f"have more than {2 * size} bytes together" in errors(rows)[0]
