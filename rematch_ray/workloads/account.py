@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rematch_ray.errors import UserError
 from rematch_ray.workloads.ledger import Claim, Ledger, repeated
 from rematch_ray.workloads.shard_files import QUARANTINE_SCHEMA, Scan, Source, read_rows, whole_file
-from rematch_ray.workloads.staging import ROW_KEY
+from rematch_ray.workloads.staging import ROW_KEY, Staging
 
 REFUSED = "refused.parquet"
 REASONS_SHOWN = 3
@@ -75,7 +75,8 @@ class Account:
         raise UserError(
             f"{len(lost)} of {self.ledger.rows_in} rows were embedded into {target} before, but "
             f"what was written for them is gone, the first is {self.ledger.places(first)[0]}; "
-            f"delete {target} and run the job again"
+            f"delete {Staging.of(target).root} and give the same command again: what lies in "
+            "shards is kept"
         )
 
     def refuse_too_many_bad(self, max_bad_share: float, target: Path) -> None:

@@ -40,12 +40,13 @@ def held(target: Path, folder: Path) -> Iterator[None]:
 
     Args:
         target: the output directory, for the message.
-        folder: in it; where the lock lies.
+        folder: in it; where the lock lies, made when it is not there.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or it cannot be written.
     """
     with writing(target):
+        folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     with lock:
         try:

@@ -6,10 +6,9 @@ embeds only what is new or changed; a directory made with another model or setti
 floor.
 """
 
-import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,8 @@ from rematch_ray.data.readers.parquet import NAME as OWN_FORMAT
 from rematch_ray.data.readers.parquet import parquet_file
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Unit, fingerprint, payload_type
-from rematch_ray.errors import UserError
-from rematch_ray.model.checkpoint import read_meta, resolve_export
-from rematch_ray.model.settings import ModelSettings
-from rematch_ray.workloads.disk import held, streaming
+from rematch_ray.model.checkpoint import resolve_export
+from rematch_ray.workloads.disk import held, streaming, writing
 from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
 from rematch_ray.workloads.embed_progress import (
     Done,
@@ -39,8 +36,9 @@ from rematch_ray.workloads.embed_progress import (
     write_summary,
 )
 from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
+from rematch_ray.workloads.embedding_job import Job, claim, is_finished, read_manifest
 from rematch_ray.workloads.runtime import Background, Bundle, connect
-from rematch_ray.workloads.shards import Job, finish, read_manifest
+from rematch_ray.workloads.shards import finish
 from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls
 from rematch_ray.workloads.staging import ROW_KEY, Staging
 
@@ -90,15 +88,17 @@ def embed(
     units = _list(data, reader)
     job = Job.of(export, settings, side=side, instruction=instruction, data=fingerprint(units))
     manifest = read_manifest(target, job)
-    if manifest is not None and _is_whole(units):
+    if manifest is not None and is_finished(target, manifest, job) and _is_whole(units):
         say(f"{target} holds these embeddings already ({manifest['embedded']} rows)")
         return {**_summary(target, manifest), "skipped": True}
     staging = Staging.of(target)
-    _claim(staging, _identity(job, export, settings.precision))
     started = time.monotonic()
     with held(target, staging.root):
-        staging.begin_run()
-        if manifest is not None:
+        # only now does nobody else write there: what it is and what it holds is settled here
+        manifest = read_manifest(target, job)
+        claim(staging, job)
+        with writing(target):
+            staging.begin_run()
             staging.note_finished(target, manifest)
         with connect(embed_bundles(settings, resumes=staging.count_done() > 0)):
             _stream(units, export, job, settings, staging)
@@ -110,7 +110,8 @@ def embed(
                 max_bad_share=settings.max_bad_share,
                 rows_per_shard=settings.rows_per_shard,
             )
-            staging.settle(target, manifest)
+            with writing(target):
+                staging.settle(target, manifest)
     done, seconds = Done.read(staging.actors), time.monotonic() - started
     result = {
         **_summary(target, manifest),
@@ -120,7 +121,8 @@ def embed(
         **done.summary(),
         "skipped": False,
     }
-    write_summary(target, result)
+    with writing(target):
+        write_summary(target, result)
     return result
 
 
@@ -149,39 +151,6 @@ def _refers(path: str) -> bool:
                     if stated is None or stated.null_count != column.num_values:
                         return True
     return False
-
-
-def _identity(job: Job, export: Path, precision: str | None) -> dict[str, Any]:
-    """What all rows of a directory have in common, as JSON."""
-    model = ModelSettings.model_validate(read_meta(export)["settings"])
-    recorded = {name: texts.get(job.side, "") for name, texts in model.instructions.items()}
-    return {
-        "model": job.identity["digest"],
-        "template": job.identity["template_digest"],
-        "side": job.side,
-        "instruction": recorded if job.instruction is None else job.instruction,
-        "precision": precision,
-    }
-
-
-def _claim(staging: Staging, wanted: Mapping[str, Any]) -> None:
-    """Note what is embedded here, or refuse what differs from it.
-
-    Raises:
-        UserError: unfinished rows were made otherwise, or the directory cannot be written.
-    """
-    try:
-        found = json.loads(staging.job.read_text()) if staging.job.exists() else None
-    except ValueError as error:
-        raise UserError(f"{staging.job} is damaged ({error}); choose another --out") from error
-    for key, value in wanted.items():
-        if found is not None and found.get(key) != value:
-            raise UserError(
-                f"{staging.root.parent} holds rows made with {key} {found.get(key)!r}, asked for "
-                f"is {value!r}; choose another --out, or delete {staging.root.parent}"
-            )
-    if found is None:
-        staging.write_job(wanted)
 
 
 def _summary(target: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -222,12 +191,13 @@ def _stream(
     )
     while not write.wait(every(settings.progress_seconds)):
         say(progress.line())
-        stop_when_hopeless(
-            staging.actors,
-            rows_in,
-            max_bad_share=settings.max_bad_share,
-            max_processes=settings.max_actors,
-        )
+        with writing(staging.root.parent):
+            stop_when_hopeless(
+                staging.actors,
+                rows_in,
+                max_bad_share=settings.max_bad_share,
+                max_processes=settings.max_actors,
+            )
     with streaming(staging.root.parent):
         write.result()
     say(progress.line())

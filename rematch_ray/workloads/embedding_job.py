@@ -15,10 +15,11 @@ from rematch_ray.config import EmbedSettings
 from rematch_ray.data.prompts import Side
 from rematch_ray.errors import UserError
 from rematch_ray.model.checkpoint import load_identity, read_meta
-from rematch_ray.model.settings import ModelIdentity
+from rematch_ray.model.settings import ModelIdentity, ModelSettings
 from rematch_ray.scoring.budget import Ladder
+from rematch_ray.workloads.disk import writing
 from rematch_ray.workloads.shard_files import Dtype, ShardForm
-from rematch_ray.workloads.staging import Staging
+from rematch_ray.workloads.staging import QUARANTINE, Staging, whole_shards
 
 MANIFEST = "manifest.json"
 # settings of a model that decide what of an item it reads; the digest covers all but the first
@@ -161,7 +162,7 @@ def refuse_foreign(target: Path) -> None:
 
 
 def read_manifest(target: Path, job: Job) -> dict[str, Any] | None:
-    """Return the manifest of a finished directory that holds exactly this job, else None.
+    """Return the manifest of a finished directory that this job may be added to; None without one.
 
     Raises:
         UserError: the directory holds something else than this job may be added to.
@@ -171,7 +172,56 @@ def read_manifest(target: Path, job: Job) -> dict[str, Any] | None:
     if manifest is None:
         return None
     refuse_another(target, _settled_in(manifest), job)
-    return manifest if job.data and manifest["data"] == job.data else None
+    return manifest
+
+
+def is_finished(target: Path, manifest: Mapping[str, Any], job: Job) -> bool:
+    """Whether a directory holds all of the job's data, as far as a fingerprint and sizes tell.
+
+    Staged rows are left where a run was killed behind its manifest: the next one clears them away.
+    """
+    return (
+        bool(job.data)
+        and manifest["data"] == job.data
+        and len(list(whole_shards(target, manifest))) == len(manifest["shards"])
+        and (not manifest["quarantined"] or (target / QUARANTINE).is_file())
+        and not any(Staging.of(target).rows.glob("*.parquet"))
+    )
+
+
+def claim(staging: Staging, job: Job) -> None:
+    """Note what is embedded in a directory that this process holds, or refuse what differs.
+
+    Raises:
+        UserError: unfinished rows were made otherwise, or the directory cannot be written.
+    """
+    wanted = _of_every_row(job)
+    try:
+        found = json.loads(staging.job.read_text()) if staging.job.exists() else None
+    except ValueError as error:
+        raise UserError(f"{staging.job} is damaged ({error}); choose another --out") from error
+    for key, value in wanted.items():
+        if found is not None and found.get(key) != value:
+            raise UserError(
+                f"{staging.root.parent} holds rows made with {key} {found.get(key)!r}, asked for "
+                f"is {value!r}; choose another --out, or delete {staging.root.parent}"
+            )
+    if found is None:
+        with writing(staging.root.parent):
+            staging.write_job(wanted)
+
+
+def _of_every_row(job: Job) -> dict[str, Any]:
+    """What all rows of a directory have in common, as JSON."""
+    model = ModelSettings.model_validate(read_meta(Path(job.model))["settings"])
+    recorded = {name: texts.get(job.side, "") for name, texts in model.instructions.items()}
+    return {
+        "model": job.identity["digest"],
+        "template": job.identity["template_digest"],
+        "side": job.side,
+        "instruction": recorded if job.instruction is None else job.instruction,
+        "precision": job.precision,
+    }
 
 
 def write_manifest(target: Path, manifest: Mapping[str, Any]) -> None:

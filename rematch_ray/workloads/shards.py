@@ -19,10 +19,8 @@ from rematch_ray.errors import UserError
 from rematch_ray.workloads.account import REFUSED, Account
 from rematch_ray.workloads.disk import writing
 from rematch_ray.workloads.embedding_job import (
-    MANIFEST,
     Job,
     manifest_in,
-    read_manifest,
     write_manifest,
 )
 from rematch_ray.workloads.ledger import Claim, Ledger
@@ -36,9 +34,7 @@ from rematch_ray.workloads.shard_files import (
     scan,
     write_shard,
 )
-from rematch_ray.workloads.staging import QUARANTINE, Staging
-
-__all__ = ["MANIFEST", "Job", "finish", "read_manifest"]
+from rematch_ray.workloads.staging import QUARANTINE, Staging, whole_shards
 
 FORMAT_VERSION = 1
 FINISH_CPUS = 0.5
@@ -122,11 +118,8 @@ def _get(refs: Sequence[Any]) -> list[Any]:
 def _sources(target: Path, staging: Staging, old: Mapping[str, Any] | None) -> Iterator[Source]:
     """Yield what may hold rows, finished ones first: a row that is there is not written again."""
     if old is not None:
-        for entry in old["shards"]:
-            path = target / entry["file"]
-            # the rows of a shard that is gone or cut short are told as lost
-            if path.is_file() and path.stat().st_size == entry["bytes"]:
-                yield Source(path, "shard", entry)
+        for path, entry in whole_shards(target, old):
+            yield Source(path, "shard", entry)
         if (target / QUARANTINE).is_file():
             yield Source(target / QUARANTINE, "quarantine")
     for path in sorted(staging.rows.glob("*.parquet")):

@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rematch_ray.errors import UserError
+from rematch_ray.index.manifest import sync_directory
 
 ROW_KEY = "row_key"
 QUARANTINE = "quarantine.parquet"
@@ -49,6 +49,16 @@ INPUT_SCHEMA = pa.schema(
         ("row", pa.int64()),
     ]
 )
+
+
+def whole_shards(
+    target: Path, manifest: Mapping[str, Any]
+) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield the shards of a manifest that are there in their full size, each with its entry."""
+    for entry in manifest["shards"]:
+        path = target / entry["file"]
+        if path.is_file() and path.stat().st_size == entry["bytes"]:
+            yield path, entry
 
 
 @dataclass(frozen=True)
@@ -92,52 +102,34 @@ class Staging:
         return self.root / "actors"
 
     def begin_run(self) -> None:
-        """Make the directories, without what an earlier run said of itself.
-
-        Raises:
-            UserError: the output directory cannot be written.
-        """
-        try:
-            for of_this_run in (self.input, self.actors):
-                shutil.rmtree(of_this_run, ignore_errors=True)
-            for folder in (self.rows, self.done, self.input, self.actors):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.root.parent}: {error.strerror}; choose another --out"
-            ) from error
+        """Make the directories, without what an earlier run said of itself."""
+        for of_this_run in (self.input, self.actors):
+            shutil.rmtree(of_this_run, ignore_errors=True)
+        for folder in (self.rows, self.done, self.input, self.actors):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def write_job(self, job: Mapping[str, Any]) -> None:
-        """Write job.json, whole or not at all.
+        """Write job.json, whole or not at all."""
+        partial = self.root / ".job.json"
+        partial.write_text(json.dumps(job, indent=1) + "\n")
+        partial.replace(self.job)
 
-        Raises:
-            UserError: the output directory cannot be written.
-        """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            partial = self.root / ".job.json"
-            partial.write_text(json.dumps(job, indent=1) + "\n")
-            partial.replace(self.job)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.root.parent}: {error.strerror}; choose another --out"
-            ) from error
-
-    def note_finished(self, target: Path, manifest: Mapping[str, Any]) -> None:
+    def note_finished(self, target: Path, manifest: Mapping[str, Any] | None) -> None:
         """Let done/ name the rows of a finished directory, and none that have left its shards.
 
-        A row that was changed and is changed back lies in no shard: it must not count as done. The
-        same goes for the rows of a shard that is gone or cut short.
+        Done before every run, not only after one: a row that was changed and is changed back lies
+        in no shard, the rows of a shard that is gone or cut short neither, and a run may have been
+        killed between its manifest and this note. What counts as done must have its row.
 
         Args:
             target: the output directory.
-            manifest: of it.
+            manifest: of it; None = nothing is finished there.
         """
-        files = [target / QUARANTINE]
-        for shard in manifest["shards"]:
-            path = target / shard["file"]
-            if path.is_file() and path.stat().st_size == shard["bytes"]:
-                files.append(path)
+        if manifest is None:
+            (self.done / FINISHED).unlink(missing_ok=True)
+            return
+        shards = (path for path, _ in whole_shards(target, manifest))
+        files = [target / QUARANTINE, *shards]
         partial = self.done / f".{FINISHED}"
         with pq.ParquetWriter(partial, pa.schema([(ROW_KEY, pa.int64())])) as writer:
             for file in filter(Path.is_file, files):
@@ -154,8 +146,11 @@ class Staging:
         old = [file for file in self.done.glob("*.parquet") if file.name != FINISHED]
         staged = list(self.rows.glob("*.parquet"))
         self.note_finished(target, manifest)
-        # in this order: whatever is left when it is interrupted, every key of done/ has its row
-        for file in (*old, *staged):
+        # in this order, after a power loss too: whatever is left, every key of done/ has its row
+        for file in old:
+            file.unlink()
+        sync_directory(self.done)
+        for file in staged:
             file.unlink()
 
     def write_input(self, number: int, keys: pa.Array, path: str, first_row: int) -> None:

@@ -110,7 +110,7 @@ def test_an_output_that_is_a_file_or_below_one_is_refused(
 
 def test_an_output_that_cannot_be_written_is_named_with_the_cause(told: Told, data: Path) -> None:
     line = told(data / "items.parquet", Path("/proc/embeddings"))
-    assert "cannot write /proc/embeddings: No such file or directory" in line
+    assert "/proc/embeddings cannot be written: No such file or directory" in line
     assert "choose another --out" in line
 
 
@@ -139,6 +139,27 @@ class TestOnACluster:
         before = ray.data.DataContext.get_current().copy()
         yield
         ray.data.DataContext._set_current(before)
+
+    @pytest.mark.parametrize(
+        "file", [".progress/done/.finished.parquet", ".summary.json.unfinished"]
+    )
+    def test_a_disk_that_is_full_when_the_rows_are_written_is_one_line_too(
+        self, told: Told, data: Path, tmp_path: Path, tiny_export: Path, file: str
+    ) -> None:
+        blocked = tmp_path / file
+        blocked.parent.mkdir(parents=True, exist_ok=True)
+        # a directory of ours, whatever lies in it
+        (tmp_path / ".progress").mkdir(exist_ok=True)
+        blocked.symlink_to("/dev/full")
+        line = told(data / "items.parquet", tmp_path)
+        assert f"{tmp_path} cannot be written: No space left on device" in line
+        # the manifest stands, and what it says is noted before anything is read
+        if "done" in file:
+            assert "No space left on device" in told(data / "items.parquet", tmp_path)
+        blocked.unlink()
+        given = ["--model", str(tiny_export), "--data", str(data / "items.parquet")]
+        assert main(["embed", *given, "--out", str(tmp_path)]) == 0
+        assert len(EmbeddingShards.open(tmp_path).read().ids) == 40
 
     def test_a_disk_that_fills_is_one_line_and_the_same_command_goes_on(
         self,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rematch_ray.data.rows import stable_id
-from rematch_ray.workloads.embedding_job import Job
+from rematch_ray.workloads.embedding_job import Job, manifest_in
 from rematch_ray.workloads.shards import finish
 from rematch_ray.workloads.staging import OK, Staging
 from tests.index.made import halves, unit
@@ -70,6 +70,7 @@ def set_input(target: Path, units: Sequence[Sequence[Row]]) -> Staging:
     """A new run whose input is these rows: unit 0 is `a.jsonl`, unit 1 `b.jsonl`, ..."""
     staging = Staging.of(target)
     staging.begin_run()
+    staging.note_finished(target, manifest_in(target))
     for number, rows in enumerate(units):
         keys = pa.array([row.key for row in rows], pa.int64())
         staging.write_input(number, keys, f"{chr(97 + number)}.jsonl", 0)
@@ -77,7 +78,7 @@ def set_input(target: Path, units: Sequence[Sequence[Row]]) -> Staging:
 
 
 def stage(target: Path, rows: Sequence[Row], *, name: str | None = None) -> Path:
-    """One file of staged rows."""
+    """One file of staged rows, and their keys among what is done."""
     count = len(rows)
     vectors = np.stack([row.vectors for row in rows]) if count else np.zeros((0, R, D))
     fused = np.stack([row.fused for row in rows]) if count else np.zeros((0, F))
@@ -93,10 +94,18 @@ def stage(target: Path, rows: Sequence[Row], *, name: str | None = None) -> Path
         "fused": halves(fused),
     }
     staging = Staging.of(target)
-    staging.rows.mkdir(parents=True, exist_ok=True)
     file = staging.rows / (name or f"{uuid.uuid4().hex}.parquet")
+    for folder in (staging.rows, staging.done):
+        folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), file)
+    pq.write_table(pa.table({"row_key": columns["row_key"]}), staging.done / file.name)
     return file
+
+
+def done_keys(target: Path) -> set[int]:
+    """The keys that Ray's filter drops, as it reads them."""
+    files = Staging.of(target).done.glob("*.parquet")
+    return {key for file in files for key in pq.read_table(file)["row_key"].to_pylist()}
 
 
 def finished(
@@ -105,9 +114,10 @@ def finished(
     num_units: int | None = None,
     rows_per_shard: int = 1,
     max_bad_share: float = 0.5,
+    settles: bool = True,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Finish, and settle as the job does."""
+    """Finish, and settle as the job does unless it is killed in between."""
     staging, asked = Staging.of(target), job(**changes)
     manifest = finish(
         target,
@@ -117,5 +127,6 @@ def finished(
         max_bad_share=max_bad_share,
         rows_per_shard=rows_per_shard,
     )
-    staging.settle(target, manifest)
+    if settles:
+        staging.settle(target, manifest)
     return manifest

@@ -26,11 +26,12 @@ from rematch_ray.data.schema import Item, items_from_table, items_to_table, writ
 from rematch_ray.errors import UserError
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.model.embedder import Embedder
+from rematch_ray.workloads.disk import held
 from rematch_ray.workloads.embed import embed, embed_bundles, pipeline, window_rows
 from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
 from rematch_ray.workloads.embed_progress import stop_when_hopeless
 from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
-from rematch_ray.workloads.shards import Job
+from rematch_ray.workloads.embedding_job import Job
 from rematch_ray.workloads.staging import OK, Staging
 from tests.workloads.conftest import BAD_ROWS
 
@@ -294,6 +295,28 @@ class TestOnACluster:
         assert (back["embedded"], back["embedded_now"]) == (40, 2)
         assert sorted(EmbeddingShards.open(out).read().ids) == sorted(first)
 
+    def test_the_rows_of_a_lost_shard_are_embedded_again(
+        self, tiny_export: Path, tmp_path: Path
+    ) -> None:
+        data, out = tmp_path / "a.parquet", tmp_path / "out"
+        settings = EmbedSettings(rows_per_shard=1, rows_per_write=8, window_rows=8)
+
+        def run(count: int) -> dict[str, Any]:
+            items = [Item.of(f"text {n}", id=f"d{n}") for n in range(count)]
+            write_parquet(items_to_table(items), data)
+            return embed(model=tiny_export, data=data, out=out, settings=settings)
+
+        run(40)
+        for count in (40, 41):  # the same data, and data that was added to
+            manifest = json.loads((out / "manifest.json").read_text())
+            lost, *_ = manifest["shards"]
+            (out / lost["file"]).unlink()
+            added = count - manifest["rows_in"]
+            assert run(count)["embedded_now"] == lost["rows"] + added
+            assert sorted(EmbeddingShards.open(out).read().ids) == sorted(
+                f"d{n}" for n in range(count)
+            )
+
     def test_too_many_bad_rows_stop_the_job_with_their_names_and_no_manifest(
         self, tiny_export: Path, corpus: Path, tmp_path: Path
     ) -> None:
@@ -383,6 +406,17 @@ def test_files_with_different_payloads_are_refused_by_name(
         write_parquet(table, tmp_path / f"{name}.parquet")
     with pytest.raises(UserError, match=r"payload of .*b\.parquet does not go with .*a\.p"):
         embed(model=tiny_export, data=tmp_path, out=tmp_path / "out")
+
+
+def test_a_start_beside_another_process_leaves_what_that_one_noted(
+    tiny_export: Path, corpus: Path, tmp_path: Path
+) -> None:
+    staging = Staging.of(tmp_path)
+    with held(tmp_path, staging.root):
+        with pytest.raises(UserError, match="is being written by another process"):
+            embed(model=tiny_export, data=corpus, out=tmp_path)
+        # what it is made with is for the process to say that writes it
+        assert not staging.job.exists()
 
 
 def test_a_manifest_that_is_none_is_refused(

@@ -18,8 +18,20 @@ from rematch_ray.index.manifest import hash_file
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.workloads import shard_files, shards
 from rematch_ray.workloads.disk import held
-from rematch_ray.workloads.embedding_job import read_manifest
-from tests.workloads.staged import D, F, R, Row, finished, job, rows_of, set_input, stage
+from rematch_ray.workloads.embedding_job import is_finished, read_manifest
+from rematch_ray.workloads.staging import Staging
+from tests.workloads.staged import (
+    D,
+    F,
+    R,
+    Row,
+    done_keys,
+    finished,
+    job,
+    rows_of,
+    set_input,
+    stage,
+)
 
 on_a_cluster = pytest.mark.usefixtures("ray_cluster")
 
@@ -143,13 +155,12 @@ def row_of(name: str, version: int) -> Row:
     return Row(name, version, "no picture") if row.key % 4 == 0 else row
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_any_history_of_runs_and_kills_ends_in_the_rows_of_the_last_input(
+@pytest.mark.parametrize("seed", range(24))
+def test_any_history_of_runs_kills_and_lost_shards_ends_in_the_rows_of_the_last_input(
     tmp_path: Path, seed: int
 ) -> None:
     draw = random.Random(seed)
     corpus: dict[str, Row] = {}
-    done: set[int] = set()
     for number in range(8):
         for _ in range(draw.randint(1, 6)):
             name = f"d{draw.randrange(12)}"
@@ -157,15 +168,16 @@ def test_any_history_of_runs_and_kills_ends_in_the_rows_of_the_last_input(
         for name in draw.sample(sorted(corpus), draw.randint(0, len(corpus) // 3)):
             del corpus[name]
         rows = draw.sample(list(corpus.values()), len(corpus))
-        new = [row for row in rows if row.key not in done]
         half = draw.randint(0, len(rows))
+        if draw.random() < 0.2 and (parts := sorted(tmp_path.glob("part-*"))):
+            draw.choice(parts).unlink()
         set_input(tmp_path, [rows[:half], rows[half:]])
+        done = done_keys(tmp_path)
+        new = [row for row in rows if row.key not in done]
         if draw.random() < 0.3:  # killed: some files are written, and count as done
             stage(tmp_path, new[: len(new) // 2])
-            done |= {row.key for row in new[: len(new) // 2]}
             continue
         stage(tmp_path, new)
-        done |= {row.key for row in new}
         good = {row.id: row for row in rows if row.status == "ok"}
         if not good:
             continue
@@ -174,8 +186,8 @@ def test_any_history_of_runs_and_kills_ends_in_the_rows_of_the_last_input(
             data=str(number),
             max_bad_share=1.0,
             rows_per_shard=draw.randint(1, 6),
+            settles=draw.random() < 0.7,
         )
-        done = {row.key for row in rows}
         batch = EmbeddingShards.open(tmp_path).read()
         assert sorted(batch.ids) == sorted(good)
         for name, vectors in zip(batch.ids, batch.vectors, strict=True):
@@ -268,7 +280,9 @@ def test_rows_that_are_nowhere_stop_the_run_with_the_first_place(tmp_path: Path)
     rows = rows_of(["a", "b", "c"])
     set_input(tmp_path, [rows])
     stage(tmp_path, [rows[0]])
-    with pytest.raises(UserError, match=r"2 of 3 rows .* the first is a\.jsonl row 1; delete"):
+    with pytest.raises(
+        UserError, match=r"2 of 3 rows .* the first is a\.jsonl row 1; delete .*/\.progress and"
+    ):
         finished(tmp_path)
     stage(tmp_path, rows[1:])
     manifest = finished(tmp_path)
@@ -361,8 +375,7 @@ def test_another_request_for_a_finished_directory_is_refused_by_name(tmp_path: P
     set_input(tmp_path, [rows])
     stage(tmp_path, rows)
     manifest = finished(tmp_path)
-    assert read_manifest(tmp_path, job()) == manifest
-    assert read_manifest(tmp_path, job(data="two")) is None
+    assert read_manifest(tmp_path, job()) == read_manifest(tmp_path, job(data="two")) == manifest
     other = {**job().identity, "digest": "e2" * 32}
     for changes, told in [
         ({"identity": other}, "made with model"),
@@ -374,6 +387,26 @@ def test_another_request_for_a_finished_directory_is_refused_by_name(tmp_path: P
     ]:
         with pytest.raises(UserError, match=told):
             read_manifest(tmp_path, job(**changes))
+
+
+def test_a_directory_is_finished_when_all_that_its_manifest_names_is_there(tmp_path: Path) -> None:
+    rows = [*rows_of(["a", "b"]), Row("bad", status="no picture")]
+    set_input(tmp_path, [rows])
+    stage(tmp_path, rows)
+    manifest = finished(tmp_path, settles=False)
+    assert not is_finished(tmp_path, manifest, job())  # what was staged is still there
+    Staging.of(tmp_path).settle(tmp_path, manifest)
+    assert is_finished(tmp_path, manifest, job())
+    assert not is_finished(tmp_path, manifest, job(data="two"))
+    assert not is_finished(tmp_path, {**manifest, "data": ""}, job(data=""))
+    for name in ("quarantine.parquet", "part-00000.parquet"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        assert not is_finished(tmp_path, manifest, job())
+        (tmp_path / name).write_bytes(whole)
+    assert is_finished(tmp_path, manifest, job())
+    (tmp_path / "part-00000.parquet").write_bytes(whole[:-1])
+    assert not is_finished(tmp_path, manifest, job())
 
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
