@@ -69,6 +69,13 @@ def add_arguments(parser: OneLineParser) -> None:
     )
 
     parser.add_argument(
+        "--query-log",
+        type=Path,
+        metavar="DIR",
+        help="keep the vectors of queries, never their content, for 'rematch-ray doctor --queries "
+        "DIR' (default: do not)",
+    )
+    parser.add_argument(
         "--haproxy",
         action="store_true",
         help="HAProxy in front, where ingress replicas that come and go are to be reached at one "
@@ -123,7 +130,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             reached_as = _spoken(options.host).strip("[]")
             keep_up(options.host, options.port, reached_as, start_again)
         print("stopping ...", file=sys.stderr, flush=True)
-        if os.environ.get("RAY_ADDRESS"):  # a cluster of our own ends with us
+        # a cluster of our own ends with us, but a log is closed by the replica that writes it
+        if os.environ.get("RAY_ADDRESS") or options.query_log is not None:
             serve.delete(APPLICATION)
     return {"url": url, "seconds_until_ready": round(seconds, 1)}
 
@@ -148,6 +156,7 @@ def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:
     from rematch_ray.serve.settings import (
         AccessLogSettings,
         EncoderSettings,
+        QueryLogSettings,
         ServeArgs,
         ShardSettings,
     )
@@ -172,6 +181,11 @@ def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:
         shard=ShardSettings(in_ingress=True),
         # the terminal of a laptop is not where a log belongs
         access_log=AccessLogSettings(enabled=not local),
+        query_log=QueryLogSettings(
+            # replicas have a working directory of their own; on one machine queries are few
+            directory=options.query_log and options.query_log.absolute(),
+            share=1.0,
+        ),
     )
     return args, index.info()["shards"]
 

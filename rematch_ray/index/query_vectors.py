@@ -1,15 +1,18 @@
 """Query vectors for an examination: an embedding directory, or a log of vectors without a manifest.
 
 A log is Parquet with the columns of a query shard (`vectors`; `id`, `fused` and `scales` where
-there are any): nothing says which model made it, so only its widths are checked. Middle floor.
+there are any), R and D in its schema's metadata. Where that names no model (`model`: its digest,
+`model_name`), only widths are checked. Middle floor.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +20,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.search import SearchIndex
+from rematch_ray.index.manifest import sync_file
 from rematch_ray.index.shard_columns import DTYPES, read_column, read_fused, read_vectors
 from rematch_ray.index.shards import MANIFEST_FILE, EmbeddingShards
+
+if TYPE_CHECKING:
+    from rematch_ray.index.search import SearchIndex
+
+# ends the name of a file that is being written: no reader takes it
+UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,8 @@ class NamedQueries:
         ids: B ids.
         vectors: (B, R, D).
         fused: (B, F), or None.
-        unchecked: why their model could not be compared with the index's; None where it was.
+        unchecked: why the model of some could not be compared with the index's, or which were
+            left out for it; None where all were compared and are here.
     """
 
     ids: list[str]
@@ -84,8 +94,41 @@ def read_query_vectors(path: str | Path, index: SearchIndex) -> NamedQueries | N
     path = Path(path)
     if (path / MANIFEST_FILE).is_file():
         return _read_shards(EmbeddingShards.open(path), index)
-    files = _files_with_vectors(path)
-    return _read_log(files) if files else None
+    tables = _tables_with_vectors(path)
+    return _read_log(tables, index) if tables else None
+
+
+def write_query_vectors(
+    path: Path,
+    vectors_BRD: NDArray[np.floating],
+    fused_BF: NDArray[np.floating] | None,
+    model: Mapping[str, Any],
+) -> None:
+    """Writes a file of a log of vectors, whole or not at all; a query's id is what its vectors are.
+
+    Args:
+        path: file to write, `.parquet`.
+        vectors_BRD: of the queries, unit norm.
+        fused_BF: of the same queries, or None.
+        model: identity of the model that made them.
+    """
+    columns = {
+        "id": pa.array([_id_of(row) for row in vectors_BRD], pa.string()),
+        "vectors": _lists(vectors_BRD.reshape(len(vectors_BRD), -1)),
+    }
+    known = {"R": vectors_BRD.shape[1], "D": vectors_BRD.shape[2], "dtype": DTYPES[0]}
+    if fused_BF is not None:
+        columns["fused"] = _lists(fused_BF)
+        known["F"] = fused_BF.shape[1]
+    known |= {"side": "query", "model": model.get("digest"), "model_name": model.get("name")}
+    metadata = {key: str(value) for key, value in known.items() if value is not None}
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+    try:
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), unfinished)
+        sync_file(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _read_shards(shards: EmbeddingShards, index: SearchIndex) -> NamedQueries:
@@ -99,26 +142,30 @@ def _read_shards(shards: EmbeddingShards, index: SearchIndex) -> NamedQueries:
     return NamedQueries(batch.ids, batch.vectors, batch.fused)
 
 
-def _files_with_vectors(path: Path) -> list[Path]:
+def _tables_with_vectors(path: Path) -> list[tuple[Path, pa.Table]]:
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
     else:
         files = [path] if path.suffix == ".parquet" and path.is_file() else []
-    return [file for file in files if "vectors" in _schema(file).names]
+    tables = []
+    for file in files:
+        try:
+            if "vectors" in pq.read_schema(file).names:
+                tables.append((file, pq.read_table(file)))
+        except FileNotFoundError:
+            continue  # the oldest files of a log go while a server writes the next
+        except (OSError, pa.ArrowException) as broken:
+            raise UserError(f"{file} cannot be read as Parquet: {broken}") from broken
+    return tables
 
 
-def _schema(file: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(file)
-    except (OSError, pa.ArrowException) as broken:
-        raise UserError(f"{file} cannot be read as Parquet: {broken}") from broken
-
-
-def _read_log(files: Sequence[Path]) -> NamedQueries:
-    parts = [_read_file(file) for file in files]
+def _read_log(tables: Sequence[tuple[Path, pa.Table]], index: SearchIndex) -> NamedQueries:
+    fitting, notes = _of_model(tables, index)
+    folder = tables[0][0].parent
+    parts = [_read_table(file, table) for file, table in fitting]
     fused = [part.fused for part in parts if part.fused is not None]
     if fused and len(fused) < len(parts):
-        raise UserError(f"some of the {len(files)} files have a column 'fused', others have none")
+        raise UserError(f"some of the {len(parts)} files have a column 'fused', others have none")
     widths = {part.vectors.shape[1:] for part in parts} | {(0, 0)}
     if len(widths) > 2:
         raise UserError(f"the files hold vectors of several shapes: {sorted(widths)[1:]}")
@@ -126,15 +173,44 @@ def _read_log(files: Sequence[Path]) -> NamedQueries:
         [name for part in parts for name in part.ids],
         np.concatenate([part.vectors for part in parts]),
         np.concatenate(fused) if fused else None,
-        f"{files[0].parent} has no {MANIFEST_FILE}: taken to be of the index's model",
+        "; ".join(f"{folder}: {note}" for note in notes) or None,
     )
     if not len(queries):
-        raise UserError(f"{files[0].parent} holds no query vectors: give at least some")
+        raise UserError(f"{folder} holds no query vectors: give at least some")
     return queries
 
 
-def _read_file(file: Path) -> NamedQueries:
-    table = pq.read_table(file)
+def _of_model(
+    tables: Sequence[tuple[Path, pa.Table]], index: SearchIndex
+) -> tuple[list[tuple[Path, pa.Table]], list[str]]:
+    """Files that the index's own model made, as far as they say so, and what to know of it.
+
+    Raises:
+        UserError: all are of other models.
+    """
+    own = str(index.identity.get("digest"))
+    digests = [_told(table, "model") for _, table in tables]
+    fitting = [pair for pair, digest in zip(tables, digests) if digest in (None, own)]
+    if not fitting:
+        index.check_model({"digest": digests[-1], "name": _told(tables[-1][1], "model_name")})
+    notes = []
+    if None in digests:
+        notes.append(f"has no {MANIFEST_FILE} and names no model: taken to be of the index's model")
+    if len(fitting) < len(tables):
+        # a service that changed its model goes on with the same log
+        others = len(tables) - len(fitting)
+        notes.append(
+            f"{others} of {len(tables)} files left out, whose queries are of another model"
+        )
+    return fitting, notes
+
+
+def _told(table: pa.Table, key: str) -> str | None:
+    value = (table.schema.metadata or {}).get(key.encode())
+    return None if value is None else value.decode()
+
+
+def _read_table(file: Path, table: pa.Table) -> NamedQueries:
     known = table.schema.metadata or {}
     if not {b"R", b"D"} <= set(known):
         raise UserError(
@@ -142,7 +218,7 @@ def _read_file(file: Path) -> NamedQueries:
             "and D, as that of an embedding shard does"
         )
     shape = (int(known[b"R"]), int(known[b"D"]))
-    dtype = known.get(b"dtype", DTYPES[0].encode()).decode()
+    dtype = _told(table, "dtype") or DTYPES[0]
     if dtype not in DTYPES:
         raise UserError(f"{file} stores vectors as {dtype!r}; allowed: {', '.join(DTYPES)}")
     vectors = read_vectors(table, shape, dtype, file)
@@ -152,8 +228,17 @@ def _read_file(file: Path) -> NamedQueries:
     if "id" in table.column_names:
         ids = [str(name) for name in read_column(table, "id", file).to_pylist()]
     else:
-        ids = [_digest(_bytes_of(row))[:32] for row in vectors]
+        ids = [_id_of(row) for row in vectors]
     return NamedQueries(ids, vectors, fused)
+
+
+def _id_of(vectors: NDArray[np.floating]) -> str:
+    return _digest(_bytes_of(vectors))[:32]
+
+
+def _lists(values: NDArray[np.floating]) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values, np.float16).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def _bytes_of(vectors: NDArray[np.floating]) -> bytes:

@@ -26,6 +26,7 @@ from rematch_ray.serve.leases import LeasedQuota
 from rematch_ray.serve.local_shard import HeldShard, tell_from_thread
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.metrics import Recorder, collect
+from rematch_ray.serve.query_log import QueryLog
 from rematch_ray.serve.router import Parts, Router
 from rematch_ray.serve.routes import make_api
 from rematch_ray.serve.set_backend import PinToSet, SetBackend
@@ -74,6 +75,7 @@ class Ingress:
             limits=self._args.limits,
             media=MediaRoots(self._args.media_roots),
             record=(self._recorder, AccessLog(self._args.access_log)),
+            query_log=QueryLog(self._args.query_log),
             sets=self._sets,
         )
         api.add_middleware(PinToSet, backend=self._backend)

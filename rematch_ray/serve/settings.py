@@ -163,6 +163,18 @@ class AccessLogSettings(Settings):
     queries: bool = Field(False, description="with the text of queries and ids of documents")
 
 
+class QueryLogSettings(Settings):
+    """Vectors of a share of the queries, for ``rematch-ray doctor --queries``; off by default."""
+
+    directory: Path | None = Field(
+        None, description="files queries-*.parquet in it, of all replicas; none: no log"
+    )
+    share: float = Field(0.1, gt=0, le=1, description="of the queries that are answered")
+    max_bytes: int = Field(
+        67_108_864, ge=1_048_576, description="of all files together; the oldest go first"
+    )
+
+
 class ServeArgs(Settings):
     """Everything ``rematch_ray.serve.app:build`` takes."""
 
@@ -190,6 +202,7 @@ class ServeArgs(Settings):
     load: LoadSettings = LoadSettings()
     quotas: QuotaSettings = QuotaSettings()
     access_log: AccessLogSettings = AccessLogSettings()
+    query_log: QueryLogSettings = QueryLogSettings()
     ingress_replicas: int = Field(1, ge=1, description="copies of the HTTP ingress")
     head_weight: float = Field(
         0.01, gt=0, description="of the matching head where it is asked for and was not measured"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.query_vectors import NamedQueries, read_query_vectors
+from rematch_ray.index.query_vectors import NamedQueries, read_query_vectors, write_query_vectors
 from rematch_ray.index.search import SearchIndex
 from tests.index.made import halves, unit, write_embeddings
 
@@ -52,6 +52,38 @@ def test_a_log_without_ids_names_a_query_by_its_vectors(index: SearchIndex, tmp_
     assert found is not None
     assert found.fused is None
     assert found.ids[0] == found.ids[2] != found.ids[1]
+
+
+def test_a_log_that_names_its_model_is_checked_against_the_index(
+    index: SearchIndex, tmp_path: Path
+) -> None:
+    vectors, fused = unit((3, 4, 16), 3), unit((3, 24), 4)
+    write_query_vectors(tmp_path / "a.parquet", vectors, fused, index.identity)
+    found = read_query_vectors(tmp_path, index)
+    assert found is not None and found.fused is not None
+    assert found.unchecked is None
+    np.testing.assert_array_equal(found.vectors, vectors.astype(np.float16))
+    np.testing.assert_array_equal(found.fused, fused.astype(np.float16))
+    # a service that changed its model has files of both: those of the index's model are taken
+    other = {"digest": "e2" * 32, "name": "another"}
+    write_query_vectors(tmp_path / "b.parquet", unit((5, 2, 8), 5), None, other)
+    found = read_query_vectors(tmp_path, index)
+    assert found is not None
+    assert len(found) == 3
+    assert "1 of 2 files left out, whose queries are of another model" in str(found.unchecked)
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(UserError, match=r"another .* does not fit this index"):
+        read_query_vectors(tmp_path, index)
+
+
+def test_files_that_go_while_a_log_is_read_are_not_missed(
+    index: SearchIndex, tmp_path: Path
+) -> None:
+    write_query_vectors(tmp_path / "b.parquet", unit((3, 4, 16), 3), None, index.identity)
+    (tmp_path / "a.parquet").symlink_to(tmp_path / "gone")
+    found = read_query_vectors(tmp_path, index)
+    assert found is not None
+    assert len(found) == 3
 
 
 def test_rows_without_vectors_are_left_to_a_model(index: SearchIndex, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from rematch_ray.serve.backend import (
 from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.observation import RequestRecord
+from rematch_ray.serve.query_log import QueryLog
 from rematch_ray.serve.routes import make_api
 from rematch_ray.serve.settings import ApiKey, Limits
 from tests.tiny import new_embedder, write_base
@@ -260,7 +261,7 @@ Connect = Callable[..., TestClient]
 def connect(backend: FakeBackend, media: Path, records: list[RequestRecord]) -> Connect:
     """A client of an application with the given limits and keys (none = everyone)."""
 
-    def make(*keys: str, **limits: Any) -> TestClient:
+    def make(*keys: str, query_log: QueryLog | None = None, **limits: Any) -> TestClient:
         hashed = [
             ApiKey(name=f"key{n}", sha256=hashlib.sha256(key.encode()).hexdigest())
             for n, key in enumerate(keys)
@@ -271,6 +272,7 @@ def connect(backend: FakeBackend, media: Path, records: list[RequestRecord]) -> 
             limits=Limits(**limits),
             media=MediaRoots([media]),
             record=records.append,
+            query_log=query_log,
         )
         return TestClient(api, raise_server_exceptions=False)
 

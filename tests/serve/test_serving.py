@@ -52,11 +52,11 @@ def serving(pair: Any, log: Path, *extra: str) -> Iterator[subprocess.Popen[byte
         process.communicate(timeout=60)
 
 
-def search(port: int) -> int | None:
+def search(port: int, query: str = "a red square") -> int | None:
     """Hits of a search; None where the service is not ready."""
     request = urllib.request.Request(
         f"http://localhost:{port}/v1/search",
-        json.dumps({"query": "a red square"}).encode(),
+        json.dumps({"query": query}).encode(),
         {"content-type": "application/json"},
     )
     try:
@@ -171,6 +171,24 @@ def test_it_prints_its_url_answers_and_ends_well_on_ctrl_c(pair: Any, tmp_path: 
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, log.read_text()
     assert json.loads(out.splitlines()[-1])["url"] == f"http://localhost:{port}/"
+
+
+def test_what_was_asked_is_logged_for_the_doctor_until_the_end(pair: Any, tmp_path: Path) -> None:
+    log, queries, port = tmp_path / "log", tmp_path / "queries", free_port()
+    with serving(pair, log, "--port", str(port), "--query-log", str(queries)) as process:
+        wait_for("ready after", log, process)
+        assert [search(port, f"a red square {number}") for number in range(30)] == [6] * 30
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 0, log.read_text()
+    doctor = [sys.executable, "-m", "rematch_ray", "doctor", "--index", str(pair.index)]
+    doctor += ["--queries", str(queries), "--dry-run", "--json"]
+    found = subprocess.run(doctor, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout.splitlines()[-1])
+    assert report["calibration"]["queries"]["count"] == 30
+    # the model is the index's: nothing had to be taken on trust
+    assert "taken to be" not in " ".join(report["notes"])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,11 @@ models, no index files and no cluster.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI
 
 from rematch_ray import __version__
@@ -29,6 +34,9 @@ from rematch_ray.serve.routes.service import Service
 from rematch_ray.serve.search_gate import SearchGate
 from rematch_ray.serve.settings import Limits
 
+if TYPE_CHECKING:
+    from rematch_ray.serve.query_log import QueryLog
+
 
 def make_api(
     backend: Backend,
@@ -37,6 +45,7 @@ def make_api(
     limits: Limits,
     media: MediaRoots,
     record: Record | tuple[Record, ...] | None = None,
+    query_log: QueryLog | None = None,
     sets: SwapClient | None = None,
 ) -> FastAPI:
     """Build the application.
@@ -47,12 +56,21 @@ def make_api(
         limits: what one request may ask for.
         media: directories that images may be returned from.
         record: called once per answered request, for metrics and the access log; several, in turn.
+        query_log: notes the vectors of queries; closed when the application ends.
         sets: changes the pair of model and index; None offers no such route.
 
     Returns:
         The application, ready for any ASGI server.
     """
+
+    @asynccontextmanager
+    async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        yield
+        if query_log is not None:
+            await asyncio.to_thread(query_log.close)
+
     api = DescribedApi(
+        lifespan=lifespan,
         takes_keys=not keys.is_open,
         title="rematch_ray",
         version=__version__,
@@ -68,7 +86,7 @@ def make_api(
     api.add_middleware(KeyCheck, keys=keys)
     api.add_middleware(FailureAnswer)
     api.add_middleware(Observed, record=record)
-    service = Service(backend, limits, media)
+    service = Service(backend, limits, media, query_log)
     add_health(api, service)
     add_search(api, service)
     add_embeddings(api, service)

@@ -132,6 +132,9 @@ class Asked:
         with failures_named():
             found = await self.service.backend.search(query, plan, self.caller)
         self.facts.searches.append(Searched.of(plan, found))
+        # the vectors of a stored document are not what users ask
+        if search.like is None and self.service.query_log is not None:
+            self.service.query_log.offer(query, self.served.model)
         return search_response(
             found,
             query,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
@@ -19,6 +19,9 @@ from rematch_ray.serve.keys import require
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.observation import add_headers, facts_of
 from rematch_ray.serve.settings import Limits
+
+if TYPE_CHECKING:
+    from rematch_ray.serve.query_log import QueryLog
 
 _REASONS = {
     400: "a value that cannot be; `param` names its field",
@@ -43,11 +46,13 @@ class Service:
         backend: encodes, searches, writes.
         limits: what one request may ask for.
         media: directories that images may be returned from.
+        query_log: notes the vectors of queries; None notes none.
     """
 
     backend: Backend
     limits: Limits
     media: MediaRoots
+    query_log: QueryLog | None = None
 
     def admitted(self, *scopes: str, is_charged: bool = False) -> Any:
         """A dependency that gives the `Caller` of a request, or refuses it.
