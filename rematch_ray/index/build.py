@@ -186,7 +186,7 @@ def write_generation(
         segments=(entry,),
         calibration=None,
         software=software(),
-        coarse_kind=form.coarse_kind,
+        coarse_kind=lists.kind,
         coarse_trained=lists.trained,
         lexical=None if form.lexical is None else form.lexical.stored(),
         source=source,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.coarse.sizes import PACKED_FROM_DOCUMENTS
+from rematch_ray.index.coarse.sizes import PACKED_FROM_DOCUMENTS, SCANS
 from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.generation import Generation, read_current
 from rematch_ray.index.lexical.settings import read_lexical
@@ -106,13 +106,19 @@ def merge_segments(
         fields: dict[str, str] = {}
         for segment in segments:
             fields.update(segment.manifest.fields)
+        # a few small ones are no reason to train, but a scan's own kind is passed on: of a shard,
+        # the others have it
+        keeps_kind = manifest.coarse_kind in SCANS and any(
+            entry["kind"] == manifest.coarse_kind
+            for segment in segments
+            for entry in segment.manifest.coarse.values()
+        )
         lists = CoarseWriter(
             path,
             keys=generation.coarse_keys,
             kind=manifest.coarse_kind,
             trained=manifest.coarse_trained,
-            # a few small ones are no reason to train
-            scan_below=0 if choose is None else PACKED_FROM_DOCUMENTS,
+            scan_below=0 if choose is None or keeps_kind else PACKED_FROM_DOCUMENTS,
         )
         entry = add_segment(
             path,

@@ -155,7 +155,8 @@ class GenerationManifest:
         segments: in row order.
         calibration: what the doctor measured; None until it has.
         software: versions that wrote the index.
-        coarse_kind: kind of coarse list that segments get, as it was asked for.
+        coarse_kind: kind of coarse list that segments get, as it was asked for; of a shard, what
+            was chosen for its set.
         coarse_trained: by key, what was trained for those lists; empty while all are scanned.
         lexical: which texts are indexed and how, as `LexicalSettings.stored` gives it, or None.
         source: the embeddings that this is exactly the index of, and the settings it was made with;

@@ -67,7 +67,7 @@ class CoarseWriter:
         self.keys = keys
         self.trained = dict(trained or {})
         self._index = index
-        self._kind = kind
+        self.kind = kind
         self._scan_below = scan_below
         self._seed = seed
 
@@ -78,7 +78,7 @@ class CoarseWriter:
             UserError: too few documents for the kind, a dim that it cannot take, or a trained file
                 that is missing or damaged.
         """
-        kind = kind_for(self._kind, entries.rows)
+        kind = kind_for(self.kind, entries.rows)
         entry = self.trained.get(key)
         fits = entry is not None and _fits(entry, kind, entries)
         path = directory / coarse_file(key)

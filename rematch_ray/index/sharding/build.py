@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import IndexForm, choose_form
-from rematch_ray.index.generation import CURRENT_FILE, read_current
+from rematch_ray.index.generation import CURRENT_FILE, Generation, read_current
 from rematch_ray.index.sharding.hashing import shard_name
 from rematch_ray.index.sharding.routing import count_rows
 from rematch_ray.index.sharding.sets import (
@@ -34,7 +34,7 @@ from rematch_ray.index.sharding.sets import (
 )
 from rematch_ray.index.sharding.source import digest_of, new_files, source_in, source_of
 from rematch_ray.index.sharding.task import ShardTask, build_shard
-from rematch_ray.index.sharding.training import SharedTraining
+from rematch_ray.index.sharding.training import SharedTraining, set_kind
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import LOCK_FILE, IndexInfo, hold_lock, roll_back
 
@@ -183,23 +183,31 @@ def _plan(
     out: Path, num_shards: int, embeddings: EmbeddingShards, form: IndexForm, batch_rows: int
 ) -> SetBuild:
     source = source_of(embeddings, form)
-    training = SharedTraining(
-        folder=out / TRAINED / digest_of(source),
-        form=form,
-        documents=-(-embeddings.num_rows // num_shards),
-    )
     named = {}
     if is_sharded(out):
         named = {entry.name: entry.generation for entry in ShardSet.read(out).shards}
-    planned = []
+    held: dict[int, Mapping[str, Any] | None] = {}
+    kinds = []
     for number in range(num_shards):
         path = out / shard_name(number, num_shards)
         if source_in(path) != source and _is_ahead(path, named.get(path.name)):
             roll_back(path, named[path.name])
-        held = source_in(path)
-        if held == source:
+        held[number] = source_in(path)
+        if new_files(embeddings, source, held[number])[0] is not None:
+            kinds.append(Generation(path).manifest.coarse_kind)
+    # shards that stay keep their kind, though the set may have outgrown it: the others join them
+    asked = next((kind for kind in kinds if kind != "auto"), form.coarse_kind)
+    training = SharedTraining(
+        folder=out / TRAINED / digest_of(source),
+        form=form,
+        kind=set_kind(asked, embeddings.num_rows),
+        documents=-(-embeddings.num_rows // num_shards),
+    )
+    planned = []
+    for number in range(num_shards):
+        if held[number] == source:
             continue
-        files, drops = new_files(embeddings, source, held)
+        files, drops = new_files(embeddings, source, held[number])
         task = ShardTask(
             out=out,
             number=number,

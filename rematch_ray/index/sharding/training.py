@@ -38,17 +38,14 @@ class SharedTraining:
     Args:
         folder: where the trained files are.
         form: how the index is to be built.
+        kind: of the lists of every shard, `auto` resolved: see `set_kind`.
         documents: of a shard, about.
     """
 
     folder: Path
     form: IndexForm
+    kind: str
     documents: int
-
-    @property
-    def kind(self) -> str:
-        """Kind of the lists."""
-        return kind_for(self.form.coarse_kind, self.documents)
 
     @property
     def is_needed(self) -> bool:
@@ -88,12 +85,26 @@ class SharedTraining:
         Args:
             shard: its directory, the lock held.
         """
-        made = CoarseWriter(
-            shard, keys=self.form.coarse_keys, kind=self.form.coarse_kind, scan_below=0
-        )
+        made = CoarseWriter(shard, keys=self.form.coarse_keys, kind=self.kind, scan_below=0)
         for key in self.form.coarse_keys if self.is_needed else ():
             made.adopt(key, self.file(key), kind=self.kind, documents=self.documents)
         return made
+
+
+def set_kind(asked: str, num_documents: int) -> str:
+    """The kind of coarse list that every shard of a set gets.
+
+    By the documents of the whole set, not of a shard. Shards differ by chance, and candidates are
+    cut by scores of all shards, which must be of one precision; a set has the kind of one index, so
+    that the scans that are cut globally give the hits of one; and what a search costs in all, hence
+    how many machines a load needs, is the sum over the shards, whatever their number. A search is
+    answered N times sooner than the kind was chosen for: who would spend that on recall names
+    another kind.
+
+    >>> set_kind("auto", 250_000), set_kind("scan", 250_000)
+    ('scan4', 'scan')
+    """
+    return kind_for(asked, num_documents)
 
 
 def _stops(form: IndexForm) -> Mapping[str, int]:

@@ -14,7 +14,9 @@ import pytest
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
+from rematch_ray.index.coarse import sizes
 from rematch_ray.index.coarse import training as coarse_training
+from rematch_ray.index.footprint import Corpus
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding import build as shard_build
 from rematch_ray.index.sharding import changes as shard_changes
@@ -316,6 +318,66 @@ def test_the_coarse_quantiser_is_trained_once_for_all_shards(
         each.search(queries(3), **asked) for each in (index, SearchIndex.open(tmp_path / "one"))
     )
     assert [result.hits for result in found] == [result.hits for result in expected]
+
+
+def kinds_of(out: Path, num_shards: int) -> list[set[str]]:
+    """Of each shard, the kinds of the coarse lists of its segments."""
+    kinds = []
+    for number in range(num_shards):
+        segments = (out / shard_name(number, num_shards)).glob("segments/*/segment.json")
+        coarse = [json.loads(file.read_text())["coarse"] for file in segments]
+        kinds.append({entry["kind"] for lists in coarse for entry in lists.values()})
+    return kinds
+
+
+@pytest.mark.parametrize(
+    ("count", "kind"), [(299, "scan"), (300, "scan4"), (599, "scan4"), (600, "scan1")]
+)
+@pytest.mark.parametrize("num_shards", [1, 2, 5])
+def test_all_shards_have_the_kind_that_one_index_of_their_documents_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int, count: int, kind: str
+) -> None:
+    monkeypatch.setattr(sizes, "PACKED_FROM_DOCUMENTS", 300)
+    monkeypatch.setattr(sizes, "BITS_FROM_DOCUMENTS", 600)
+    vectors = unit((count, 8, 16), 1), unit((count, 24), 2)
+    folder = write_embeddings(tmp_path / "embeddings", *vectors)
+    build_index(folder, tmp_path / "one")
+    assert set(SearchIndex.open(tmp_path / "one").info()["coarse"].values()) == {kind}
+    build_sharded(folder, tmp_path / "out", num_shards)
+    assert kinds_of(tmp_path / "out", num_shards) == [{kind}] * num_shards
+    # as the planner of capacity has it
+    assert Corpus(count).coarse_list == kind
+    if kind != "scan1":  # of which each shard proposes for itself
+        opened, one = (SearchIndex.open(tmp_path / name) for name in ("out", "one"))
+        assert answers(opened) == answers(one)
+
+
+def test_a_kind_by_size_is_kept_until_all_shards_are_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizes, "PACKED_FROM_DOCUMENTS", 30)
+    embeddings = embeddings_of(tmp_path / "embeddings", {f"d{n}": n for n in range(31)})
+    out = tmp_path / "out"
+    build_sharded(embeddings, out, 3)
+    assert kinds_of(out, 3) == [{"scan4"}] * 3
+    # writes are small and scanned; merged they are of the shard's kind again, chosen or all
+    shard_changes.add_documents(
+        out, embeddings_of(tmp_path / "more", {f"d{n}": n for n in (1, 2, 90)})
+    )
+    for choose in (lambda sizes: range(len(sizes)), None):
+        shard_changes.merge_segments(out, choose=choose)
+        newest = [SearchIndex.open(out / shard_name(number, 3)) for number in range(3)]
+        assert [index.info()["coarse"]["fused"] for index in newest] == ["scan4"] * 3
+    # one that is built anew joins those that stay, though the set would be scanned by now
+    build_sharded(embeddings, out, 3)
+    shard_changes.delete_documents(out, ["d1"])
+    monkeypatch.setattr(sizes, "PACKED_FROM_DOCUMENTS", 300)
+    with building(embeddings, out, 3) as build:
+        assert [task.number for task in build.planned] == [shard_of("d1", 3)]
+        assert build.training.kind == "scan4"
+    build_sharded(embeddings_of(tmp_path / "other", {f"e{n}": n for n in range(31)}), out, 3)
+    newest = [SearchIndex.open(out / shard_name(number, 3)) for number in range(3)]
+    assert [index.info()["coarse"]["fused"] for index in newest] == ["scan"] * 3
 
 
 def test_shards_too_small_to_train_are_refused_or_scanned(tmp_path: Path) -> None:
