@@ -84,7 +84,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.plot is not None:
         figure_class()  # refused before anything is measured
-    index = SearchIndex.open(options.index, device=options.device)
+    # a visit takes long, and a service may write meanwhile
+    index = SearchIndex.open(options.index, device=options.device, hold=True)
     qrels = None if options.qrels is None else read_judgements(options.qrels)
     queries = read_query_vectors(options.queries, index)
     items = None if queries is not None else _read_rows(options)

@@ -7,6 +7,7 @@ changes. Knows nothing of budgets, candidates or scores. Middle floor.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,14 @@ class Generation:
         path: index directory.
         name: generation; None opens the published one.
         device: of torch, `cuda` for example, where 8-bit vectors are held and scored, and coarse
-            lists searched where FAISS can; hits are the same. None: the CPU's own kernel.
+            lists searched where FAISS can; scores are the same, and hits but for the coarse kind
+            `scan1`, of which a few more are found. None: the CPU's own kernel.
 
     Raises:
         UserError: not an index, another format version, or a file missing or of the wrong size.
     """
+
+    is_held = False  # whether every file is open: see `hold`
 
     def __init__(self, path: Path, name: str | None = None, *, device: str | None = None) -> None:
         self.path = path
@@ -87,16 +91,32 @@ class Generation:
         """
         for segment in self.segments:
             segment.hold()
+        self.is_held = True
 
     def _line_up(self) -> None:
         self.offsets = np.cumsum([0, *(segment.rows for segment in self.segments)])
-        self.live = np.concatenate([segment.live for segment in self.segments])
-        self.live.flags.writeable = False  # searches without a filter share it
-        self._all_live = bool(self.live.all())
+        self._all_live = self.manifest.live == self.manifest.documents
         # of every rung that was asked for: looked up by each search, more than once
         self._positions: dict[Budget, list[int]] = {}
         self._largest_errors: dict[Budget, float] = {}
-        self.keys = np.concatenate([segment.keys for segment in self.segments])
+
+    @cached_property
+    def live(self) -> NDArray[np.bool_]:
+        """(rows,) True where a document is not deleted; made by the first search, not by opening,
+        whose time does not grow with the documents.
+        """
+        live = np.concatenate([segment.live for segment in self.segments])
+        live.flags.writeable = False  # searches without a filter share it
+        return live
+
+    @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """(rows,) tie-breaker of every document: as mapped, or copied by the first search where
+        there are several segments.
+        """
+        if len(self.segments) == 1:
+            return np.asarray(self.segments[0].keys)
+        return np.concatenate([segment.keys for segment in self.segments])
 
     @property
     def num_shards(self) -> int:
@@ -257,7 +277,7 @@ class Generation:
         found = {}
         for offset, segment in zip(self.offsets, self.segments):
             for name, row in segment.payload.rows_of(ids).items():
-                if self.live[offset + row]:
+                if segment.live[row]:
                     found[name] = int(offset) + row
         return found
 

@@ -14,15 +14,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rematch_ray.errors import UserError
+
 _TURN = threading.Lock()
 
 
 def map_npy(path: Path) -> NDArray[Any]:
-    """Maps a `.npy` file without reading more than its header.
+    """Maps a `.npy` file of an open index without reading more than its header.
 
     Raises:
-        OSError, EOFError, ValueError: as of `np.load`.
+        UserError: the file is gone by now, or damaged.
     """
-    with _TURN:
-        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        with _TURN:
+            mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as gone:
+        raise overtaken(path) from gone
+    except (OSError, EOFError, ValueError) as broken:
+        raise UserError(f"{path} cannot be mapped ({broken}): the index is damaged") from broken
     return mapped
+
+
+def overtaken(path: Path) -> UserError:
+    """What to say of a file that was there when its index was opened, and is not any more."""
+    return UserError(
+        f"{path} is gone: the index was changed twice or more since it was opened, and files of "
+        "the last two generations are kept; open it again"
+    )

@@ -261,10 +261,7 @@ def open_array(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArra
     Raises:
         UserError: the file is missing, cut short, or of another shape or type.
     """
-    try:
-        array = map_npy(path)
-    except (OSError, EOFError, ValueError) as broken:
-        raise UserError(f"{path} cannot be mapped ({broken}): the index is damaged") from broken
+    array = map_npy(path)
     if array.shape != tuple(shape) or array.dtype != dtype:
         raise UserError(
             f"{path} holds {array.dtype} {array.shape}, its manifest says {dtype} "

@@ -36,13 +36,16 @@ class IndexReader:
         self.identity: Mapping[str, Any] = self._manifest.identity
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str | None = None) -> Self:
+    def open(cls, path: str | Path, *, device: str | None = None, hold: bool = False) -> Self:
         """Opens the published generation; checks versions and file sizes, reads no vectors.
 
         Args:
             path: directory of an index, or of one that is split into shards.
-            device: of torch, `cuda` for example, where 8-bit vectors are held and scored; the hits
-                are the same. None: the CPU's own kernel, on the files.
+            device: of torch, `cuda` for example, where 8-bit vectors are held and scored; scores
+                are the same, and hits but for the coarse kind `scan1`, of which a few more are
+                found. None: the CPU's own kernel, on the files.
+            hold: open every file now, so that a writer who deletes it meanwhile does no harm; else
+                files are mapped when first read, and are gone after two more changes.
 
         Raises:
             UserError: not an index, another format version, a damaged one, or no such device.
@@ -51,7 +54,7 @@ class IndexReader:
             from rematch_ray.index.maxsim_device import check_device
 
             check_device(device)
-        return cls(open_generation(Path(path).absolute(), device=device))
+        return cls(open_generation(Path(path).absolute(), device=device, hold=hold))
 
     @property
     def generation(self) -> str:
@@ -67,7 +70,8 @@ class IndexReader:
         path = self._generation.path
         if current_name(path) == self._generation.name:
             return self
-        return type(self).open(path, device=self._generation.device)
+        held = self._generation.is_held
+        return type(self).open(path, device=self._generation.device, hold=held)
 
     def __len__(self) -> int:
         """Live documents."""

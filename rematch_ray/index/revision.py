@@ -175,11 +175,18 @@ def mark_deleted(
     entries = []
     folder = generation.path / TOMBSTONES
     for entry, segment in zip(generation.manifest.segments, generation.segments, strict=True):
+        gone = [
+            row
+            for some in chunks(ids, IDS_AT_ONCE)
+            for row in segment.payload.rows_of(some).values()
+        ]
+        if present is None and not gone:
+            entries.append(entry)  # and its bitmap is not even read
+            continue
         live = segment.live.copy()
         if present is not None:
             live &= np.isin(segment.keys, present)
-        for some in chunks(ids, IDS_AT_ONCE):
-            live[list(segment.payload.rows_of(some).values())] = False
+        live[gone] = False
         deleted = int((~live).sum())
         if deleted == entry.deleted:
             entries.append(entry)

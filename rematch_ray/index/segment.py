@@ -139,7 +139,8 @@ class Segment:
                 f"{entry.rows}: the index is damaged, build it again"
             )
         self.payload = PayloadStore(directory / PAYLOAD_FILE)
-        self.live = _read_live(tombstones, entry.rows)
+        if tombstones is not None and not tombstones.is_file():
+            raise UserError(f"{tombstones} is missing: the index is damaged, build it again")
         shape = SegmentVectors(
             rows=self.manifest.rows,
             dim=self.manifest.dim,
@@ -156,6 +157,15 @@ class Segment:
     def rows(self) -> int:
         """Documents, deleted ones included."""
         return self.manifest.rows
+
+    @cached_property
+    def live(self) -> NDArray[np.bool_]:
+        """(N,) True where a document is not deleted; read on first use.
+
+        Raises:
+            UserError: the bitmap is damaged.
+        """
+        return _read_live(self._tombstones, self.rows)
 
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
@@ -175,6 +185,7 @@ class Segment:
         Raises:
             UserError: a file is gone or damaged.
         """
+        _ = self.keys, self.live
         for plane in (*self.planes, *([] if self.fused is None else [self.fused])):
             plane.hold()
         for key in self.coarse_keys:

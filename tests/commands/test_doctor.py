@@ -16,6 +16,7 @@ from rematch_ray.cli import main
 from rematch_ray.data.schema import QRELS_SCHEMA
 from rematch_ray.evaluation import diagnosis
 from rematch_ray.index.build import build_index
+from rematch_ray.index.changes import delete_documents, merge_segments
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.model.embedder import Embedder
 from tests.index.made import queries, unit, write_embeddings
@@ -73,6 +74,22 @@ def test_it_calibrates_the_index_and_says_what_it_found(
     assert result.expected_recall is not None
     info = SearchIndex.open(index).info()["calibration"]
     assert (info["void"], info["queries"]["count"]) == (None, len(IDS))
+
+
+def test_writes_of_a_service_meanwhile_do_not_end_the_visit(
+    index: Path, asked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = diagnosis.diagnose
+
+    def late(*given: Any, **options: Any) -> Any:
+        delete_documents(index, ["doc-0001"])
+        merge_segments(index)
+        delete_documents(index, ["doc-0002"])
+        return real(*given, **options)
+
+    monkeypatch.setattr(diagnosis, "diagnose", late)
+    given = ["doctor", "--index", str(index), "--queries", str(asked), "--dry-run"]
+    assert main(given) == 0, capsys.readouterr().err
 
 
 def test_a_dry_run_leaves_the_index_as_it_was(

@@ -18,7 +18,10 @@ import pytest
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import add_documents, delete_documents, merge_segments
+from rematch_ray.index.generation import Generation
+from rematch_ray.index.revision import mark_deleted
 from rematch_ray.index.search import SearchIndex
+from rematch_ray.index.sharding import opened
 from tests.index.made import queries, unit, write_embeddings
 
 POOL = 40
@@ -99,6 +102,46 @@ def test_an_open_index_stays_as_it_was_and_the_latest_follows(
     assert latest.payload(["d3"])[0] == {"version": 100, "odd": False}
 
 
+def test_an_index_that_is_held_outlives_its_files_and_another_says_to_open_it_again(
+    changed: Path, tmp_path: Path
+) -> None:
+    before = answers(SearchIndex.open(changed))
+    held, other = (SearchIndex.open(changed, hold=hold) for hold in (True, False))
+    add_documents(changed, embeddings_of(tmp_path / "more", {"d3": 100, "new": 101}))
+    merge_segments(changed)
+    delete_documents(changed, ["d5"])
+    assert answers(held) == before
+    with pytest.raises(UserError, match=r"is gone: .* changed twice or more .*; open it again"):
+        answers(other)
+    delete_documents(changed, ["d6"])
+    latest = held.latest()
+    for name in ("d7", "d8"):
+        delete_documents(changed, [name])
+    assert len(latest.ids()) == 19
+
+
+def test_a_reader_that_was_overtaken_opens_the_generation_that_is_there_now(
+    changed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, overtaken = opened.Generation, []
+
+    def open_late(path: Path, name: str, **options: Any) -> Generation:
+        if not overtaken:
+            overtaken.append(name)
+            for number in range(3):  # the generation that was published is gone after that
+                delete_documents(changed, [f"d{number}"])
+        return real(path, name, **options)
+
+    monkeypatch.setattr(opened, "Generation", open_late)
+    assert len(SearchIndex.open(changed)) == 17
+    assert overtaken == ["generation-000001"]
+    # one that is damaged is not waited for
+    [file] = changed.glob("segments/*/keys.npy")
+    file.unlink()
+    with pytest.raises(UserError, match=r"keys\.npy is missing"):
+        SearchIndex.open(changed)
+
+
 def test_an_index_may_lose_its_last_document_and_get_new_ones(
     changed: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +166,30 @@ def test_what_no_kept_generation_names_is_removed(changed: Path) -> None:
     named = {entry["tombstones"] for entry in entries} - {None}
     assert {f"tombstones/{file.name}" for file in (changed / "tombstones").iterdir()} == named
     assert {f.name for f in (changed / "segments").iterdir()} == {e["name"] for e in entries}
+
+
+def test_neither_opening_nor_a_write_reads_what_is_as_long_as_the_corpus(changed: Path) -> None:
+    add_documents(changed, embeddings_of(changed.parent / "one-more", {"d30": 30}))
+    delete_documents(changed, ["d8"])
+    generation = Generation(changed)
+    first, second = generation.segments
+    as_long = {"live", "keys"}
+    assert not as_long & {name for part in (generation, first, second) for name in vars(part)}
+    entries = mark_deleted(generation, 999, ["d30"])
+    assert [entry.deleted for entry in entries] == [1, 1]
+    assert not as_long & set(vars(first)), "the bitmap of a segment was read that loses nothing"
+    assert generation.live.sum() == generation.manifest.live == 20
+    merge_segments(changed)
+    merged = Generation(changed)
+    assert np.shares_memory(merged.keys, merged.segments[0].keys), "keys were copied off the map"
+
+
+def test_a_bitmap_that_is_gone_is_named_when_the_index_is_opened(changed: Path) -> None:
+    delete_documents(changed, ["d8"])
+    for bitmap in (changed / "tombstones").iterdir():
+        bitmap.unlink()
+    with pytest.raises(UserError, match=r"tombstones/.* is missing: the index is damaged"):
+        SearchIndex.open(changed)
 
 
 def test_deleting_what_is_not_there_changes_nothing(changed: Path) -> None:

@@ -23,6 +23,7 @@ import faiss
 
 from rematch_ray.errors import UserError, did_you_mean
 from rematch_ray.index.coarse.sizes import kind_by_size, lists_for
+from rematch_ray.index.npy import overtaken
 
 CoarseKind = Literal[
     "auto",
@@ -155,5 +156,7 @@ def read_list(path: Path, *, mapped: bool = False) -> Any:
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     except RuntimeError as broken:
+        if not path.exists():
+            raise overtaken(path) from broken
         reason = str(broken).strip().splitlines()[-1]
         raise UserError(f"{path} cannot be read ({reason}): the index is damaged") from broken

@@ -25,7 +25,6 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from rematch_ray.errors import UserError
 from rematch_ray.index.lexical.tokeniser import Tokeniser
 from rematch_ray.index.npy import map_npy
 
@@ -223,8 +222,5 @@ def _write_terms(path: Path, terms: Sequence[str], ends: NDArray[np.int64]) -> N
 
 
 def _open(path: Path) -> Integers:
-    try:
-        # as a plain array: slices of a memmap object cost several times those of an array
-        return np.asarray(map_npy(path))
-    except (OSError, EOFError, ValueError) as broken:
-        raise UserError(f"{path} cannot be mapped ({broken}): the index is damaged") from broken
+    # as a plain array: slices of a memmap object cost several times those of an array
+    return np.asarray(map_npy(path))

@@ -8,6 +8,7 @@ Opening compares every shard with the set's manifest. Middle floor.
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,26 +31,33 @@ from rematch_ray.index.sharding.scatter import ShardedRequest, ShardGroup
 from rematch_ray.index.sharding.sets import SET_FILE, ShardSet, is_sharded
 
 
-def open_generation(path: Path, *, device: str | None = None) -> Generation:
+def open_generation(path: Path, *, device: str | None = None, hold: bool = False) -> Generation:
     """Opens what an index directory publishes, be it split into shards or not.
 
     Args:
         path: index directory.
         device: see `Generation`.
+        hold: open every file now: see `Generation.hold`.
 
     Raises:
         UserError: not an index, another format version, or a damaged one.
     """
-    if not is_sharded(path):
-        return Generation(path, device=device)
     while True:
-        found = ShardSet.read(path)
+        found = ShardSet.read(path) if is_sharded(path) else None
+        name = found.name if found else read_current(path)
         try:
-            return ShardedGeneration(path, found, device=device)
-        except UserError:
-            # two changes since the set was read: its generations are gone, and it is another one
-            if ShardSet.read(path).generation == found.generation:
+            if found:
+                opened: Generation = ShardedGeneration(path, found, device=device)
+            else:
+                opened = Generation(path, name, device=device)
+            if hold:
+                opened.hold()
+        except (UserError, OSError, sqlite3.OperationalError):
+            # two changes since the name was read: its files are gone, and it is another one
+            if current_name(path) == name:
                 raise
+        else:
+            return opened
 
 
 def current_name(path: Path) -> str:
