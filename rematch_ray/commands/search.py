@@ -82,7 +82,8 @@ def add_arguments(parser: OneLineParser) -> None:
     parser.add_argument(
         "--device",
         metavar="cuda",
-        help="hold and score 8-bit vectors there (default: the CPU's kernel), for the same hits",
+        help="hold and score 8-bit vectors there (default: the CPU's kernel), for the same scores; "
+        "of the coarse kind scan1 a few more documents are found",
     )
     parser.add_argument(
         "--out", type=Path, metavar="sheet.png", help="write a contact sheet of the hits"

@@ -80,7 +80,10 @@ def merge_segments(
     choose: Callable[[Sequence[int]], Sequence[int]] | None = None,
     batch_rows: int = 1024,
 ) -> Change:
-    """Makes one segment of all or of some, without the deleted documents; hits stay the same.
+    """Makes one segment of all or of some, without the deleted documents.
+
+    Hits stay the same with all candidates, and with those of a coarse kind that scores every
+    document and stays what it was; a merge may make another (docs/index.md).
 
     Args:
         path: index directory.

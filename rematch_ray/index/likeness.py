@@ -2,8 +2,9 @@
 
 The candidates of a query are like each other. Where they lie side by side, fewer pages of the
 mapped files are touched: less to wait for in memory, and far less where pages come from a disk.
-Hits do not depend on the order of documents. Only windows of a stream are ordered, so that memory
-is bounded. Middle floor.
+Scores do not depend on the order of documents; candidates of the coarse kind `scan1` do, whose
+groups are 64 that lie side by side (one_bit.py). Only windows of a stream are ordered, so that
+memory is bounded. Middle floor.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Codes are copied to the device when first read and stay there. A dot product of codes is an exact
 integer on every device, and what follows are the same float32 operations in the same order, so that
-an index gives the same hits wherever it is searched. Takes arrays that `maxsim_best` has checked;
-knows nothing of files, segments or plans. Imports torch, hence seconds: imported when a device is
-asked for. Middle floor.
+documents have the same scores wherever they are scored. Takes arrays that `maxsim_best` has
+checked; knows nothing of files, segments or plans. Imports torch, hence seconds: imported when a
+device is asked for. Middle floor.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from rematch_ray.index.planner import narrow
 from rematch_ray.scoring.budget import Budget, Ladder
 
 CANDIDATE_COUNTS = (50, 100, 200, 500, 1000, 2000, 4000)
-# one part in two, as an uncalibrated search narrows, and one in four
+# one part in two, and one in four, as an uncalibrated search narrows
 NARROWING_FACTORS = (2, 4)
 
 

@@ -83,10 +83,9 @@ def merge_segments(
     choose: Callable[[Sequence[int]], Sequence[int]] | None = None,
     batch_rows: int = 1024,
 ) -> Change:
-    """Makes one segment of all (or of those chosen) in each shard, without deleted documents; hits
-    stay the same.
+    """Makes one segment of all (or of those chosen) in each shard, without deleted documents.
 
-    Arguments and errors as of `changes.merge_segments`.
+    Arguments, errors and what becomes of hits as of `changes.merge_segments`.
     """
     path = Path(path)
     if not is_sharded(path):
