@@ -65,6 +65,17 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a test of equalities runs; a GPU computes in whole float32 there."""
+    if request.param == "cuda":
+        import torch
+
+        # convolutions, of which a vision tower has one, are rounded to TF32 otherwise
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

@@ -1,7 +1,6 @@
-"""Cached gradients equal uncached ones: every term, dropout, adapters, draws over chunks, parts."""
+"""Cached gradients equal uncached ones: every term, adapters, draws over chunks, parts."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rematch_ray.data.schema import Positive
-from rematch_ray.data.train_batch import TrainBatch
-from rematch_ray.losses.joint import JointLoss, orthogonality_term
-from rematch_ray.model.embedder import Embedder
-from rematch_ray.model.embeddings import Embeddings, Encoded
 from rematch_ray.model.settings import LoraSettings
 from rematch_ray.training import gradient_cache
-from rematch_ray.training.candidates import build_contrast
-from rematch_ray.training.chunks import plan_chunks, plan_sides
-from rematch_ray.training.gradient_cache import accumulate
-from rematch_ray.training.objective import EncodeChunk, JointModel, ReplayChunk
-from rematch_ray.training.pairs import document_uses
-from tests.tiny import new_embedder, objective, text_sample, train_batch
-
-CHUNK = 150
+from rematch_ray.training.chunks import plan_chunks
+from rematch_ray.training.objective import EncodeChunk, ReplayChunk
+from tests.tiny import text_sample, train_batch
+from tests.training.cached import CHUNK, assert_equal, build, gradients, rows
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "joint": ({}, {}),
@@ -45,56 +35,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def build(base: Path, objective_changes: dict[str, Any], model: dict[str, Any]) -> JointModel:
-    settings = objective(**objective_changes)
-    embedder = new_embedder(base, has_fused=settings.w_fused > 0, **model)
-    if (lora := model.get("lora")) is not None:
-        embedder.backbone.add_lora(lora)
-        for name, parameter in embedder.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.05)
-    if model.get("gradient_checkpointing"):
-        embedder.backbone.checkpoint_layers()
-    return JointModel(embedder, settings).train()
-
-
-def rows(embedder: Embedder) -> TrainBatch:
-    """Two sub-batches: pictures, hard negatives, a document that two queries share."""
-    shared = replace(text_sample(3), positives=(Positive(text_sample(0).positives[0].item),))
-    groups = [
-        [text_sample(n, negatives=n % 3, image=n == 1) for n in range(3)] + [shared],
-        [text_sample(n, negatives=(n + 1) % 2, image=n == 5) for n in range(4, 8)],
-    ]
-    return train_batch(embedder, groups, step=3)
-
-
-def gradients(
-    model: JointModel, batch: TrainBatch, **options: Any
-) -> tuple[JointLoss, dict[str, Tensor]]:
-    model.zero_grad(set_to_none=True)
-    calls: list[bool] = []
-
-    def backward(loss: Tensor, last: bool) -> None:
-        calls.append(last)
-        loss.backward()
-
-    loss = accumulate(model, model, batch, backward=backward, **options)
-    assert calls == [False] * (len(calls) - 1) + [True]
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return loss, found
-
-
-def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 3e-4) -> None:
-    assert got.keys() == want.keys()
-    largest = max(float(gradient.norm()) for gradient in want.values())
-    for name, gradient in want.items():
-        error = (got[name] - gradient).norm() / max(float(gradient.norm()), 1e-3 * largest)
-        assert error < tolerance, name
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_cached_equals_uncached_in_loss_and_every_gradient(tiny_base: Path, case: str) -> None:
-    model = build(tiny_base, *CASES[case])
+def test_cached_equals_uncached_in_loss_and_every_gradient(
+    tiny_base: Path, device: str, case: str
+) -> None:
+    model = build(tiny_base, *CASES[case], device=device)
     batch = rows(model.embedder)
     assert len(plan_chunks(batch, CHUNK)) > 3
     want_loss, want = gradients(model, batch)
@@ -110,83 +55,14 @@ def test_cached_equals_uncached_in_loss_and_every_gradient(tiny_base: Path, case
                 )
 
 
-def test_matching_alone_flows_through_the_cache(tiny_base: Path) -> None:
+def test_matching_alone_flows_through_the_cache(tiny_base: Path, device: str) -> None:
     """Its gradient is a small part of the whole; here it is most of it."""
     changes = {"w_match": 1000.0, "match_mined": 1.0, "match_temperature": 10.0}
-    model = build(tiny_base, changes, {})
+    model = build(tiny_base, changes, {}, device=device)
     batch = rows(model.embedder)
     _, want = gradients(model, batch)
     _, got = gradients(model, batch, chunk_tokens=CHUNK)
     assert_equal(got, want)
-
-
-def uncached_by_chunks(model: JointModel, batch: TrainBatch) -> dict[str, Tensor]:
-    """The reference with dropout: chunks encoded once, with gradients, all of them held."""
-    model.zero_grad(set_to_none=True)
-    chunks = plan_sides(batch, CHUNK)
-    encode = model.embedder.encode_rows
-    held: list[tuple[Encoded, list[int], str]] = []
-    for chunk in chunks:
-        side, rows = ("query", chunk.queries) if chunk.queries else ("document", chunk.documents)
-        held.append((encode(batch.batch(side, rows), side), list(rows), side))
-
-    def together(side: str) -> Embeddings:
-        parts = [entry for entry in held if entry[2] == side]
-        order = torch.tensor([row for _, rows, _ in parts for row in rows]).argsort()
-        fused = torch.cat([part.fused for part, *_ in parts if part.fused is not None])
-        return Embeddings(torch.cat([p.vectors for p, *_ in parts])[order], fused[order])
-
-    contrast = build_contrast(batch, together("query"), together("document"), model.settings)
-    counts = model.counts(batch, 0)
-    total = model.contrast_loss(contrast, counts, model.temperatures()).total
-    uses = {"query": batch.valid.float(), "document": document_uses(batch).sum(dim=0)}
-    states = [(model._orthogonal_states(part), uses[side][rows]) for part, rows, side in held]
-    total = total + model.settings.weights["orthogonality"] * orthogonality_term(states, counts)
-    total.backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def dropout_model(base: Path) -> JointModel:
-    return build(base, {"w_match": 0}, {"lora": LoraSettings(rank=2, dropout=0.3)})
-
-
-def test_dropout_is_drawn_alike_in_both_passes(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = dropout_model(tiny_base)
-    batch = train_batch(
-        model.embedder, [[text_sample(n, negatives=n % 3, image=n == 1) for n in range(8)]]
-    )
-    torch.manual_seed(5)
-    want = uncached_by_chunks(model, batch)
-    torch.manual_seed(5)
-    _, got = gradients(model, batch, chunk_tokens=CHUNK)
-    assert_equal(got, want)
-    # without the replay the same comparison fails
-    monkeypatch.setattr(gradient_cache.RandomState, "restored", lambda self: _nothing())
-    torch.manual_seed(5)
-    _, other = gradients(model, batch, chunk_tokens=CHUNK)
-    with pytest.raises(AssertionError):
-        assert_equal(other, want)
-
-
-def test_a_step_leaves_the_random_numbers_where_its_first_pass_did(tiny_base: Path) -> None:
-    model = dropout_model(tiny_base)
-    batch = rows(model.embedder)
-    torch.manual_seed(1)
-    gradients(model, batch, chunk_tokens=CHUNK)
-    after = torch.rand(1)
-    torch.manual_seed(1)
-    gradients(model, batch, chunk_tokens=CHUNK)
-    assert torch.equal(torch.rand(1), after)
-    torch.manual_seed(1)
-    assert not torch.equal(torch.rand(1), after)
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 def test_pixels_are_unpacked_for_one_chunk_at_a_time(
