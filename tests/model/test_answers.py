@@ -1,80 +1,75 @@
 """Shared against packed form: the same answers and gradients; detached caches are caught."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rematch_ray.data.schema import Item
-from rematch_ray.losses.matching import matching_loss, view_labels
+from rematch_ray.losses.matching import matching_loss
 from rematch_ray.model.answers import packed_answers, shared_answers
 from rematch_ray.model.embedder import Embedder
-from rematch_ray.model.embeddings import Encoded
 from rematch_ray.model.keys_values import KeysValues
 from rematch_ray.model.raw_rows import RawRows
 from rematch_ray.model.settings import LoraSettings
-from tests.tiny import new_embedder, png
-
-QUERIES = [
-    Item.of("a red circle", id="q0"),
-    Item.of(png("red", 32, 48), "like this but blue", id="q1"),
-    Item.of("a", id="q2"),
-]
-DOCUMENTS = [
-    Item.of(png("red", 48, 64), id="d0"),
-    Item.of("a very long text about a bar left of a circle", id="d1"),
-    Item.of("short", png(), id="d2"),
-    Item.of("a blue bar", id="d3"),
-    Item.of(png("blue"), "and words behind it", id="d4"),
-]
-# a document may serve several queries, in either slot; a query may have no triplet at all
-ROWS = torch.tensor([0, 1, 2, 0])
-FIRST = torch.tensor([0, 3, 2, 4])
-SECOND = torch.tensor([1, 0, 0, 3])
-LABELS = view_labels(torch.tensor([0, 1, 0, 1]))
-
-Answers = Callable[..., Tensor]
+from tests.model.triplets import DOCUMENTS, LABELS, Form, answer, encoded, separate_answers
+from tests.tiny import new_embedder
 
 
-def encoded(model: Embedder, *, record: bool) -> tuple[Encoded, Encoded]:
-    queries = [model.row_encoder.encode(item, "query") for item in QUERIES]
-    documents = [model.row_encoder.encode(item, "document") for item in DOCUMENTS]
-    return (
-        model.encode_rows(model.batch(queries, "query"), "query", record=record),
-        model.encode_rows(model.batch(documents, "document"), "document", record=record),
-    )
-
-
-def answer(model: Embedder, form: Answers, queries: RawRows, documents: RawRows) -> Tensor:
-    assert model.matcher is not None
-    return form(
-        model.backbone,
-        model.matcher,
-        model.row_encoder.prompt,
-        queries.take(ROWS),
-        documents.take(FIRST),
-        documents.take(SECOND),
-    )
-
-
-def losses(model: Embedder, form: Answers) -> tuple[Tensor, Tensor, Tensor]:
+def losses(model: Embedder, form: Form) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, the matching loss alone, and something that only the vectors see."""
     queries, documents = encoded(model, record=form is shared_answers)
     logits = answer(model, form, queries.raw_rows(), documents.raw_rows())
     prompt = model.row_encoder.prompt
-    matching = matching_loss(logits, LABELS, yes_id=prompt.yes, no_id=prompt.no).mean()
+    matching = matching_loss(
+        logits, LABELS.to(model.device), yes_id=prompt.yes, no_id=prompt.no
+    ).mean()
     contrast = (queries.vectors.sum(dim=1) @ documents.vectors.sum(dim=1).T).logsumexp(1).mean()
     return logits.detach(), matching, contrast
 
 
-def gradients(model: Embedder, form: Answers, *, alone: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(model: Embedder, form: Form, *, alone: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and the gradient of every weight and of what the rows put into the decoder."""
     model.zero_grad(set_to_none=True)
-    logits, matching, contrast = losses(model, form)
+    made: list[Tensor] = []
+    embed = model.backbone.embed
+
+    def watched(*inputs: Any) -> Tensor:
+        embeds = embed(*inputs)
+        if not embeds.requires_grad:  # adapters leave the embedding table alone
+            embeds.requires_grad_()
+        embeds.retain_grad()
+        made.append(embeds)
+        return embeds
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.backbone, "embed", watched)
+        logits, matching, contrast = losses(model, form)
     (matching if alone else contrast + 0.1 * matching).backward()
     named = model.named_parameters()
-    return logits, {name: p.grad.clone() for name, p in named if p.grad is not None}
+    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+    # in the shared form each row's content has read its own copy of the header, else the query's
+    header = len(model.row_encoder.prompt.header)
+    sides = [embeds.grad for embeds in made if embeds.grad is not None]
+    heads = [side[:, :header].sum(dim=0) for side in sides]
+    found["embeddings of the header"] = torch.stack(heads).sum(dim=0)
+    for name, side in zip(("queries", "documents"), sides, strict=True):
+        found[f"embeddings of the {name}"] = side[:, header:]
+    return logits, found
+
+
+def assert_the_same(
+    got: tuple[Tensor, dict[str, Tensor]], want: tuple[Tensor, dict[str, Tensor]]
+) -> None:
+    torch.testing.assert_close(got[0], want[0], atol=1e-4, rtol=1e-4)
+    assert got[1].keys() >= want[1].keys()
+    for name, gradient in want[1].items():
+        error = (got[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert error < 2e-4, name
+    # what one form does not reach, the other leaves at zero
+    for name in got[1].keys() - want[1].keys():
+        assert got[1][name].abs().max() == 0, name
 
 
 MODELS = {
@@ -86,7 +81,7 @@ MODELS = {
 
 
 @pytest.fixture(params=MODELS)
-def model(request: pytest.FixtureRequest, tiny_base: Path) -> Embedder:
+def model(request: pytest.FixtureRequest, tiny_base: Path, device: str) -> Embedder:
     changes = dict(MODELS[request.param])
     model = new_embedder(tiny_base, **changes).train()
     if (lora := changes.get("lora")) is not None:
@@ -96,21 +91,23 @@ def model(request: pytest.FixtureRequest, tiny_base: Path) -> Embedder:
                 torch.nn.init.normal_(parameter, std=0.05)
     if changes.get("gradient_checkpointing"):
         model.backbone.checkpoint_layers()
-    return model
+    return model.to(device)
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["joint", "matching alone"])
 def test_shared_equals_packed_in_answers_and_every_gradient(model: Embedder, alone: bool) -> None:
-    want_logits, want = gradients(model, packed_answers, alone=alone)
-    got_logits, got = gradients(model, shared_answers, alone=alone)
-    torch.testing.assert_close(got_logits, want_logits, atol=1e-4, rtol=1e-4)
-    assert got.keys() >= want.keys()
-    for name, gradient in want.items():
-        error = (got[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
-        assert error < 2e-4, name
-    # what the packed form does not reach, the shared one leaves at zero
-    for name in got.keys() - want.keys():
-        assert got[name].abs().max() == 0, name
+    want = gradients(model, packed_answers, alone=alone)
+    assert_the_same(gradients(model, shared_answers, alone=alone), want)
+
+
+def test_both_forms_equal_eight_forwards_of_one_view_each_in_every_gradient(
+    model: Embedder,
+) -> None:
+    """The matching loss alone: documents in either slot, pictures, rows of unequal length."""
+    want = gradients(model, separate_answers, alone=True)
+    assert all(gradient.any() for name, gradient in want[1].items() if "embeddings" in name)
+    for form in (packed_answers, shared_answers):
+        assert_the_same(gradients(model, form, alone=True), want)
 
 
 def test_the_recording_pass_leaves_the_vectors_alone(tiny_base: Path) -> None:

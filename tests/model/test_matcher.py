@@ -15,6 +15,7 @@ from rematch_ray.model.answers import packed_answers
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.matcher import Matcher, embedding_log_odds
 from rematch_ray.model.raw_rows import RawRows
+from tests.model.triplets import separate_answers
 from tests.tiny import new_embedder, png, unit
 
 QUERIES = [
@@ -51,69 +52,16 @@ def packed(embedder: Embedder, triplet: Triplet) -> Tensor:
     )
 
 
-def content(rows: RawRows, index: int) -> tuple[Tensor, Tensor]:
-    """Raw embeddings (n, H) and positions (3, n) of one item, without header, end and meta."""
-    kept = rows.segment[index] == CONTENT
-    assert rows.inputs_embeds is not None
-    return rows.inputs_embeds[index, kept], rows.position_ids[:, index, kept]
-
-
-@torch.no_grad()
-def one_view(embedder: Embedder, triplet: Triplet, index: int, view: int) -> Tensor:
-    """The answer's logits of one view from a forward that holds nothing but that view.
-
-    [P][I][query view][document view][A], every token where the packed form puts it.
-    """
-    matcher, prompt = embedder.matcher, embedder.row_encoder.prompt
-    assert matcher is not None
-    table = embedder.backbone.word_embeddings
-    query_view, slot, document_view = VIEWS[view]
-    query, document = triplet[0], triplet[1 + slot]
-    start = len(prompt.header) + prompt.template.match_gap
-    pieces: list[tuple[str, Tensor, Tensor]] = []
-
-    def add(name: str, embeds: Tensor, positions: Tensor) -> None:
-        pieces.append((name, embeds, positions.expand(3, -1)))
-
-    def words(ids: list[int]) -> Tensor:
-        return table(torch.tensor(ids))
-
-    add("P", words(prompt.header), torch.arange(len(prompt.header)))
-    length = len(prompt.match_instruction)
-    add("I", words(prompt.match_instruction), len(prompt.header) + torch.arange(length))
-    ends = []
-    for name, rows, is_vector, role in (
-        ("q", query, query_view, 0),
-        ("d", document, document_view, 1),
-    ):
-        if is_vector:
-            embeds = matcher.z(rows.fused[index], role=role)[None]
-            positions = torch.tensor([[start]]).expand(3, -1)
-        else:
-            embeds, positions = content(rows, index)
-        add(name, embeds, positions)
-        ends.append(int(positions.max()) + 1)
-    add("A", words(prompt.answer), max(ends) + torch.arange(len(prompt.answer)))
-
-    names = [name for name, embeds, _ in pieces for _ in range(len(embeds))]
-    length = len(names)
-    mask = torch.zeros(1, 1, length, length, dtype=torch.bool)
-    for row in range(length):
-        for column in range(row + 1):
-            seen = names[row] == "A" or names[column] in ("P", names[row])
-            mask[0, 0, row, column] = seen
-    inputs = torch.cat([embeds for _, embeds, _ in pieces])[None]
-    positions = torch.cat([positions for _, _, positions in pieces], dim=1)[:, None]
-    return embedder.backbone.logits(embedder.backbone.decode(inputs, positions, mask)[0, -1])
-
-
 def test_the_packed_form_equals_eight_forwards_of_one_view_each(
     embedder: Embedder, triplet: Triplet
 ) -> None:
     got = packed(embedder, triplet)
-    for index in range(len(QUERIES)):
-        want = torch.stack([one_view(embedder, triplet, index, view) for view in range(8)])
-        torch.testing.assert_close(got[index], want, atol=1e-4, rtol=1e-4)
+    assert embedder.matcher is not None
+    with torch.no_grad():
+        want = separate_answers(
+            embedder.backbone, embedder.matcher, embedder.row_encoder.prompt, *triplet
+        )
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     # the views do differ, so a wrong one would be noticed
     assert (got[:, 0] - got[:, 7]).abs().max() > 0.1
 
