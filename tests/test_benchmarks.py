@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rematch_ray.data.prompts import PromptTokens
+
 PROGRAMS = sorted((Path(__file__).parents[1] / "benchmarks").rglob("*.py"))
 
 
@@ -28,3 +30,13 @@ def test_what_a_benchmark_imports_is_there(program: Path) -> None:
 def test_there_are_benchmarks_that_import_something() -> None:
     assert len(PROGRAMS) > 30
     assert sum(1 for program in PROGRAMS for _ in imported(program)) > 100
+
+
+def test_the_large_base_has_a_template_as_long_as_the_default_one_under_qwens_tokenizer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    shape = importlib.import_module("shapes.qwen_3b")
+    prompt = PromptTokens(shape.small_tokenizer(), shape.TEMPLATE)
+    parts = (prompt.header, prompt.end, prompt.match_instruction, prompt.answer)
+    assert tuple(len(part) for part in parts) == shape.default_wording() == (14, 5, 12, 10)

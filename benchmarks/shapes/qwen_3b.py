@@ -1,12 +1,14 @@
 """A base with the sizes of Qwen2.5-VL-3B and random weights, and rows with pictures for it.
 
 The sizes are those of its published config; the tokenizer is a small one of our own, as speed and
-memory do not depend on what tokens mean.
+memory do not depend on what tokens mean. The template is as long under it as the default one is
+under Qwen's: answer blocks are what the matching stage costs.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +17,38 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from tokenizers import Regex, pre_tokenizers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from rematch_ray.data.item import Item, Negative, Part, Positive, Sample
+from rematch_ray.data.prompts import Template
 from rematch_ray.data.samples import SampleEncoder
 from rematch_ray.data.schema import samples_to_table
 from rematch_ray.data.train_batch import TrainBatch
-from rematch_ray.model.tiny import TINY_TEMPLATE, TinySettings, train_tokenizer
+from rematch_ray.model.tiny import TinySettings, train_tokenizer
 from rematch_ray.training.step import Training
 
 TEXT = "a red circle left of a blue bar above the green square and two yellow stars"
 WORDS = TEXT.split()
+TEMPLATE = Template(
+    match_instruction="Does the document match the query? Answer it in words.",
+    answer="\nYes or not?<|im_end|>\n<|im_start|>assistant\n",
+)
+"""The default one without the words that the small tokenizer takes apart (" Yes", " No")."""
+_SPECIAL = re.compile(r"(<\|\w+\|>)")
+# how Qwen's tokenizer cuts a text before it merges bytes
+_QWEN_WORDS = pre_tokenizers.Split(
+    Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "isolated",
+)
 
 
 @dataclass(frozen=True)
@@ -54,9 +76,33 @@ SMALL = Sizes(
 """The same program on a machine without a GPU: does it run?"""
 
 
+def default_wording() -> tuple[int, int, int, int]:
+    """Tokens of the default template's header, end, instruction and answer under Qwen's tokenizer.
+
+    Its words are common ones, each a single token.
+    """
+    template = Template()
+    texts = (template.header, template.end, template.match_instruction, template.answer)
+    header, end, instruction, answer = (
+        sum(
+            1 if _SPECIAL.match(piece) else len(_QWEN_WORDS.pre_tokenize_str(piece))
+            for piece in _SPECIAL.split(text)
+        )
+        for text in texts
+    )
+    return header, end, instruction, answer
+
+
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    """One in which the words of `TEXT` and of `TEMPLATE` are single tokens."""
+    wording = (TEMPLATE.header, TEMPLATE.end, TEMPLATE.match_instruction, TEMPLATE.answer)
+    plain = [_SPECIAL.sub("", text) for text in wording]
+    return train_tokenizer([" ".join(WORDS), *plain] * 8, TinySettings())
+
+
 def write_base(folder: Path, sizes: Sizes, *, device: str) -> Path:
     """Writes a base folder, weights in bfloat16 (7.5 GB at the 3B sizes)."""
-    tokenizer = train_tokenizer([" ".join(WORDS)] * 8, TinySettings())
+    tokenizer = small_tokenizer()
     token = tokenizer.convert_tokens_to_ids
     head = sizes.hidden // sizes.heads
     text = {
@@ -105,7 +151,7 @@ def write_base(folder: Path, sizes: Sizes, *, device: str) -> Path:
     Qwen2VLImageProcessorPil(
         min_pixels=side**2, max_pixels=side**2, patch_size=14, merge_size=2
     ).save_pretrained(folder)
-    (folder / "template.json").write_text(TINY_TEMPLATE.model_dump_json(indent=2) + "\n")
+    (folder / "template.json").write_text(TEMPLATE.model_dump_json(indent=2) + "\n")
     return folder
 
 
