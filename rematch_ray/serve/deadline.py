@@ -1,9 +1,9 @@
-"""Waiting for an answer until its deadline. Knows no searches, and no clock but the loop's."""
+"""Waiting for an answer until its deadline. Knows no searches."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from rematch_ray.serve.backend import DeadlineError
@@ -12,6 +12,11 @@ from rematch_ray.serve.backend import DeadlineError
 # late, and would promise it for ever if they heard of the quick ones only
 GRACE_S = 2.0
 Answer = TypeVar("Answer")
+
+
+def seconds_left(deadline: float | None, clock: Callable[[], float]) -> float | None:
+    """Until a deadline; None where there is none."""
+    return None if deadline is None else deadline - clock()
 
 
 async def within(left_s: float | None, answer: Awaitable[Answer]) -> Answer:

@@ -35,12 +35,13 @@ from rematch_ray.serve.forecast import Forecast
 from rematch_ray.serve.gathering import EncoderClient
 from rematch_ray.serve.leases import LeasedQuota
 from rematch_ray.serve.media import MediaRoots
-from rematch_ray.serve.searcher import NO_MEDIA, Searcher
+from rematch_ray.serve.searcher import Searcher
 from rematch_ray.serve.settings import QuotaSettings
 from rematch_ray.serve.wire import GenerationGoneError
 
 READY_TIMEOUT_S = 3.0
 HEAD_WEIGHT = 0.01
+NO_MEDIA = MediaRoots(())
 _EVERYONE = Caller()
 
 

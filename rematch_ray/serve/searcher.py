@@ -22,25 +22,20 @@ from rematch_ray.serve.backend import (
     OverloadedError,
     SearchPlan,
 )
-from rematch_ray.serve.deadline import within
+from rematch_ray.serve.deadline import seconds_left, within
 from rematch_ray.serve.drifting import AdmittedSearch, DriftWatch
 from rematch_ray.serve.follower import Admitted, Follower, ShardClient
 from rematch_ray.serve.forecast import Forecast
+from rematch_ray.serve.last_rung import LastRung, with_reason
 from rematch_ray.serve.leases import LeasedQuota
-from rematch_ray.serve.matching import Head, Matcher, head_for, limit_of, reordered
+from rematch_ray.serve.matching import Head, Matcher, head_for, limit_of
 from rematch_ray.serve.media import MediaRoots
 from rematch_ray.serve.planning import Decision
-from rematch_ray.serve.raw_documents import raw_documents
-from rematch_ray.serve.searching import cut_hits
 from rematch_ray.serve.split import SplitIndex
 from rematch_ray.serve.wire import Asked, Found
 
 if TYPE_CHECKING:
     from rematch_ray.index.hits import SearchResult
-
-_MATCH, _MATCH_RAW = "match", "match raw"
-NO_MEDIA = MediaRoots(())
-Odds = list[float | None]
 
 
 class Searcher:
@@ -67,18 +62,17 @@ class Searcher:
         forecast: Forecast,
         quota: LeasedQuota,
         head_weight: float,
-        media: MediaRoots = NO_MEDIA,
+        media: MediaRoots,
         drift: DriftWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shards = list(shards)
         self._split = None if len(self._shards) == 1 else SplitIndex(self._shards)
-        self._matcher = matcher
+        self._last_rung = LastRung(matcher, forecast, media, clock)
         self._follower = follower
         self._forecast = forecast
         self._quota = quota
         self._head_weight = head_weight
-        self._media = media
         self._drift = drift
         self._clock = clock
 
@@ -136,7 +130,7 @@ class Searcher:
         found = await within(self.left_s(plan), paid)
         degraded = decision.degraded
         if has_dropped_head:
-            degraded = _with_reason(degraded, "load")
+            degraded = with_reason(degraded, "load")
         answer = Answer(
             result=_explained_choice(found.result, decision),
             degraded=(*degraded, *(("shard_missing",) if found.missing else ())),
@@ -146,8 +140,8 @@ class Searcher:
         )
         if head is not None:
             instruction = facts.info.get("instruction")
-            run = self._matching(head, query, found, instruction)
-            answer = await self._rerank(answer, plan, head, run)
+            run = self._last_rung.asking(head, query, found, instruction)
+            answer = await self._last_rung.apply(answer, plan, head, run)
         if plan.with_explain:
             answer = await within(self.left_s(plan), self._explain(admitted, answer, query))
         return answer
@@ -220,67 +214,6 @@ class Searcher:
         searched = AdmittedSearch(self._split, admitted, asyncio.get_running_loop())
         self._drift.offer(searched, asked.query, found.result)
 
-    async def _rerank(
-        self, answer: Answer, plan: SearchPlan, head: Head, run: Callable[[], Awaitable[Odds]]
-    ) -> Answer:
-        """The last rung, and the cut that waited for it."""
-        note: dict[str, Any] | None = None
-        result, degraded = answer.result, answer.degraded
-        left_s = self.left_s(plan)
-        is_raw = head.item is not None
-        name = _MATCH_RAW if is_raw else _MATCH
-        is_late = left_s is not None and self._forecast.p95_ms(name, 0) > 1e3 * left_s
-        if is_late and not head.is_forced:
-            degraded = _with_reason(degraded, "deadline")
-        elif result.hits:
-            try:
-                odds, ms = await within(left_s, self._timed(name, run))
-            except DeadlineError:
-                if head.is_forced:
-                    raise
-                degraded = _with_reason(degraded, "deadline")
-            else:
-                note = {
-                    "top_n": len(odds), "lambda": head.weight, "ms": round(ms, 3), "raw": is_raw,
-                }  # fmt: skip
-                matched, rest = result.hits[: len(odds)], result.hits[len(odds) :]
-                if is_raw:
-                    note["not_found"] = [
-                        hit.id for hit, odd in zip(matched, odds, strict=True) if odd is None
-                    ]
-                result = replace(result, hits=[*reordered(matched, odds, head.weight), *rest])
-        hits = cut_hits(result.hits, offset=plan.offset, limit=plan.top_k, min_score=plan.min_score)
-        return replace(answer, result=replace(result, hits=hits), rerank=note, degraded=degraded)
-
-    async def _timed(self, name: str, run: Callable[[], Awaitable[Odds]]) -> tuple[Odds, float]:
-        """What the head says, and how many milliseconds it took; learnt from, late or not."""
-        began = self._clock()
-        odds = await run()
-        ms = (self._clock() - began) * 1e3
-        self._forecast.take(name, 0, ms)
-        return odds, ms
-
-    def _matching(
-        self, head: Head, query: EncodedQuery, found: Found, instruction: str | None
-    ) -> Callable[[], Awaitable[Odds]]:
-        """Asks the head about what was found."""
-
-        async def by_vectors() -> Odds:
-            assert query.fused is not None and found.fused is not None
-            return [float(odd) for odd in await self._matcher.match(query.fused, found.fused)]
-
-        async def by_reading() -> Odds:
-            assert head.item is not None
-            hits = found.result.hits[: head.top_n]
-            items = await asyncio.to_thread(raw_documents, hits, self._media)
-            known = [item for item in items if item is not None]
-            answers = iter(
-                await self._matcher.match_raw(head.item, query.instruction, known, instruction)
-            )
-            return [None if item is None else next(answers) for item in items]
-
-        return by_vectors if head.item is None else by_reading
-
     async def _explain(self, admitted: Admitted, answer: Answer, query: EncodedQuery) -> Answer:
         ids = [hit.id for hit in answer.result.hits]
         routed = route(ids, len(self._shards))
@@ -330,17 +263,13 @@ class Searcher:
             raise DeadlineError("the deadline passed before the search began")
 
     def left_s(self, plan: SearchPlan) -> float | None:
-        """Until the deadline; None where there is none."""
-        return None if plan.deadline is None else plan.deadline - self._clock()
+        """Seconds until the deadline; None where there is none."""
+        return seconds_left(plan.deadline, self._clock)
 
     def _left_ms(self, plan: SearchPlan) -> float | None:
         """Until the deadline, less what a request is expected to wait and travel."""
         left_s = self.left_s(plan)
         return None if left_s is None else 1e3 * left_s - self._forecast.delay_ms
-
-
-def _with_reason(degraded: tuple[str, ...], reason: str) -> tuple[str, ...]:
-    return degraded if reason in degraded else (*degraded, reason)
 
 
 def _shared(plan: SearchPlan) -> dict[str, Any]:
