@@ -21,6 +21,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.serve.settings import ServeArgs
+from tests.serve.test_hostile_requests import bomb
 
 
 def test_an_application_without_keys_is_refused(pair: Any) -> None:
@@ -224,6 +225,19 @@ def test_a_huge_image_and_an_unknown_field_get_one_line_errors(
         assert "Traceback" not in answer["error"]["message"]
 
 
+def test_a_document_of_200_megapixels_is_refused_by_name_and_not_written(url: str) -> None:
+    huge = base64.b64encode(bomb(20_000, 10_000)).decode()
+    documents = [{"id": "small", "text": "blue"}, {"id": "huge", "image": huge}]
+    status, answer = ask(f"{url}/v1/documents", {"documents": documents})
+    assert status == 400, answer
+    message = answer["error"]["message"]
+    assert "'huge'" in message
+    assert "too many pixels, at most 10000" in message
+    for name in ("small", "huge"):
+        assert ask(f"{url}/v1/documents/{name}")[0] == 404
+    assert ask(f"{url}/v1/search", {"query": {"image": huge}})[0] == 400
+
+
 def test_embeddings_are_the_vectors_that_a_search_can_be_asked_with(url: str, pair: Any) -> None:
     asked = {"model": "rematch", "input": ["a red square"], "num_vectors": 4}
     status, embedded = ask(f"{url}/v1/embeddings", asked)
@@ -260,6 +274,29 @@ def test_rerank_orders_documents_by_the_model_that_is_served(
         scores = {result["index"]: result["relevance_score"] for result in body["results"]}
         assert [scores[place] for place in range(4)] == pytest.approx(expected.tolist(), abs=2e-3)
         assert list(scores.values()) == sorted(scores.values(), reverse=True)
+
+
+def test_the_clients_of_openai_and_cohere_work_against_the_real_service(
+    url: str, pair: Any
+) -> None:
+    openai, cohere = pytest.importorskip("openai"), pytest.importorskip("cohere")
+    model = Embedder.from_pretrained(pair.export, device="cpu")
+    texts = ["a red square", "blue"]
+    query, stored = model.encode_query(texts), model.encode_document(texts)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    embedded = client.embeddings.create(model="rematch", input=texts)
+    found = np.array([datum.embedding for datum in embedded.data])
+    assert np.abs(found - query.fused.numpy()).max() < 1e-5
+    assert embedded.usage.total_tokens > 0
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="text-embedding-3-small", input="x")
+    reranked = cohere.ClientV2(api_key="none", base_url=url, timeout=60).rerank(
+        model="rematch-maxsim", query=texts[0], documents=texts
+    )
+    cosines = model.similarity(query, stored)[0]
+    scores = {result.index: result.relevance_score for result in reranked.results}
+    expected = ((1 + cosines) / 2).tolist()
+    assert [scores[place] for place in range(2)] == pytest.approx(expected, abs=2e-3)
 
 
 def test_searches_like_a_document_several_at_once_and_explained(url: str) -> None:
