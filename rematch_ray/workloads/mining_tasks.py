@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from rematch_ray.data.prompts import Side
 from rematch_ray.data.readers.formats import read_data
+from rematch_ray.data.readers.parquet import NAME as OWN_FORMAT
 from rematch_ray.data.readers.parquet import read_unit
 from rematch_ray.data.readers.units import Unit
 from rematch_ray.data.schema import Item, item_from_row, items_to_table, write_parquet
@@ -244,6 +245,9 @@ class MineUnit:
             kinds = one.selection.kinds if one.selection else ()
             items = opened.items.items(opened.lines[one.rows])
             added.append(list(zip(items, kinds, one.scores.tolist(), strict=True)))
+        if self.unit.format == OWN_FORMAT and table["error"].null_count == len(table):
+            # what is written is in the layout of what was read
+            table = table.drop_columns("error")
         write_parquet(add_negatives(table, added), workspace.rows(self.number))
         write_whole(workspace.counts(self.number), json.dumps(count_mined(mined)))
         return done(table.num_rows)

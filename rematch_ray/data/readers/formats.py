@@ -130,9 +130,9 @@ def read_data(unit: Unit) -> Iterator[pa.RecordBatch]:
 
     Yields:
         Batches of Items (`item_schema` with the unit's payload) or Samples (`sample_schema`), rows
-        in the unit's order. Where a row could not be read there is a further column
-        `error: string`; null = fine, otherwise the reason, `parts` is null, and id and source are
-        there as far as they are known.
+        in the unit's order, and a further column `error: string`: null = fine, otherwise the reason
+        why the row could not be read; `parts` is null then, and id and source are there as far as
+        they are known.
 
     Raises:
         UserError: the file is gone, changed since it was listed, or is damaged as a whole.

@@ -27,7 +27,7 @@ def read_queries(path: str | Path, settings: ReaderSettings) -> list[Item]:
     Raises:
         UserError: not a readable format of items, or a query that cannot be read; names it.
     """
-    known = formats().get(settings.format or "") or detect(look(path), "items")[0]
+    known = formats().get(settings.format or "") or detect(look(path), "items", settings)[0]
     if "part" in known.uses:
         settings = settings.model_copy(update={"part": "queries"})
     queries = []
