@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from rematch_ray.data.readers.batches import to_batches
+from rematch_ray.data.readers.batches import plain_rows, to_batches
 from rematch_ray.data.readers.files import FAILURES, Place, join
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
-from rematch_ray.data.readers.mapping import item_row, map_columns
+from rematch_ray.data.readers.mapping import bad_row, item_row, map_columns
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
@@ -82,9 +82,12 @@ def _rows(unit: Unit) -> Iterator[Row]:
             offset=unit.begin,
             limit=unit.end - unit.begin,
         ):
-            for values in batch.to_pylist():
+            for values, reason in plain_rows(batch):
                 where = f"{unit.path}, row {number}"
-                yield item_row(values, mapped, unit.settings, folder=unit.path, where=where)
+                if reason:
+                    yield bad_row(reason, values, mapped, unit.settings, where=where)
+                else:
+                    yield item_row(values, mapped, unit.settings, folder=unit.path, where=where)
                 number += 1
     except _FAILURES as error:
         if isinstance(error, UserError):

@@ -83,3 +83,13 @@ def test_a_damaged_dataset_is_named(tmp_path: Path) -> None:
         file.write_bytes(b"gone")
     with pytest.raises(UserError, match=r"a\.lance: not a readable Lance dataset"):
         list_data(path)
+
+
+def test_cells_that_python_cannot_hold_are_rows_with_reasons(tmp_path: Path) -> None:
+    when = pa.array([0, 2**60], pa.timestamp("us"))
+    table = pa.table({"id": ["a", "b"], "text": ["fine", "late"], "when": when})
+    lance.write_dataset(table, str(tmp_path / "a.lance"))
+    rows = read_items(tmp_path / "a.lance")
+    assert [r["id"] for r in rows] == ["a", "b"]
+    [reason] = errors(rows)
+    assert "row 1: column 'when' cannot be read" in reason
