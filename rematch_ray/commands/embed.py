@@ -35,7 +35,12 @@ def add_arguments(parser: OneLineParser) -> None:
         metavar="ROLES",
         help="which column is what: text=caption,image=img,id=key (+ between several)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="directory to write, no URI; on a cluster one that every node sees",
+    )
     parser.add_argument("--side", choices=("query", "document"), default="document")
     parser.add_argument(
         "--instruction",

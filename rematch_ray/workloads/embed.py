@@ -36,7 +36,13 @@ from rematch_ray.workloads.embed_progress import (
     write_summary,
 )
 from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
-from rematch_ray.workloads.embedding_job import Job, claim, is_finished, read_manifest
+from rematch_ray.workloads.embedding_job import (
+    Job,
+    claim,
+    is_finished,
+    output_directory,
+    read_manifest,
+)
 from rematch_ray.workloads.runtime import Background, Bundle, connect
 from rematch_ray.workloads.shards import finish
 from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls
@@ -70,7 +76,8 @@ def embed(
     Args:
         model: an export or a run directory.
         data: files, folders or URIs in any format that `list_data` knows; one or several.
-        out: directory to write; what it holds of the same model and settings is kept.
+        out: directory to write, no URI; every node must see it under the same path. What it holds
+            of the same model and settings is kept.
         side: which bank of meta tokens reads the items.
         instruction: put before every item; None = the default recorded with the model, "" = none.
         settings: actors, batch sizes, precision and the share of bad rows that is accepted.
@@ -84,7 +91,7 @@ def embed(
             have one id, or too many rows are bad.
     """
     settings = settings or EmbedSettings()
-    export, target = resolve_export(model).absolute(), Path(out).expanduser().absolute()
+    export, target = resolve_export(model).absolute(), output_directory(out)
     units = _list(data, reader)
     job = Job.of(export, settings, side=side, instruction=instruction, data=fingerprint(units))
     manifest = read_manifest(target, job)
@@ -186,6 +193,7 @@ def _stream(
             str(staging.rows),
             min_rows_per_file=settings.rows_per_write,
             ray_remote_args={"num_cpus": WRITE_CPUS},
+            arrow_parquet_args_fn=WriteOptions(staging),
         ),
         "embed",
     )
@@ -201,6 +209,26 @@ def _stream(
     with streaming(staging.root.parent):
         write.result()
     say(progress.line())
+
+
+class WriteOptions:
+    """Asked for by each write task: a chance to look where it is about to write.
+
+    Args:
+        staging: of the run.
+    """
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+
+    def __call__(self) -> dict[str, Any]:
+        """Return no options.
+
+        Raises:
+            UserError: this node has another output directory.
+        """
+        self._staging.refuse_unshared()
+        return {}
 
 
 def pipeline(
@@ -273,7 +301,7 @@ def _actor(export: Path, job: Job, settings: EmbedSettings, staging: Staging) ->
         batch_pixels=settings.batch_pixels,
         precision=settings.precision,
         device="cuda" if settings.gpus_per_actor else "cpu",
-        progress=str(staging.actors),
+        staging=staging,
     )
 
 

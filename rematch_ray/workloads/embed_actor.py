@@ -7,7 +7,6 @@ when the process starts, not when this module is imported. Top floor.
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ from rematch_ray.data.prompts import Side
 from rematch_ray.data.rows import EncodedRow, rows_from_table
 from rematch_ray.model.heap import keep_freed_memory
 from rematch_ray.workloads.embed_progress import ActorCounters, refuse_if_stopped
-from rematch_ray.workloads.staging import OK, STAGED_FIELDS, STATUS_FIELD
+from rematch_ray.workloads.staging import OK, STAGED_FIELDS, STATUS_FIELD, Staging
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -34,7 +33,7 @@ class ActorSettings:
         batch_pixels: most pixels of a batch's images, as the processor resized them.
         precision: `fp32`, `bf16` or `fp16`; None = as the export is stored.
         device: torch device.
-        progress: directory in which the process keeps a file with its counters.
+        staging: where the process keeps a file with its counters.
     """
 
     export: str
@@ -44,7 +43,7 @@ class ActorSettings:
     batch_pixels: int
     precision: str | None
     device: str
-    progress: str
+    staging: Staging
 
 
 class EmbedActor:
@@ -75,16 +74,18 @@ class EmbedActor:
             max(1, settings.batch_pixels // self._model.row_encoder.patch_pixels),
         )
         self._device = threading.Lock()
-        self._progress = Path(settings.progress)
-        self._counters = ActorCounters(self._progress)
+        self._staging = settings.staging
+        self._counters = ActorCounters(self._staging.actors)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the staged columns, vectors and fused; zeros where the status is bad.
 
         Raises:
-            UserError: the run was told to stop.
+            UserError: the run was told to stop, or this node has another output directory.
         """
-        refuse_if_stopped(self._progress)
+        # here, since nobody is told why a process could not start
+        self._staging.refuse_unshared()
+        refuse_if_stopped(self._staging.actors)
         status = np.array(table["status"].to_pylist(), dtype=object)
         good = np.flatnonzero(status == OK)
         rows = rows_from_table(table.take(pa.array(good)))

@@ -24,7 +24,7 @@ STOP = "stop"
 
 
 class ActorCounters:
-    """A file with what a model process has done since it was ready.
+    """A file with what a model process has done since it was ready; there from the first time on.
 
     Args:
         folder: of the files; each process has one, named by its pid.
@@ -36,7 +36,6 @@ class ActorCounters:
         self._began = time.time()
         self._reasons: list[str] = []
         self._sums = {"rows": 0.0, "bad": 0.0, "tokens": 0.0, "padded": 0.0, "busy_s": 0.0}
-        self.write()
 
     def count(self, **more: float) -> None:
         """Add to the sums."""

@@ -45,7 +45,12 @@ class ReadItems:
         self._schema = pa.schema([key, *item_schema(unit.payload), ERROR_FIELD])
 
     def __call__(self) -> Iterator[pa.Table]:
-        """Yield tables of row_key, the columns of an Item and error (null = fine)."""
+        """Yield tables of row_key, the columns of an Item and error (null = fine).
+
+        Raises:
+            UserError: this node has another output directory.
+        """
+        self._staging.refuse_unshared()
         found = [pa.array([], pa.int64())]
         for batch in read_data(self._unit):
             keys = row_keys(batch)

@@ -125,6 +125,23 @@ class Job:
         return ShardForm(shape["R"], shape["D"], self.dtype, metadata)
 
 
+def output_directory(out: str | Path) -> Path:
+    """Return the absolute path of the directory to write.
+
+    Raises:
+        UserError: it is a URI.
+    """
+    # a Path has made s3:/bucket of s3://bucket
+    scheme, separator, _ = str(out).partition(":/")
+    if separator and scheme.replace("+", "").isalnum():
+        raise UserError(
+            f"--out {out} is a URI: embeddings are written to a directory, on a cluster to one "
+            "that every node sees under the same path; give such a path, and copy the directory "
+            "where it is to go when the job has ended"
+        )
+    return Path(out).expanduser().absolute()
+
+
 def refuse_another(target: Path, settled: Mapping[str, Any], job: Job) -> None:
     """Refuse a directory that holds what another job made.
 

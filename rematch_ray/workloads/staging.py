@@ -8,7 +8,7 @@ embeds only what is new:
     rows/      every embedded or refused row of the runs since the last one that was finished
     done/      Ray's checkpoint: the row keys of what lies in rows/, in the shards or in quarantine
     input/     the row keys that this run's data holds, and where each came from; a file per unit
-    actors/    how far each model process of this run is
+    actors/    how far each model process of this run is, and a file by which nodes know the run
 
 A row counts when its key is in input/. Two runs never stage the same key. Within a run rows that
 are copies of each other (same source, id and content) share a key and may be staged once or twice:
@@ -18,6 +18,7 @@ copies are told from input/, which has every row of the data once. Top floor.
 
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import sync_directory
 
 ROW_KEY = "row_key"
@@ -67,14 +69,16 @@ class Staging:
 
     Attributes:
         root: `OUT/.progress`.
+        run: name of this run, for the file by which other nodes know it.
     """
 
     root: Path
+    run: str = ""
 
     @classmethod
     def of(cls, target: Path) -> "Staging":
-        """The staging directory of an output directory; nothing is made."""
-        return cls(target / ".progress")
+        """The staging directory of an output directory, for a new run; nothing is made."""
+        return cls(target / ".progress", uuid.uuid4().hex)
 
     @property
     def job(self) -> Path:
@@ -101,12 +105,31 @@ class Staging:
         """Counters of this run's model processes."""
         return self.root / "actors"
 
+    @property
+    def mark(self) -> Path:
+        """A file that says to every node which sees it that the directory is the driver's."""
+        return self.actors / f"run-{self.run}"
+
     def begin_run(self) -> None:
         """Make the directories, without what an earlier run said of itself."""
         for of_this_run in (self.input, self.actors):
             shutil.rmtree(of_this_run, ignore_errors=True)
         for folder in (self.rows, self.done, self.input, self.actors):
             folder.mkdir(parents=True, exist_ok=True)
+        self.mark.touch()
+
+    def refuse_unshared(self) -> None:
+        """Refuse a node on which the output directory is not the driver's: its rows would be lost.
+
+        Raises:
+            UserError: names the node.
+        """
+        if not self.mark.is_file():
+            raise UserError(
+                f"{self.root.parent} is not the same directory on every node: {platform.node()} "
+                "does not see what the job has written there; give an --out on storage that all "
+                "nodes share, under the same path"
+            )
 
     def write_job(self, job: Mapping[str, Any]) -> None:
         """Write job.json, whole or not at all."""

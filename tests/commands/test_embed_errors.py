@@ -33,7 +33,7 @@ class Told:
         self._capsys = capsys
         self._export = export
 
-    def __call__(self, data: Path, out: Path, *more: str, model: Path | None = None) -> str:
+    def __call__(self, data: Path, out: Path | str, *more: str, model: Path | None = None) -> str:
         paths = {"--model": model or self._export, "--data": data, "--out": out}
         given = [str(word) for pair in paths.items() for word in pair]
         code = main(["embed", *given, *more])
@@ -106,6 +106,17 @@ def test_an_output_that_is_a_file_or_below_one_is_refused(
     assert "Not a directory" in line
     assert "choose another --out" in line
     assert taken.read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/vectors", "s3:/bucket/vectors", "file:///vectors"])
+def test_an_output_that_is_a_uri_is_refused_by_name(
+    told: Told, data: Path, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = told(data / "items.parquet", out)
+    assert f"--out {out} is a URI: embeddings are written to a directory" in line
+    assert "give such a path" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_cannot_be_written_is_named_with_the_cause(told: Told, data: Path) -> None:

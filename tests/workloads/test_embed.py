@@ -27,7 +27,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.workloads.disk import held
-from rematch_ray.workloads.embed import embed, embed_bundles, pipeline, window_rows
+from rematch_ray.workloads.embed import WriteOptions, embed, embed_bundles, pipeline, window_rows
 from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
 from rematch_ray.workloads.embed_progress import stop_when_hopeless
 from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
@@ -39,6 +39,8 @@ ACCEPTING = EmbedSettings(batch_rows=8, max_bad_share=0.1)
 
 
 def actor_settings(export: Path, progress: Path, **changes: Any) -> ActorSettings:
+    staging = Staging(progress)
+    staging.begin_run()
     given: dict[str, Any] = {
         "export": str(export),
         "side": "document",
@@ -47,7 +49,7 @@ def actor_settings(export: Path, progress: Path, **changes: Any) -> ActorSetting
         "batch_pixels": 10**9,
         "precision": None,
         "device": "cpu",
-        "progress": str(progress),
+        "staging": staging,
     }
     return ActorSettings(**(given | changes))
 
@@ -84,7 +86,7 @@ def test_a_model_process_ends_when_the_run_was_told_to_stop(
     actor = EmbedActor(actor_settings(tiny_export, tmp_path))
     rows = encoded(tiny_export, corpus)
     actor(rows)
-    stop_when_hopeless(tmp_path, rows.num_rows, max_bad_share=0.01, max_processes=1)
+    stop_when_hopeless(tmp_path / "actors", rows.num_rows, max_bad_share=0.01, max_processes=1)
     with pytest.raises(UserError, match="3 of 63 rows cannot be embedded so far"):
         actor(rows)
 
@@ -162,6 +164,23 @@ def test_a_read_task_gives_every_row_its_key_and_notes_where_it_lies(
     assert [Path(path).name for path in noted["path"].to_pylist()] == 32 * ["a.parquet"] + 31 * [
         "b.parquet"
     ]
+
+
+def test_a_node_that_has_a_directory_of_its_own_is_named_whatever_it_is_to_do(
+    tiny_export: Path, corpus: Path, tmp_path: Path
+) -> None:
+    here, there = Staging.of(tmp_path / "out"), Staging.of(tmp_path / "out")
+    here.begin_run()
+    there.begin_run()  # of an earlier job, or of another node's
+    unit, *_ = list_data(corpus, rows="items")
+    rows = encoded(tiny_export, corpus)
+    actor = EmbedActor(replace(actor_settings(tiny_export, tmp_path / "other"), staging=here))
+    for call in (lambda: list(ReadItems(unit, 0, here)()), lambda: actor(rows), WriteOptions(here)):
+        with pytest.raises(
+            UserError, match=r"out is not the same directory on every node: .* --out"
+        ):
+            call()
+    assert not list(there.input.iterdir())
 
 
 def test_windows_are_smaller_where_items_are_large(corpus: Path) -> None:
@@ -294,6 +313,23 @@ class TestOnACluster:
         back = run(first)  # what was left out must not count as done
         assert (back["embedded"], back["embedded_now"]) == (40, 2)
         assert sorted(EmbeddingShards.open(out).read().ids) == sorted(first)
+
+    def test_an_output_that_nodes_do_not_share_is_one_line_and_leaves_no_embeddings(
+        self, tiny_export: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begin_run = Staging.begin_run
+
+        def begin_elsewhere(staging: Staging) -> None:
+            begin_run(staging)
+            staging.mark.unlink()
+
+        monkeypatch.setattr(Staging, "begin_run", begin_elsewhere)
+        # the options of a write are asked for on this node, too
+        monkeypatch.setattr(WriteOptions, "__call__", lambda self: {})
+        with pytest.raises(UserError, match="not the same directory on every node") as told:
+            embed(model=tiny_export, data=corpus, out=tmp_path / "out", settings=ACCEPTING)
+        assert "Traceback" not in str(told.value)
+        assert not (tmp_path / "out" / "manifest.json").exists()
 
     def test_the_rows_of_a_lost_shard_are_embedded_again(
         self, tiny_export: Path, tmp_path: Path
