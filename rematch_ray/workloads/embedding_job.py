@@ -5,7 +5,6 @@ nothing of rows or of Ray. Top floor.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from rematch_ray.config import EmbedSettings
 from rematch_ray.data.prompts import Side
 from rematch_ray.errors import UserError
+from rematch_ray.index.manifest import write_durably
 from rematch_ray.model.checkpoint import load_identity, read_meta
 from rematch_ray.model.settings import ModelIdentity, ModelSettings
 from rematch_ray.scoring.budget import Ladder
@@ -243,12 +243,7 @@ def _of_every_row(job: Job) -> dict[str, Any]:
 
 def write_manifest(target: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest durably; readers see the old one or the new one."""
-    partial = target / f".{MANIFEST}.unfinished"
-    with partial.open("w") as file:
-        file.write(json.dumps(manifest, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target / MANIFEST)
+    write_durably(target / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def manifest_in(target: Path) -> dict[str, Any] | None:

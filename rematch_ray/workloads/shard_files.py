@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.data.rows import stable_id
 from rematch_ray.errors import UserError
+from rematch_ray.index.manifest import sync_directory, sync_file
 from rematch_ray.index.quantisation import quantise
 from rematch_ray.workloads.staging import OK, ROW_KEY
 
@@ -248,11 +249,16 @@ def describe(path: Path, rows: int) -> dict[str, Any]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a name to write under; the file gets its own name when the block ends well."""
+    """Give a name to write under; the file gets its own name when the block ends well.
+
+    It is on disk then, its name too: the manifest will say so, and what it was made from goes.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
         yield partial
+        sync_file(partial)
         os.replace(partial, path)
+        sync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -227,6 +228,32 @@ def test_finishing_is_repeatable_wherever_it_was_cut_off(
     assert not list(tmp_path.glob(".part-*"))
 
 
+def test_every_file_is_on_disk_before_the_manifest_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*rows_of(["a", "b"]), Row("bad", status="no picture")]
+    set_input(tmp_path, [rows])
+    stage(tmp_path, rows)
+    synced: list[str] = []
+    fsync, write_manifest = os.fsync, shards.write_manifest
+
+    def note(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(
+        shards,
+        "write_manifest",
+        lambda *given: (synced.append("manifest"), write_manifest(*given)),
+    )
+    finished(tmp_path)
+    # each under the name that it is written under, then the folder that gives it its own
+    told = [".".join(name.split(".")[1:3]) if name[0] == "." else name for name in synced]
+    folder = tmp_path.name
+    assert told[:5] == ["part-00000.parquet", folder, "quarantine.parquet", folder, "manifest"]
+
+
 def test_ids_that_occur_twice_are_refused_with_their_places_in_the_input(tmp_path: Path) -> None:
     same, other = Row("same"), Row("same", version=1)
     copy = Row("copy")
@@ -431,7 +458,7 @@ def test_a_full_disk_is_told_in_one_line_and_finishing_goes_on_when_there_is_roo
     rows = rows_of(["a", "b"])
     set_input(tmp_path, [rows])
     stage(tmp_path, rows)
-    blocked = tmp_path / ".manifest.json.unfinished"
+    blocked = tmp_path / ".manifest.json.new"
     blocked.symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"cannot be written: No space left on device.*free some"):
         finished(tmp_path)
