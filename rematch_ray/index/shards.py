@@ -30,6 +30,8 @@ from rematch_ray.index.shard_columns import (
 
 MANIFEST_FILE = "manifest.json"
 EMBEDDING_FORMAT_VERSION = 1
+# column of the item that a row was cut from, told as a field of the payload
+PARENT = "parent_id"
 _REQUIRED = ("identity", "side", "R", "D", "embedded", "shards")
 
 
@@ -153,9 +155,11 @@ class EmbeddingShards:
         """Arrow type of every payload field, nested ones by dotted name."""
         fields: dict[str, str] = {}
         for shard in self.manifest["shards"]:
-            schema = open_parquet(self.path / shard["file"]).schema_arrow
-            if "payload" in schema.names:
-                fields.update(_flatten_struct(schema.field("payload").type))
+            file = open_parquet(self.path / shard["file"])
+            if _holds_parents(file):
+                fields.setdefault(PARENT, "string")
+            if "payload" in file.schema_arrow.names:
+                fields.update(_flatten_struct(file.schema_arrow.field("payload").type))
         return fields
 
     def batches(self, rows: int = 1024) -> Iterator[EmbeddingBatch]:
@@ -190,8 +194,8 @@ class EmbeddingShards:
         file = self.path / shard["file"]
         if hash_file(file) != shard["sha256"]:
             raise UserError(
-                f"embedding shard {file} does not match its checksum: "
-                "it is damaged, run 'rematch-ray embed' again"
+                f"embedding shard {file} does not match its checksum: it is damaged, delete it "
+                "and run 'rematch-ray embed' again"
             )
         return file
 
@@ -218,13 +222,34 @@ class EmbeddingShards:
         names = batch.schema.names
         sources = batch.column("source").to_pylist() if "source" in names else [""] * len(ids)
         payloads = batch.column("payload").to_pylist() if "payload" in names else [{}] * len(ids)
+        parents = batch.column(PARENT).to_pylist() if PARENT in names else [None] * len(ids)
         return EmbeddingBatch(
             ids=ids,
             vectors=vectors,
             fused=fused,
             sources=[source or "" for source in sources],
-            payloads=[payload or {} for payload in payloads],
+            payloads=[
+                _with_parent(payload or {}, parent)
+                for payload, parent in zip(payloads, parents, strict=True)
+            ],
         )
+
+
+def _with_parent(payload: dict[str, Any], parent: str | None) -> dict[str, Any]:
+    """A payload that says which item its own was cut from; what it says itself stays."""
+    return payload if parent is None else {PARENT: parent, **payload}
+
+
+def _holds_parents(file: pq.ParquetFile) -> bool:
+    """Whether any row of a shard names a parent; shards of earlier versions have no such column."""
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema == PARENT:
+                stated = column.statistics
+                if stated is None or stated.null_count != column.num_values:
+                    return True
+    return False
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -142,6 +142,7 @@ def _kept(row: Mapping[str, Any], item_id: str | None, status: str) -> dict[str,
         ROW_KEY: row.get(ROW_KEY),
         "id": item_id,
         "source": row.get("source") or "",
+        "parent_id": row.get("parent_id"),
         "status": status,
         "payload": row.get("payload"),
     }

@@ -42,6 +42,7 @@ STAGED_FIELDS = (
     pa.field(ROW_KEY, pa.int64()),
     pa.field("id", pa.string()),
     pa.field("source", pa.string()),
+    pa.field("parent_id", pa.string()),
     STATUS_FIELD,
 )
 INPUT_SCHEMA = pa.schema(

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.manifest import hash_file
 from rematch_ray.index.quantisation import error_bound
 from rematch_ray.index.shards import EmbeddingShards
 from tests.index.made import halves, unit, write_embeddings
@@ -49,6 +50,23 @@ def test_payload_fields_are_named_with_their_types(embeddings: Path) -> None:
     fields = EmbeddingShards.open(embeddings).payload_fields()
     assert fields["name"] == "string"
     assert fields["inner.half"] == "bool"
+
+
+def test_the_parent_of_a_row_is_a_field_of_its_payload(embeddings: Path) -> None:
+    shards = json.loads((embeddings / "manifest.json").read_text())["shards"]
+    file = embeddings / shards[0]["file"]
+    rows = pq.read_table(file)
+    parents = pa.array([None, *["book"] * (len(rows) - 1)], pa.string())
+    for given, fields in ((pa.nulls(len(rows), pa.string()), None), (parents, "string")):
+        pq.write_table(rows.append_column("parent_id", given), file)
+        shards[0].update(bytes=file.stat().st_size, sha256=hash_file(file))
+        edit_manifest(embeddings, shards=shards)
+        opened = EmbeddingShards.open(embeddings)
+        assert opened.payload_fields().get("parent_id") == fields
+        told = [payload.get("parent_id") for payload in opened.read().payloads]
+        assert told[: len(rows)] == given.to_pylist()
+        assert not any(told[len(rows) :])
+    assert "parent_id" not in opened.read().payloads[0]
 
 
 def test_a_directory_without_a_manifest_is_no_embedding_directory(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from rematch_ray.data.collate import Batch
 from rematch_ray.data.readers.formats import list_data
 from rematch_ray.data.readers.keys import row_keys
 from rematch_ray.data.readers.parquet import read_table
+from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.schema import Item, items_from_table, items_to_table, write_parquet
 from rematch_ray.errors import UserError
 from rematch_ray.index.shards import EmbeddingShards
@@ -121,6 +122,20 @@ def test_every_limit_of_a_batch_holds_and_changes_no_vector(
 def _pixels(batch: Batch, actor: EmbedActor) -> int:
     patches = 0 if batch.pixel_values is None else len(batch.pixel_values)
     return patches * actor._model.row_encoder.patch_pixels
+
+
+def test_the_parent_of_a_row_stays_with_it(tiny_export: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pages.jsonl"
+    rows = [{"page": f"d{n}", "doc": f"book {n // 2}", "body": f"text {n}"} for n in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reader = ReaderSettings.model_validate({"columns": "id=page,parent_id=doc,text=body"})
+    staging = Staging(tmp_path / "progress")
+    staging.begin_run()
+    (unit,) = list_data(file, reader, rows="items")
+    read = pa.concat_tables(ReadItems(unit, 0, staging)())
+    kept = pa.concat_tables(EncodeItems(str(tiny_export), "document", None, None)(read))
+    made = EmbedActor(actor_settings(tiny_export, tmp_path / "actor"))(kept)
+    assert made["parent_id"].to_pylist() == ["book 0", "book 0", "book 1", "book 1"]
 
 
 def test_a_lower_precision_stays_near_and_is_not_the_same(
