@@ -338,6 +338,8 @@ class EmbedSettings(Settings):
     """Vectors stored of each item, the first so many, a trained prefix; null = all."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may be quarantined before the job stops with an error."""
+    retry_quarantined: bool = False
+    """Try again what an earlier run could not embed: for more memory, or a higher limit."""
     progress_seconds: float | None = Field(default=None, gt=0)
     """Seconds between two lines of progress; null = 5 in a terminal, 60 in a log."""
 

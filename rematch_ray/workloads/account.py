@@ -27,6 +27,13 @@ PLACES_SHOWN = 4
 QUARANTINE_ROWS = 4096
 
 
+def _claim(ledger: Ledger, found: Scan, chosen: NDArray[np.bool_]) -> Claim:
+    """Claim some of the rows of a source."""
+    rows = np.flatnonzero(chosen)
+    claim = ledger.claim(found.keys[rows])
+    return Claim(rows[claim.rows], claim.entries, claim.copies)
+
+
 @dataclass(frozen=True)
 class Account:
     """What the sources hold of the input.
@@ -47,14 +54,13 @@ class Account:
 
     @classmethod
     def of(cls, ledger: Ledger, sources: Sequence[Source], scans: Sequence[Scan]) -> "Account":
-        """Let the sources claim what they hold, in their order."""
-        good, bad, id_keys = [], [], []
-        for found in scans:
-            claim = ledger.claim(found.keys)
-            embedded = found.good[claim.rows]
-            good.append(claim[embedded])
-            bad.append(claim[~embedded])
-            id_keys.append(found.id_keys[good[-1].rows])
+        """Let the sources claim what they hold, in their order.
+
+        Good rows first: one that could not be embedded once may have been since.
+        """
+        good = [_claim(ledger, found, found.good) for found in scans]
+        bad = [_claim(ledger, found, ~found.good) for found in scans]
+        id_keys = [found.id_keys[own.rows] for found, own in zip(scans, good, strict=True)]
         return cls(ledger, sources, good, bad, id_keys)
 
     @property

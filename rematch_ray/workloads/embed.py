@@ -46,7 +46,7 @@ from rematch_ray.workloads.embedding_job import (
 from rematch_ray.workloads.runtime import Background, Bundle, connect
 from rematch_ray.workloads.shards import finish
 from rematch_ray.workloads.stages import ReadCall, plain_context, read_calls
-from rematch_ray.workloads.staging import ROW_KEY, Staging
+from rematch_ray.workloads.staging import QUARANTINE, ROW_KEY, Staging
 
 # with a whole CPU, Ray's budgets let no write start on a small machine before all reads have ended
 READ_CPUS, WRITE_CPUS = 0.25, 0.25
@@ -95,7 +95,7 @@ def embed(
     units = _list(data, reader)
     job = Job.of(export, settings, side=side, instruction=instruction, data=fingerprint(units))
     manifest = read_manifest(target, job)
-    if manifest is not None and is_finished(target, manifest, job) and _is_whole(units):
+    if manifest is not None and _nothing_is_left(target, manifest, job, units, settings):
         say(f"{target} holds these embeddings already ({manifest['embedded']} rows)")
         return {**_summary(target, manifest), "skipped": True}
     staging = Staging.of(target)
@@ -106,7 +106,7 @@ def embed(
         claim(staging, job)
         with writing(target):
             staging.begin_run()
-            staging.note_finished(target, manifest)
+            staging.note_finished(target, manifest, retry_quarantined=settings.retry_quarantined)
         with connect(embed_bundles(settings, resumes=staging.count_done() > 0)):
             _stream(units, export, job, settings, staging)
             manifest = finish(
@@ -130,6 +130,11 @@ def embed(
     }
     with writing(target):
         write_summary(target, result)
+    if manifest["quarantined"]:
+        say(
+            f"{manifest['quarantined']} rows could not be embedded, {target / QUARANTINE} says "
+            "why; retry_quarantined=true tries them again"
+        )
     return result
 
 
@@ -138,6 +143,14 @@ def _list(data: str | Path | Sequence[str | Path], reader: ReaderSettings | None
     given = [data] if isinstance(data, str | Path) else list(data)
     paths = [p if "://" in str(p) else Path(p).expanduser().absolute() for p in given]
     return list_data(paths, reader, rows="items")
+
+
+def _nothing_is_left(
+    target: Path, manifest: dict[str, Any], job: Job, units: Sequence[Unit], settings: EmbedSettings
+) -> bool:
+    """Whether a run would find nothing to do, as far as that is seen without reading the data."""
+    retries = settings.retry_quarantined and manifest["quarantined"]
+    return not retries and is_finished(target, manifest, job) and _is_whole(units)
 
 
 def _is_whole(units: Sequence[Unit]) -> bool:

@@ -120,10 +120,11 @@ def _sources(target: Path, staging: Staging, old: Mapping[str, Any] | None) -> I
     if old is not None:
         for path, entry in whole_shards(target, old):
             yield Source(path, "shard", entry)
-        if (target / QUARANTINE).is_file():
-            yield Source(target / QUARANTINE, "quarantine")
     for path in sorted(staging.rows.glob("*.parquet")):
         yield Source(path, "staged")
+    # last: the reason that counts is the one of the latest run
+    if old is not None and (target / QUARANTINE).is_file():
+        yield Source(target / QUARANTINE, "quarantine")
 
 
 def _pieces(

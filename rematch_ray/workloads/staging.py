@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rematch_ray.errors import UserError
@@ -138,7 +139,13 @@ class Staging:
         partial.write_text(json.dumps(job, indent=1) + "\n")
         partial.replace(self.job)
 
-    def note_finished(self, target: Path, manifest: Mapping[str, Any] | None) -> None:
+    def note_finished(
+        self,
+        target: Path,
+        manifest: Mapping[str, Any] | None,
+        *,
+        retry_quarantined: bool = False,
+    ) -> None:
         """Let done/ name the rows of a finished directory, and none that have left its shards.
 
         Done before every run, not only after one: a row that was changed and is changed back lies
@@ -148,17 +155,37 @@ class Staging:
         Args:
             target: the output directory.
             manifest: of it; None = nothing is finished there.
+            retry_quarantined: let bad rows not count as done, so that they are embedded again.
         """
+        if retry_quarantined:
+            self._forget_bad()
         if manifest is None:
             (self.done / FINISHED).unlink(missing_ok=True)
             return
         shards = (path for path, _ in whole_shards(target, manifest))
-        files = [target / QUARANTINE, *shards]
+        files = [*shards, *([] if retry_quarantined else [target / QUARANTINE])]
         partial = self.done / f".{FINISHED}"
         with pq.ParquetWriter(partial, pa.schema([(ROW_KEY, pa.int64())])) as writer:
             for file in filter(Path.is_file, files):
                 writer.write_table(pq.read_table(file, columns=[ROW_KEY]).replace_schema_metadata())
         partial.replace(self.done / FINISHED)
+
+    def _forget_bad(self) -> None:
+        """Take the keys of staged bad rows out of done/; a good row of a key is preferred."""
+        bad = pa.array([], pa.int64())
+        for file in self.rows.glob("*.parquet"):
+            staged = pq.read_table(file, columns=[ROW_KEY, STATUS_FIELD.name])
+            keys = staged.filter(pc.not_equal(staged[STATUS_FIELD.name], OK))[ROW_KEY]
+            bad = pa.concat_arrays([bad, *keys.chunks])
+        for file in self._done_files() if len(bad) else ():
+            done = pq.read_table(file)
+            kept = done.filter(pc.invert(pc.is_in(done[ROW_KEY], value_set=bad)))
+            if not kept.num_rows:
+                file.unlink()
+            elif kept.num_rows < done.num_rows:
+                partial = file.with_name(f".{file.name}")
+                pq.write_table(kept, partial)
+                partial.replace(file)
 
     def settle(self, target: Path, manifest: Mapping[str, Any]) -> None:
         """Empty rows/: the finished directory has all that counts.
@@ -206,5 +233,9 @@ class Staging:
 
     def count_done(self) -> int:
         """Rows that lie in rows/ for good; copies that were staged twice count twice."""
-        files = (f for f in self.done.glob("*.parquet") if not f.name.endswith(".pending.parquet"))
-        return sum(pq.read_metadata(file).num_rows for file in files)
+        return sum(pq.read_metadata(file).num_rows for file in self._done_files())
+
+    def _done_files(self) -> list[Path]:
+        """Ray's files of keys whose rows are written."""
+        files = self.done.glob("*.parquet")
+        return [file for file in files if not file.name.endswith(".pending.parquet")]

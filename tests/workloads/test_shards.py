@@ -5,6 +5,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rematch_ray.index.manifest import hash_file
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.workloads import shard_files, shards
 from rematch_ray.workloads.disk import held
-from rematch_ray.workloads.embedding_job import is_finished, read_manifest
+from rematch_ray.workloads.embedding_job import is_finished, manifest_in, read_manifest
 from rematch_ray.workloads.staging import Staging
 from tests.workloads.staged import (
     D,
@@ -281,6 +282,29 @@ def test_a_copy_of_a_bad_row_is_quarantined_as_often_as_it_occurs(tmp_path: Path
     assert (manifest["embedded"], manifest["quarantined"]) == (3, 2)
     rows = pq.read_table(tmp_path / "quarantine.parquet").to_pylist()
     assert [(row["path"], row["row"]) for row in rows] == [("a.jsonl", 1), ("b.jsonl", 0)]
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_bad_rows_count_as_done_unless_they_are_to_be_tried_again(
+    tmp_path: Path, settles: bool
+) -> None:
+    good, bad = rows_of(["a", "b"]), rows_of(["x", "y"], status="more memory than there is")
+    set_input(tmp_path, [[*good, *bad]])
+    stage(tmp_path, [good[0], bad[0]], name="0.parquet")
+    stage(tmp_path, [bad[1]], name="1.parquet")
+    stage(tmp_path, good[1:], name="2.parquet")
+    assert finished(tmp_path, settles=settles)["quarantined"] == 2
+    staging = set_input(tmp_path, [[*good, *bad]])
+    assert done_keys(tmp_path) == {row.key for row in [*good, *bad]}
+    staging.note_finished(tmp_path, manifest_in(tmp_path), retry_quarantined=True)
+    assert done_keys(tmp_path) == {row.key for row in good}
+    # one can be embedded now, the other cannot for another reason
+    stage(tmp_path, [replace(bad[0], status="ok"), replace(bad[1], status="damaged")])
+    manifest = finished(tmp_path)
+    assert (manifest["embedded"], manifest["quarantined"]) == (3, 1)
+    assert sorted(ids_of(tmp_path)) == ["a", "b", "x"]
+    (left,) = pq.read_table(tmp_path / "quarantine.parquet").to_pylist()
+    assert (left["id"], settles and left["reason"]) == ("y", settles and "damaged")
 
 
 def test_too_many_bad_rows_are_refused_with_reasons_and_listed(tmp_path: Path) -> None:
