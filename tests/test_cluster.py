@@ -134,6 +134,25 @@ def test_a_job_starts_a_program_of_ours_with_arguments_it_accepts(path: Path) ->
     verb_parser(verb, command).parse_args(arguments)
 
 
+def test_the_embedding_job_fits_one_worker_and_its_processes_may_become_more() -> None:
+    from rematch_ray.config import EmbedJobSettings, read_settings
+    from rematch_ray.workloads.embed import embed_bundles
+    from rematch_ray.workloads.runtime import refuse_what_does_not_fit
+
+    manifest = load(ROOT / "cluster" / "kuberay" / "rayjob-embed.yaml")
+    overrides = [
+        word for word in shlex.split(manifest["spec"]["entrypoint"]) if "=" in word.split("/")[0]
+    ]
+    settings = read_settings(EmbedJobSettings, None, overrides)
+    assert settings.max_actors > settings.min_actors
+    (group,) = cluster_of(manifest)["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    worker = {"CPU": float(container["resources"]["limits"]["cpu"])}
+    refuse_what_does_not_fit(embed_bundles(settings, resumes=True), [worker])
+    every = settings.model_copy(update={"num_actors": settings.max_actors})
+    refuse_what_does_not_fit(embed_bundles(every, resumes=True), group["maxReplicas"] * [worker])
+
+
 def test_the_service_is_one_that_serve_and_our_application_accept() -> None:
     from ray.serve.schema import ServeDeploySchema
 

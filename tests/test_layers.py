@@ -47,8 +47,8 @@ TOP_LIBRARIES = {"ray", "fastapi", "starlette", "uvicorn"}
 
 # imports between workloads point left only
 WORKLOADS = [
-    "runtime", "journal", "run_directory", "pauses", "stages", "ahead", "stream", "staging", "disk",
-    "ledger", "shard_files", "embedding_job", "account", "shards",
+    "autoscaling", "runtime", "journal", "run_directory", "pauses", "stages", "ahead", "stream",
+    "staging", "disk", "ledger", "shard_files", "embedding_job", "account", "shards",
     "validation", "tracking", "training_plot", "watch", "bad_rows", "checkpoints", "preemption",
     "loop", "train", "embed_stages", "embed_progress", "embed_actor", "embed",
     "mining_tasks", "mining_job", "mining_inputs", "mining_runs", "mining_galleries", "mine",

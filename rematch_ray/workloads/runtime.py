@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from rematch_ray.errors import UserError
+from rematch_ray.workloads.autoscaling import PATIENCE_S, is_autoscaled, wait_for_nodes
 
 # A training run needs CPUs for reading data beside its workers, or it waits without a word: on
 # small machines the CPUs that Ray counts are therefore more than there are.
@@ -128,6 +130,7 @@ def connect(bundles: Sequence[Bundle]) -> Iterator[None]:
 
     An initialised Ray is used as it is. With RAY_ADDRESS set (a submitted job has it) the program
     attaches to that cluster; otherwise it starts one in this process and ends it on the way out.
+    Where an autoscaler adds nodes, it is asked for the room that is missing.
 
     Raises:
         UserError: the cluster cannot be reached, or cannot hold the bundles.
@@ -135,7 +138,7 @@ def connect(bundles: Sequence[Bundle]) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        refuse_what_does_not_fit(bundles, node_resources())
+        _find_room(bundles)
         yield
         return
     for name, value in DRIVER_ENVIRONMENT.items():
@@ -150,7 +153,7 @@ def connect(bundles: Sequence[Bundle]) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
         try:
-            refuse_what_does_not_fit(bundles, node_resources())
+            _find_room(bundles)
             yield
         except KeyboardInterrupt:
             # torn down, stages log stack traces on their way out, and this program is ending
@@ -184,6 +187,24 @@ def node_resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def _find_room(bundles: Sequence[Bundle]) -> None:
+    """Refuse what the connected cluster cannot hold, nodes that its autoscaler adds included.
+
+    Raises:
+        UserError: names what does not fit.
+    """
+    try:
+        refuse_what_does_not_fit(bundles, node_resources())
+    except UserError as error:
+        if not is_autoscaled():
+            raise
+        minutes = f"{PATIENCE_S / 60:g} minutes"
+        print(f"{error}: waiting for nodes, at most {minutes}", file=sys.stderr, flush=True)
+        asked = [{"CPU": b.cpus, "GPU": b.gpus} for b in bundles for _ in range(b.count)]
+        if not wait_for_nodes(asked, lambda: _first_misfit(bundles, node_resources()) is None):
+            raise UserError(f"{error}; its autoscaler added no such room in {minutes}") from error
+
+
 def refuse_what_does_not_fit(
     bundles: Sequence[Bundle], nodes: Iterable[Mapping[str, float]]
 ) -> None:
@@ -197,14 +218,22 @@ def refuse_what_does_not_fit(
         UserError: names what does not fit, what the cluster has and the setting to lower.
     """
     nodes = list(nodes)
+    misfit = _first_misfit(bundles, nodes)
+    if misfit is not None:
+        raise UserError(_refusal(bundles, misfit, nodes))
+
+
+def _first_misfit(bundles: Sequence[Bundle], nodes: Iterable[Mapping[str, float]]) -> Bundle | None:
+    """The first bundle for which no node has room beside the others, if there is one."""
     free = [{kind: node.get(kind, 0.0) for kind in ("CPU", "GPU")} for node in nodes]
     wanted = [bundle for bundle in bundles for _ in range(bundle.count)]
     for bundle in sorted(wanted, key=lambda b: (b.gpus, b.cpus), reverse=True):
         node = next((n for n in free if _holds(n, bundle)), None)
         if node is None:
-            raise UserError(_refusal(bundles, bundle, nodes))
+            return bundle
         node["CPU"] -= bundle.cpus
         node["GPU"] -= bundle.gpus
+    return None
 
 
 def _holds(node: Mapping[str, float], bundle: Bundle) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rematch_ray.errors import UserError
-from rematch_ray.workloads import runtime
+from rematch_ray.workloads import autoscaling, runtime
 from rematch_ray.workloads.runtime import Bundle, refuse_what_does_not_fit
 
 TRAIN = [
@@ -52,6 +52,54 @@ def test_a_request_beyond_this_machine_is_refused_before_ray_starts(
         runtime.connect([Bundle("embedding process", 1, 0, 99)]),
     ):
         pytest.fail("connected")
+
+
+class Autoscaled:
+    """A cluster whose head has no CPU, and whose workers come when they are asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, cpus: float, group: str | None) -> None:
+        self.asked: list[list[dict[str, float]]] = []
+        self._cpus = cpus
+        self._labels = {autoscaling.NODE_GROUP: group} if group else {}
+        monkeypatch.setattr("ray.is_initialized", lambda: True)
+        monkeypatch.setattr("ray.nodes", self.nodes)
+        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", self.request)
+        monkeypatch.setattr(autoscaling, "POLL_S", 0.0)
+
+    def request(self, bundles: list[dict[str, float]]) -> None:
+        self.asked.append(bundles)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        head = {"Alive": True, "Labels": self._labels, "Resources": {"memory": 1.0}}
+        worker = {"Alive": True, "Labels": {}, "Resources": {"CPU": self._cpus}}
+        return [head, worker] if self.asked else [head]
+
+
+def test_a_cluster_that_has_its_head_alone_is_asked_for_nodes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = Autoscaled(monkeypatch, cpus=2, group="headgroup")
+    with runtime.connect(TRAIN):
+        pass
+    whole = {"CPU": 1.0, "GPU": 0.0}
+    # and the request is taken back: what runs there asks for itself
+    assert cluster.asked == [[{"CPU": 0.5, "GPU": 0}, {"CPU": 0.5, "GPU": 0}, whole], []]
+    assert "has 0 CPU, 0 GPU on 1 node" in (told := capsys.readouterr().err)
+    assert "waiting for nodes" in told
+
+
+def test_nodes_that_do_not_come_and_clusters_that_get_none_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Autoscaled(monkeypatch, cpus=1, group=None)
+    with pytest.raises(UserError, match="has 0 CPU, 0 GPU on 1 node"), runtime.connect(TRAIN):
+        pytest.fail("connected")
+    assert not cluster.asked
+    cluster = Autoscaled(monkeypatch, cpus=1, group="headgroup")
+    monkeypatch.setattr(autoscaling, "PATIENCE_S", 0.0)
+    with pytest.raises(UserError, match="added no such room"), runtime.connect(TRAIN):
+        pytest.fail("connected")
+    assert cluster.asked[-1] == []
 
 
 def test_an_address_without_a_cluster_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
