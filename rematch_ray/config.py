@@ -329,7 +329,7 @@ class EmbedSettings(Settings):
     buffer_bytes: int = Field(default=2**29, gt=0)
     """Bytes of rows that may wait between stages, for each model process; some windows at least."""
     rows_per_write: int = Field(default=2048, gt=0)
-    """Rows that are written together: what a killed run embeds again at most, per model process."""
+    """Rows that are written together; a killed run embeds again what was not written yet."""
     rows_per_shard: int = Field(default=4096, gt=0)
     """Rows that a shard holds at least (but for the last), unless the whole corpus is smaller."""
     store_dtype: Literal["float16", "int8"] = "float16"

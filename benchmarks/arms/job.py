@@ -50,7 +50,7 @@ class StandInActor(EmbedActor):
         self._span: list[float] = []
         self._batches = 0
         model = self._model
-        path = Path(settings.progress) / SPAN
+        path = settings.staging.actors / SPAN
 
         def wait(batch: Any, side: Any) -> Embeddings:
             self._span = self._span or [time.time()]
