@@ -19,14 +19,12 @@ from ray.data.checkpoint import CheckpointConfig
 
 from rematch_ray.config import EmbedSettings
 from rematch_ray.data.prompts import Side
-from rematch_ray.data.readers.formats import list_data
-from rematch_ray.data.readers.parquet import NAME as OWN_FORMAT
-from rematch_ray.data.readers.parquet import parquet_file
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Unit, fingerprint, payload_type
 from rematch_ray.model.checkpoint import resolve_export
 from rematch_ray.workloads.disk import held, streaming, writing
 from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
+from rematch_ray.workloads.embed_data import list_items, tells_every_change
 from rematch_ray.workloads.embed_progress import (
     Done,
     Progress,
@@ -92,7 +90,7 @@ def embed(
     """
     settings = settings or EmbedSettings()
     export, target = resolve_export(model).absolute(), output_directory(out)
-    units = _list(data, reader)
+    units = list_items(data, reader)
     job = Job.of(export, settings, side=side, instruction=instruction, data=fingerprint(units))
     manifest = read_manifest(target, job)
     if manifest is not None and _nothing_is_left(target, manifest, job, units, settings):
@@ -138,39 +136,12 @@ def embed(
     return result
 
 
-def _list(data: str | Path | Sequence[str | Path], reader: ReaderSettings | None) -> list[Unit]:
-    """List the data's units, local paths made absolute: workers run in directories of their own."""
-    given = [data] if isinstance(data, str | Path) else list(data)
-    paths = [p if "://" in str(p) else Path(p).expanduser().absolute() for p in given]
-    return list_data(paths, reader, rows="items")
-
-
 def _nothing_is_left(
     target: Path, manifest: dict[str, Any], job: Job, units: Sequence[Unit], settings: EmbedSettings
 ) -> bool:
     """Whether a run would find nothing to do, as far as that is seen without reading the data."""
     retries = settings.retry_quarantined and manifest["quarantined"]
-    return not retries and is_finished(target, manifest, job) and _is_whole(units)
-
-
-def _is_whole(units: Sequence[Unit]) -> bool:
-    """Whether the files' stamps tell every change: ours can, unless they refer to other files."""
-    if any(unit.format != OWN_FORMAT for unit in units):
-        return False
-    return not any(_refers(path) for path in dict.fromkeys(unit.path for unit in units))
-
-
-def _refers(path: str) -> bool:
-    """Whether one of our files has parts with a uri, or does not say in its footer."""
-    with parquet_file(path) as file:
-        for number in range(file.metadata.num_row_groups):
-            group = file.metadata.row_group(number)
-            for column in map(group.column, range(group.num_columns)):
-                if column.path_in_schema.endswith(".uri"):
-                    stated = column.statistics
-                    if stated is None or stated.null_count != column.num_values:
-                        return True
-    return False
+    return not retries and is_finished(target, manifest, job) and tells_every_change(units)
 
 
 def _summary(target: Path, manifest: dict[str, Any]) -> dict[str, Any]:
