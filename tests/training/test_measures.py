@@ -29,9 +29,15 @@ ODD = "q3"  # the query whose own words no other row has
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def training(base: Path, **changes: Any) -> Training:
-    optimisation = OptimisationSettings(**changes)
-    return Training.build(model_settings(base), objective(), optimisation, seed=0, total_steps=4)
+def training(base: Path, *, device: str = "cpu", **changes: Any) -> Training:
+    return Training.build(
+        model_settings(base),
+        objective(),
+        OptimisationSettings(**changes),
+        seed=0,
+        total_steps=4,
+        device=device,
+    )
 
 
 def spoil(made: Training, number: int) -> None:
@@ -90,9 +96,9 @@ def test_the_rows_to_blame_are_looked_for_where_the_model_is(
     ids=["at once", "gradient cache", "in parts"],
 )
 def test_the_row_that_breaks_a_loss_is_named_and_nothing_is_updated(
-    tiny_base: Path, changes: dict[str, Any]
+    tiny_base: Path, device: str, changes: dict[str, Any]
 ) -> None:
-    made = training(tiny_base, **changes)
+    made = training(tiny_base, device=device, **changes)
     spoil(made, 3)
     before = {name: value.clone() for name, value in made.joint.state_dict().items()}
     rows = [text_sample(n, negatives=1) for n in range(5)]

@@ -28,6 +28,7 @@ def build(
     optimisation: OptimisationSettings = FAST,
     seed: int = 0,
     total_steps: int = 10,
+    device: str = "cpu",
     **changes: Any,
 ) -> Training:
     return Training.build(
@@ -36,6 +37,7 @@ def build(
         optimisation,
         seed=seed,
         total_steps=total_steps,
+        device=device,
         name="tiny",
     )
 
@@ -53,8 +55,8 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_steps_on_the_same_rows_lower_the_loss(tiny_base: Path) -> None:
-    training = build(tiny_base)
+def test_steps_on_the_same_rows_lower_the_loss(tiny_base: Path, device: str) -> None:
+    training = build(tiny_base, device=device)
     rows = batch(training)
     losses = [training.step(rows)["loss"] for _ in range(6)]
     assert losses[-1] < 0.8 * losses[0]
@@ -262,8 +264,8 @@ def test_the_step_uses_the_rate_of_the_schedule(tiny_base: Path) -> None:
     assert [group["lr"] for group in training.optimizer.param_groups][-1] == pytest.approx(5e-3)
 
 
-def test_a_loss_that_is_not_finite_updates_nothing(tiny_base: Path) -> None:
-    training = build(tiny_base)
+def test_a_loss_that_is_not_finite_updates_nothing(tiny_base: Path, device: str) -> None:
+    training = build(tiny_base, device=device)
     rows = batch(training)
     training.step(rows)
     with torch.no_grad():
@@ -275,8 +277,8 @@ def test_a_loss_that_is_not_finite_updates_nothing(tiny_base: Path) -> None:
     assert training.steps_done == 1
 
 
-def test_a_gradient_that_is_not_finite_updates_nothing(tiny_base: Path) -> None:
-    training = build(tiny_base)
+def test_a_gradient_that_is_not_finite_updates_nothing(tiny_base: Path, device: str) -> None:
+    training = build(tiny_base, device=device)
     training.joint.embedder.banks["query"].register_hook(lambda grad: grad * math.inf)
     before = weights(training)
     with pytest.raises(FloatingPointError, match="gradient norm"):
@@ -294,18 +296,33 @@ def test_a_long_gradient_is_clipped(tiny_base: Path) -> None:
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_recomputing_layers_changes_no_gradient(tiny_base: Path) -> None:
-    plain, recomputed = build(tiny_base), build(tiny_base, gradient_checkpointing=True)
+def test_recomputing_layers_changes_no_gradient(tiny_base: Path, device: str) -> None:
+    plain = build(tiny_base, device=device)
+    recomputed = build(tiny_base, device=device, gradient_checkpointing=True)
     assert recomputed.joint.embedder.backbone.model.is_gradient_checkpointing
     losses = []
     for training in (plain, recomputed):
-        loss = training.joint(batch(training)).total
+        loss = training.joint(batch(training).to(device)).total
         loss.backward()
         losses.append(loss.detach())
     torch.testing.assert_close(losses[0], losses[1])
     named = dict(recomputed.joint.named_parameters())
     for name, parameter in plain.joint.named_parameters():
         torch.testing.assert_close(parameter.grad, named[name].grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_a_device_takes_the_step_of_the_cpu(tiny_base: Path, device: str) -> None:
+    """Rows, masks and draws of whole numbers are the same wherever they stand."""
+    options = {"settings": objective(match_mined=1.0, margin=0.05), "lora": LoraSettings(rank=2)}
+    here, there = build(tiny_base, **options), build(tiny_base, device=device, **options)
+    assert there.device.type == device
+    want, got = here.step(batch(here)), there.step(batch(there))
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert got[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    # the update of a gradient near zero may have either sign
+    want, got = here.step(batch(here, 1)), there.step(batch(there, 1))
+    assert got["loss"] == pytest.approx(want["loss"], rel=1e-2)
 
 
 def test_learned_temperatures_stay_in_their_range_over_steps(tiny_base: Path) -> None:
