@@ -91,6 +91,7 @@ class Generation:
         """
         for segment in self.segments:
             segment.hold()
+        _ = self.keys, self.live  # the first search need not make them
         self.is_held = True
 
     def _line_up(self) -> None:
@@ -105,7 +106,8 @@ class Generation:
         """(rows,) True where a document is not deleted; made by the first search, not by opening,
         whose time does not grow with the documents.
         """
-        live = np.concatenate([segment.live for segment in self.segments])
+        parts = [segment.live for segment in self.segments]
+        live = parts[0] if len(parts) == 1 else np.concatenate(parts)
         live.flags.writeable = False  # searches without a filter share it
         return live
 
