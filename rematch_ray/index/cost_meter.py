@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from rematch_ray.index.costs import (
     PROBED_LIST_EXCESS,
     Costs,
 )
+from rematch_ray.index.planner import Candidates
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
 from rematch_ray.scoring.budget import Budget, Ladder
@@ -129,16 +131,22 @@ def _measure_rungs(folder: Path, dim: int, ladder: Ladder) -> Costs:
     ]
     times = [one.stages[str(rung)] for (rung, _), one in taken.items()]
     stage_ms, document, entry, product = _fit(np.array(lines), np.array(times))
-    low, high = (taken[ladder.rungs[0], count] for count in (counts[0], counts[-1]))
-    ordered = (high.stages["exact"] - low.stages["exact"]) / max(1, counts[-1] - counts[0])
+    # of one vector's entries, where every document is read
+    ordered = [
+        (_search(index, dim, ladder, rung, "all").stages[str(rung)] - stage_ms)
+        / (num_documents * rung.r_d * dim)
+        - rung.r_q * product
+        for rung in ladder.rungs
+    ]
+    low = taken[ladder.rungs[0], counts[0]]
     return replace(
         EXPECTED,
         call_ms=low.beside + low.stages["exact"],
         stage_ms=stage_ms,
         document_ns=document * 1e6,
         entry_ns=entry * 1e6,
+        ordered_ns=max(0.0, statistics.median(ordered)) * 1e6,
         product_ns=product * 1e6,
-        order_ns=max(0.0, ordered * 1e6),
         exact_ns=_exact_ns(taken[ladder.top, counts[0]], low, ladder, dim),
     )
 
@@ -163,7 +171,6 @@ def _measure_coarse(folder: Path, dim: int, costs: Costs) -> Costs:
     probed = min(1.0, PROBED_LIST_EXCESS * default_nprobe(count) / count) * NUM_COARSE
     return replace(
         costs,
-        row_ns=taken["scan"].stages["filter"] * 1e6 / NUM_COARSE,
         scan_ns=scan / NUM_COARSE,
         list_ns=max(0.0, lists - count * costs.centroid_ns) / probed,
     )
@@ -174,7 +181,9 @@ def _build(folder: Path, num_documents: int, ladder: Ladder, dim: int, kind: str
     return SearchIndex.open(folder)
 
 
-def _search(index: SearchIndex, dim: int, ladder: Ladder, rung: Budget, count: int) -> _Taken:
+def _search(
+    index: SearchIndex, dim: int, ladder: Ladder, rung: Budget, count: Candidates
+) -> _Taken:
     """Searches query by query; the first one, which maps files, is not counted."""
     random = np.random.default_rng(1)
     stages: dict[str, list[float]] = {}

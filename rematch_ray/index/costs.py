@@ -34,14 +34,13 @@ class Costs:
     Args:
         call_ms: a search call, whatever it scores: checks, plan, ids and payloads of the hits.
         stage_ms: each stage of a plan.
-        row_ns: per live document: what passes the filter.
         scan_ns: per entry of an exact coarse scan, from memory.
         centroid_ns: per entry of the list centres that a query is compared with.
         list_ns: per entry of the 8-bit codes in the lists that are probed.
         document_ns: per document and plane that a candidate list picks out.
-        entry_ns: per entry of a document that is read.
+        entry_ns: per entry of such a document that is read.
+        ordered_ns: the same where every document is read, one after another.
         product_ns: per entry of a dot product.
-        order_ns: per document that the last stage puts in order.
         exact_ns: per entry of a dot product with the float16 originals.
         ssd_read_us: a read that memory does not hold; a mapped file waits for one at a time.
         merge_ms: sending a query to several shards and merging what they found.
@@ -50,14 +49,13 @@ class Costs:
 
     call_ms: float
     stage_ms: float
-    row_ns: float
     scan_ns: float
     centroid_ns: float
     list_ns: float
     document_ns: float
     entry_ns: float
+    ordered_ns: float
     product_ns: float
-    order_ns: float
     exact_ns: float
     ssd_read_us: float
     merge_ms: float
@@ -73,7 +71,7 @@ class Costs:
                 read is read again when new query vectors meet it.
 
         >>> round(EXPECTED.document(Budget(16, 64), 128) / 1000, 1)
-        1.1
+        1.9
         """
         reads = max(1, rung.r_d)
         products = rung.dot_products
@@ -83,21 +81,30 @@ class Costs:
                 reads -= before.r_d
         return self.document_ns + dim * (reads * self.entry_ns + products * self.product_ns)
 
+    def every_document(self, rung: Budget, dim: int) -> float:
+        """Nanoseconds per document where all are scored: no list picks, and reading is in order.
 
-# By `rematch-ray plan --measure` on a 2-core server with AVX-512 VNNI that other work shared, three
-# runs. FAISS on 100,000 vectors gave centroid_ns; what no index of this machine shows is assumed.
+        >>> EXPECTED.every_document(Budget(2, 4), 128) < EXPECTED.document(Budget(2, 4), 128)
+        True
+        """
+        reads = max(1, rung.r_d) * self.ordered_ns
+        return dim * (reads + rung.dot_products * self.product_ns)
+
+
+# By `rematch-ray plan --measure` on an idle 2-core server with AVX-512 VNNI, means of two runs;
+# `ordered_ns` from the stages of whole searches there. FAISS on 100,000 vectors gave centroid_ns;
+# what no index of this machine shows is assumed.
 EXPECTED = Costs(
-    call_ms=0.4,
-    stage_ms=0.05,
-    row_ns=0.7,
-    scan_ns=0.077,
+    call_ms=0.38,
+    stage_ms=0.13,
+    scan_ns=0.045,
     centroid_ns=0.23,
-    list_ns=0.4,
+    list_ns=0.47,
     document_ns=0,
-    entry_ns=0.097,
-    product_ns=0.0021,
-    order_ns=50,
-    exact_ns=0.5,
+    entry_ns=0.16,
+    ordered_ns=0.09,
+    product_ns=0.0044,
+    exact_ns=0.105,
     ssd_read_us=100,
     merge_ms=1.0,
     measured=(
@@ -132,7 +139,7 @@ def coarse_ms(costs: Costs, kind: CoarseList, num_documents: int, dim: int) -> f
     """Milliseconds of the coarse stage over so many documents.
 
     >>> round(coarse_ms(EXPECTED, "scan", 10**6, 128), 1)
-    9.9
+    5.8
     """
     if kind in _SCAN_FACTORS:
         return num_documents * dim * costs.scan_ns * _SCAN_FACTORS[kind] / 1e6
@@ -193,7 +200,7 @@ def query_time(
         shards: how many.
     """
     own = math.ceil(num_documents / shards)
-    fixed = costs.call_ms + own * costs.row_ns / 1e6
+    fixed = costs.call_ms
     per_candidate = 0.0
     if plan.coarse_candidates is not None:
         fixed += costs.stage_ms + coarse_ms(costs, coarse, own, fused_dim or dim)
@@ -201,9 +208,12 @@ def query_time(
     for rung, entering in stages_of(plan, num_documents):
         width = (fused_dim or dim) if rung.is_fused else dim
         fixed += costs.stage_ms
-        per_candidate += entering * costs.document(rung, width, before) / 1e6
+        if before is None and plan.coarse_candidates is None:
+            per_document = costs.every_document(rung, width)
+        else:
+            per_document = costs.document(rung, width, before)
+        per_candidate += entering * per_document / 1e6
         before = rung
-    per_candidate += entering * costs.order_ns / 1e6
     if not plan.budget.is_fused:
         exact_ns = costs.document_ns + plan.budget.dot_products * dim * costs.exact_ns
         per_candidate += min(rescored, num_documents) * exact_ns / 1e6

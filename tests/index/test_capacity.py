@@ -147,8 +147,18 @@ def test_a_narrowed_plan_costs_what_its_survivors_cost() -> None:
     narrow = query_time(EXPECTED, Plan(ladder.top, 2000, ((Budget(4, 8), 200),)), **sizes)
     carried = 2000 * EXPECTED.document(Budget(4, 8), 128)
     carried += 200 * EXPECTED.document(ladder.top, 128, Budget(4, 8))
-    saved = 2000 * EXPECTED.document(ladder.top, 128) - carried + 1800 * EXPECTED.order_ns
+    saved = 2000 * EXPECTED.document(ladder.top, 128) - carried
     assert wide.core - narrow.core == pytest.approx(saved / 1e6 - EXPECTED.stage_ms)
+
+
+def test_all_documents_in_order_cost_less_than_as_many_candidates() -> None:
+    top = Budget(16, 64)
+    sizes = {"num_documents": 10**5, "dim": 128, "fused_dim": None, "coarse": "scan"}
+    whole = query_time(EXPECTED, Plan(top, None), **sizes)
+    assert whole.core == pytest.approx(
+        EXPECTED.call_ms + EXPECTED.stage_ms + EXPECTED.every_document(top, 128) * 0.1
+    )
+    assert whole.core < query_time(EXPECTED, Plan(top, 10**5), **sizes).core
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5", "1e-3", "1.5", "ten", "1e400", "10 Mio"])
