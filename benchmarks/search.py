@@ -47,7 +47,8 @@ from arms.searching import (
     measure,
 )
 from meters.resident import OwnMemory, own_memory
-from shapes.fitted_vectors import CUTS, Fitted, Shape, fit
+from shapes.fitted_vectors import Shape
+from shapes.fitting import CUTS, Fitted, fit
 from shapes.pages_and_scenes import write_pages_and_scenes
 from shapes.search_task import SearchTask, key_recalls, nested, pages_and_scenes
 

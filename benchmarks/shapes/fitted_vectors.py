@@ -2,18 +2,16 @@
 
 Documents lie around centres: a latent is a centre with some spread, and every vector of a document
 is a share of its latent and noise of its own. The first vector and the fused one have shares of
-their own, smaller in poor documents; `fit` chooses them so that recall@C of either against all
+their own, smaller in poor documents; `fitting` chooses them so that recall@C of either against all
 vectors is that of given vectors. A query is made from the latent of a document, its only right one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,15 +24,6 @@ REST_SHARE, QUERY_SHARE = 0.5, 0.8
 QUERY_FUSED_SHARE = 0.95
 POOR_FACTOR = 0.4
 LADDER = ("1x1", "2x4", "4x8", "8x16", "16x64")
-CUTS = (100, 1000, 4000)
-TOP = 10
-# one document in so many stands for the others when ranks are counted
-SAMPLE_STEP = 10
-NEAREST = 300
-QUERIES_TO_FIT = 64
-SPREADS = (0.6, 1.0, 1.5)
-SHARES = np.linspace(0.1, 0.98, 45)
-POOR = np.linspace(0.0, 0.4, 9)
 
 
 @dataclass(frozen=True)
@@ -198,165 +187,6 @@ class NestedShards(EmbeddingShards):
                 sources=["nested"] * BLOCK,
                 payloads=[{"name": f"document {row}"} for row in range(start, start + BLOCK)],
             )
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A shape, and recall@C of either key: wanted and estimated, in the order of `CUTS`."""
-
-    shape: Shape
-    wanted: dict[str, Sequence[float]]
-    reached: dict[str, Sequence[float]]
-
-    @classmethod
-    def from_json(cls, kept: dict[str, Any]) -> Fitted:
-        """What `dataclasses.asdict` made of one."""
-        sizes = dict(kept["shape"])
-        keys = {name: Key(**sizes.pop(name)) for name in ("first", "fused")}
-        return cls(Shape(**sizes, **keys), kept["wanted"], kept["reached"])
-
-    def lines(self) -> list[list[str]]:
-        """A table of both."""
-        lines = [["recall@C against all vectors", *map(str, CUTS)]]
-        for name in self.wanted:
-            lines.append([f"{name}, wanted", *(f"{value:.3f}" for value in self.wanted[name])])
-            lines.append([f"{name}, fitted", *(f"{value:.3f}" for value in self.reached[name])])
-        return lines
-
-
-def fit(shape: Shape, wanted: dict[str, Sequence[float]]) -> Fitted:
-    """Chooses spread and both keys so that recall@C is as wanted.
-
-    Args:
-        shape: what is not chosen.
-        wanted: `first` and `fused` -> recall@C of the best 10 at the largest budget, at `CUTS`.
-    """
-    best: tuple[float, Fitted] | None = None
-    for spread in SPREADS:
-        trial = _Trial.of(replace(shape, spread=spread))
-        chosen, reached, error = {}, {}, 0.0
-        for name, target in wanted.items():
-            chosen[name], reached[name] = trial.nearest(name, target)
-            error += _distance(reached[name], target)
-        fitted = Fitted(replace(trial.shape, **chosen), wanted, reached)
-        if best is None or error < best[0]:
-            best = error, fitted
-    assert best is not None
-    return best[1]
-
-
-def _distance(reached: Sequence[float], wanted: Sequence[float]) -> float:
-    return float(np.sum(np.square(np.subtract(reached, wanted))))
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Inner products of queries with latents and noise, of a sample and of the best documents.
-
-    Attributes:
-        sample: by key: (3, B, S) latent, noise, draws of every `SAMPLE_STEP`-th document.
-        best: by key: (3, B, TOP) the same of each query's best documents.
-    """
-
-    shape: Shape
-    sample: dict[str, np.ndarray]
-    best: dict[str, np.ndarray]
-
-    @classmethod
-    def of(cls, shape: Shape) -> _Trial:
-        queries = make_queries(shape, QUERIES_TO_FIT, seed=0)
-        sides = {"first": queries.vectors[:, 0], "fused": queries.fused}
-        latents, some = _latents(shape)
-        rows = _best_rows(shape, queries, latents)
-        chosen = _members(shape, rows.ravel())
-        sample, best = {}, {}
-        for name, query in sides.items():
-            sample[name] = _parts(query, some, name)
-            whole = _parts(query, chosen, name).reshape(3, len(query), *rows.shape)
-            # of each query its own documents
-            best[name] = np.einsum("pbbt->pbt", whole)
-        return cls(shape, sample, best)
-
-    def nearest(self, name: str, wanted: Sequence[float]) -> tuple[Key, list[float]]:
-        """The key whose recalls come nearest, first on every third share, then around the best."""
-        best: tuple[float, Key, list[float]] | None = None
-        shares, poor = SHARES[::3], POOR[::2]
-        for _ in range(2):
-            for share, part in product(shares.tolist(), poor.tolist()):
-                key = Key(share, part)
-                recalls = self.recalls(name, key)
-                error = _distance(recalls, wanted)
-                if best is None or error < best[0]:
-                    best = error, key, recalls
-            assert best is not None
-            shares = SHARES[np.abs(SHARES - best[1].share) < 0.05]
-            poor = POOR[np.abs(POOR - best[1].poor) < 0.06]
-        assert best is not None
-        return best[1], best[2]
-
-    def recalls(self, name: str, key: Key) -> list[float]:
-        """Recall@C of one key at `CUTS`; ranks counted on the sample."""
-        others, own = _scores(self.sample[name], key), _scores(self.best[name], key)
-        others.sort(axis=1)
-        ranks = np.stack(
-            [
-                others.shape[1] - np.searchsorted(row, wanted, side="right")
-                for row, wanted in zip(others, own, strict=True)
-            ]
-        )
-        return [float((ranks * SAMPLE_STEP < cut).mean()) for cut in CUTS]
-
-
-def _scores(parts: np.ndarray, key: Key) -> np.ndarray:
-    """Scores of one key, but for the length of latent and noise together, which is nearly 1."""
-    share = key.shares(parts[2])
-    return share * parts[0] + np.sqrt(1 - np.square(share)) * parts[1]
-
-
-def _latents(shape: Shape) -> tuple[np.ndarray, Block]:
-    """The latents of all documents, and all about every `SAMPLE_STEP`-th."""
-    latents = np.empty((shape.num_documents, shape.dim), np.float32)
-    some = []
-    for number in range(shape.num_documents // BLOCK):
-        block = make_block(shape, number)
-        latents[number * BLOCK : (number + 1) * BLOCK] = block.latent
-        some.append(block.take(np.arange(0, BLOCK, SAMPLE_STEP)))
-    return latents, Block.join(some)
-
-
-def _members(shape: Shape, rows: np.ndarray) -> Block:
-    """All about some documents, in the order given."""
-    return Block.join(
-        [make_block(shape, row // BLOCK).take(np.array([row % BLOCK])) for row in rows.tolist()]
-    )
-
-
-def _parts(query: np.ndarray, documents: Block, name: str) -> np.ndarray:
-    """(3, B, S) float32: inner products with latents and with noise, and draws."""
-    draws = documents.draws[name]
-    return np.stack(
-        [
-            query @ documents.latent.T,
-            query @ documents.noise[name].T,
-            np.broadcast_to(draws, (len(query), len(draws))),
-        ]
-    )
-
-
-def _best_rows(shape: Shape, queries: Queries, latents: np.ndarray) -> np.ndarray:
-    """(B, TOP) the best documents at the largest budget.
-
-    Only the `NEAREST` by latent are scored: their later vectors, 63 of 64, depend on it alone.
-    """
-    chosen = []
-    for query in queries.vectors:
-        near = np.argpartition(-(query.mean(axis=0) @ latents.T), NEAREST)[:NEAREST]
-        scores = [
-            (query @ later_vectors(shape, row, latents[row]).T).max(axis=1).mean()
-            for row in near.tolist()
-        ]
-        chosen.append(near[np.argsort(scores)[::-1][:TOP]])
-    return np.stack(chosen)
 
 
 @lru_cache(maxsize=2)
