@@ -164,7 +164,7 @@ class Staging:
             return
         shards = (path for path, _ in whole_shards(target, manifest))
         files = [*shards, *([] if retry_quarantined else [target / QUARANTINE])]
-        partial = self.done / f".{FINISHED}"
+        partial = self._unfinished(FINISHED)
         with pq.ParquetWriter(partial, pa.schema([(ROW_KEY, pa.int64())])) as writer:
             for file in filter(Path.is_file, files):
                 writer.write_table(pq.read_table(file, columns=[ROW_KEY]).replace_schema_metadata())
@@ -183,9 +183,13 @@ class Staging:
             if not kept.num_rows:
                 file.unlink()
             elif kept.num_rows < done.num_rows:
-                partial = file.with_name(f".{file.name}")
+                partial = self._unfinished(file.name)
                 pq.write_table(kept, partial)
                 partial.replace(file)
+
+    def _unfinished(self, name: str) -> Path:
+        """Where a file of done/ is written before it is whole: Ray reads all that lies there."""
+        return self.root / f".{name}"
 
     def settle(self, target: Path, manifest: Mapping[str, Any]) -> None:
         """Empty rows/: the finished directory has all that counts.

@@ -15,7 +15,7 @@ from tests.serve.local import Clock
 
 def coordinator(clock: Clock, **fields: Any) -> Coordinator:
     load = LoadSettings(target_delay_ms=5.0)
-    args = ServeArgs(index=Path("/an/index"), load=load, **fields)
+    args = ServeArgs(index=Path("/an/index"), load=load, allow_anonymous=True, **fields)
     return Coordinator(1, 3, args, clock=clock)
 
 
