@@ -139,8 +139,11 @@ class Segment:
                 f"{entry.rows}: the index is damaged, build it again"
             )
         self.payload = PayloadStore(directory / PAYLOAD_FILE)
-        if tombstones is not None and not tombstones.is_file():
-            raise UserError(f"{tombstones} is missing: the index is damaged, build it again")
+        self._deleted: NDArray[np.uint8] | None = None
+        if tombstones is not None:
+            if not tombstones.is_file():
+                raise UserError(f"{tombstones} is missing: the index is damaged, build it again")
+            self._deleted = open_array(tombstones, (-(-self.rows // 8),), np.dtype(np.uint8))
         shape = SegmentVectors(
             rows=self.manifest.rows,
             dim=self.manifest.dim,
@@ -160,12 +163,10 @@ class Segment:
 
     @cached_property
     def live(self) -> NDArray[np.bool_]:
-        """(N,) True where a document is not deleted; read on first use.
-
-        Raises:
-            UserError: the bitmap is damaged.
-        """
-        return _read_live(self._tombstones, self.rows)
+        """(N,) True where a document is not deleted; read on first use."""
+        if self._deleted is None:
+            return np.ones(self.rows, dtype=bool)
+        return ~np.unpackbits(self._deleted, count=self.rows, bitorder="little").astype(bool)
 
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
@@ -268,10 +269,3 @@ class Segment:
                     f"{path} does not match its checksum: the index is damaged, build it again"
                 )
         return sum(file.bytes for file in self.manifest.files.values())
-
-
-def _read_live(tombstones: Path | None, rows: int) -> NDArray[np.bool_]:
-    if tombstones is None:
-        return np.ones(rows, dtype=bool)
-    bits = open_array(tombstones, (-(-rows // 8),), np.dtype(np.uint8))
-    return ~np.unpackbits(bits, count=rows, bitorder="little").astype(bool)
