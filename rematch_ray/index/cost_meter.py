@@ -35,6 +35,8 @@ NUM_DOCUMENTS, NUM_COARSE = 8000, 25_000
 MOST_ENTRIES = 1 << 26
 COUNTS = (200, 2000)
 NUM_QUERIES = 12
+# more than caches hold
+MEMORY_BYTES = 1 << 28
 
 
 class RandomShards(EmbeddingShards):
@@ -145,7 +147,7 @@ def _measure_rungs(folder: Path, dim: int, ladder: Ladder) -> Costs:
         stage_ms=stage_ms,
         document_ns=document * 1e6,
         entry_ns=entry * 1e6,
-        ordered_ns=max(0.0, statistics.median(ordered)) * 1e6,
+        ordered_ns=max(_memory_ns(), statistics.median(ordered) * 1e6),
         product_ns=product * 1e6,
         exact_ns=_exact_ns(taken[ladder.top, counts[0]], low, ladder, dim),
     )
@@ -171,9 +173,21 @@ def _measure_coarse(folder: Path, dim: int, costs: Costs) -> Costs:
     probed = min(1.0, PROBED_LIST_EXCESS * default_nprobe(count) / count) * NUM_COARSE
     return replace(
         costs,
-        scan_ns=scan / NUM_COARSE,
+        # so few vectors stay in a cache; those of a corpus that is worth planning do not
+        scan_ns=max(_memory_ns(), scan / NUM_COARSE),
         list_ns=max(0.0, lists - count * costs.centroid_ns) / probed,
     )
+
+
+def _memory_ns() -> float:
+    """Nanoseconds per byte read from memory one after another; an entry of a code is a byte."""
+    words = np.ones(MEMORY_BYTES // 8, np.int64)
+    taken = []
+    for _ in range(4):
+        started = time.perf_counter()
+        words.sum()
+        taken.append(time.perf_counter() - started)
+    return min(taken) * 1e9 / MEMORY_BYTES
 
 
 def _build(folder: Path, num_documents: int, ladder: Ladder, dim: int, kind: str) -> SearchIndex:

@@ -34,7 +34,7 @@ class Costs:
     Args:
         call_ms: a search call, whatever it scores: checks, plan, ids and payloads of the hits.
         stage_ms: each stage of a plan.
-        scan_ns: per entry of an exact coarse scan, from memory.
+        scan_ns: per entry of an exact coarse scan, from memory, not from a cache.
         centroid_ns: per entry of the list centres that a query is compared with.
         list_ns: per entry of the 8-bit codes in the lists that are probed.
         document_ns: per document and plane that a candidate list picks out.
@@ -71,7 +71,7 @@ class Costs:
                 read is read again when new query vectors meet it.
 
         >>> round(EXPECTED.document(Budget(16, 64), 128) / 1000, 1)
-        1.9
+        1.6
         """
         reads = max(1, rung.r_d)
         products = rung.dot_products
@@ -91,20 +91,20 @@ class Costs:
         return dim * (reads + rung.dot_products * self.product_ns)
 
 
-# By `rematch-ray plan --measure` on an idle 2-core server with AVX-512 VNNI, means of two runs;
-# `ordered_ns` from the stages of whole searches there. FAISS on 100,000 vectors gave centroid_ns;
-# what no index of this machine shows is assumed.
+# By `rematch-ray plan --measure` on an idle 2-core server with AVX-512 VNNI, means of two runs, which
+# differ by a quarter, as that machine's speed does. FAISS on 100,000 vectors gave centroid_ns; what
+# no index of this machine shows is assumed.
 EXPECTED = Costs(
-    call_ms=0.38,
-    stage_ms=0.13,
-    scan_ns=0.045,
+    call_ms=0.23,
+    stage_ms=0.077,
+    scan_ns=0.097,
     centroid_ns=0.23,
-    list_ns=0.47,
+    list_ns=0.39,
     document_ns=0,
-    entry_ns=0.16,
-    ordered_ns=0.09,
-    product_ns=0.0044,
-    exact_ns=0.105,
+    entry_ns=0.117,
+    ordered_ns=0.0885,
+    product_ns=0.0046,
+    exact_ns=0.0865,
     ssd_read_us=100,
     merge_ms=1.0,
     measured=(
@@ -139,7 +139,7 @@ def coarse_ms(costs: Costs, kind: CoarseList, num_documents: int, dim: int) -> f
     """Milliseconds of the coarse stage over so many documents.
 
     >>> round(coarse_ms(EXPECTED, "scan", 10**6, 128), 1)
-    5.8
+    12.4
     """
     if kind in _SCAN_FACTORS:
         return num_documents * dim * costs.scan_ns * _SCAN_FACTORS[kind] / 1e6

@@ -151,9 +151,7 @@ class TestOnACluster:
         yield
         ray.data.DataContext._set_current(before)
 
-    @pytest.mark.parametrize(
-        "file", [".progress/.finished.parquet", ".summary.json.unfinished"]
-    )
+    @pytest.mark.parametrize("file", [".progress/.finished.parquet", ".summary.json.unfinished"])
     def test_a_disk_that_is_full_when_the_rows_are_written_is_one_line_too(
         self, told: Told, data: Path, tmp_path: Path, tiny_export: Path, file: str
     ) -> None:
