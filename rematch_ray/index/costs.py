@@ -91,9 +91,9 @@ class Costs:
         return dim * (reads + rung.dot_products * self.product_ns)
 
 
-# By `rematch-ray plan --measure` on an idle 2-core server with AVX-512 VNNI, means of two runs; they
-# differ by a quarter, as that machine's speed does. FAISS on 100,000 vectors gave centroid_ns, and
-# what no index of this machine shows is assumed.
+# By `rematch-ray plan --measure` on an idle 2-core server with AVX-512 VNNI: means of two runs,
+# which differ by a quarter, as its speed does. centroid_ns is FAISS's on 100,000 vectors; what no
+# index of this machine shows is assumed.
 EXPECTED = Costs(
     call_ms=0.23,
     stage_ms=0.077,
