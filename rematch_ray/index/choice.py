@@ -35,7 +35,7 @@ class Table:
     """The calibration that a search may go by.
 
     Args:
-        path: of the index, for messages.
+        path: of the index, for messages; `DIR` where readers are not to know it.
         calibration: what was measured, or None.
         void: why it holds no longer, or None.
         full: whether documents are searched as they were measured: no filter, no grouping, the

@@ -68,11 +68,11 @@ class IndexFacts:
 
     @cached_property
     def table(self) -> Table:
-        """The calibration, judged against what the index is now."""
+        """The calibration, judged against what the index is now; names no place to clients."""
         void = self.void
         if self.calibration is not None and void is None:
             void = self.calibration.void(self.standing)
-        return Table(self.path, self.calibration, void)
+        return Table("DIR", self.calibration, void)
 
     @cached_property
     def budgets(self) -> Mapping[str, str]:

@@ -453,7 +453,8 @@ async def test_what_is_not_possible_is_said(shard: LocalShard) -> None:
         (query(), SearchPlan(rerank=Rerank(raw=True)), "raw"),
         (query(), SearchPlan(rerank=Rerank(), text="words"), "hybrid"),
         (query(), SearchPlan(budget="9x9"), "9x9"),
-        (query(), SearchPlan(target_recall=0.9), "doctor"),
+        # where the index lies is nothing to tell a client
+        (query(), SearchPlan(target_recall=0.9), "doctor --index DIR"),
     ):
         with pytest.raises(UserError, match=says):
             await router.search(vectors, plan)
