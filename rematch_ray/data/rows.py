@@ -22,6 +22,10 @@ from rematch_ray.data.prompts import PromptTokens, Side, Template
 from rematch_ray.data.schema import Item
 from rematch_ray.errors import UserError
 
+# characters of a text that are looked at for each token that may come of them: a row of many
+# megabytes costs no more than what is kept of it
+CHARACTERS_PER_TOKEN = 64
+
 ROW_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -68,7 +72,8 @@ class RowEncoder:
         tokenizer: Hugging Face tokenizer.
         image_processor: Hugging Face image processor of the Qwen-VL kind (patches and grids).
         template: the fixed strings.
-        max_text_tokens: text tokens of one item beyond which the rest is cut.
+        max_text_tokens: text tokens of one item beyond which the rest is cut, and text beyond
+            `CHARACTERS_PER_TOKEN` characters for each of them.
         max_image_pixels: images with more pixels than this are refused before decoding.
     """
 
@@ -117,8 +122,10 @@ class RowEncoder:
         truncated = False
         for part in item.parts:
             if part.kind == "text":
-                tokens = self.prompt.user_text(part.text or "")
-                truncated = truncated or len(tokens) > budget
+                text = part.text or ""
+                most = budget * CHARACTERS_PER_TOKEN
+                tokens = self.prompt.user_text(text[:most])
+                truncated = truncated or len(text) > most or len(tokens) > budget
                 ids += tokens[:budget]
                 budget -= min(budget, len(tokens))
             else:

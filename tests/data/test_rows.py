@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from rematch_ray.data.rows import (
+    CHARACTERS_PER_TOKEN,
     ROW_SCHEMA,
     EncodedRow,
     RowEncoder,
@@ -147,6 +148,28 @@ def test_text_beyond_the_limit_is_cut_and_flagged(tiny_base: Path) -> None:
     want = [*first, *image, *second[: 5 - len(first)]]
     assert len(first) < 5 < len(first) + len(second)
     assert row.input_ids[row.content - len(want) : row.content].tolist() == want
+
+
+def test_of_a_very_long_text_only_what_may_be_kept_is_tokenised(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = build_row_encoder(tiny_base, model_settings(tiny_base, max_text_tokens=5))
+    seen: list[int] = []
+    user_text = encoder.prompt.user_text
+
+    def counted(text: str) -> list[int]:
+        seen.append(len(text))
+        return user_text(text)
+
+    monkeypatch.setattr(encoder.prompt, "user_text", counted)
+    long = "a red circle left of a blue bar, " * 100_000
+    row = encoder.encode(Item.of(long, png(), long, id="x"), "document")
+    assert seen == [5 * CHARACTERS_PER_TOKEN, 0]
+    assert row.truncated
+    want = encoder.encode(Item.of(long[:1000], png(), id="x"), "document").input_ids
+    assert row.input_ids.tolist() == want.tolist()
+    # blanks are few tokens: what was cut off is told all the same
+    assert encoder.encode(Item.of(" " * 1000, id="x"), "query").truncated
 
 
 def test_the_settings_bound_the_size_of_images(tiny_base: Path) -> None:
