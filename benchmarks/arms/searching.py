@@ -126,18 +126,23 @@ class OwnCascade(SearchArm):
 
 
 class OwnNarrowed(OwnCascade):
-    """Candidates of the default coarse choice, a quarter of which a small rung lets through."""
+    """Candidates of the default coarse choice, of which a small rung lets one in so many through.
+
+    The factors are those that the doctor tries.
+    """
 
     widths = WIDTHS
 
-    def __init__(self) -> None:
+    def __init__(self, factor: int) -> None:
         super().__init__()
-        self.name = "ours, default narrowed, then full"
+        self.name = f"ours, default narrowed to 1/{factor}, then full"
+        self._factor = factor
 
     def search(self, query: Query, width: int) -> list[str]:
         """Candidates by width."""
         ladder = self._index.ladder
-        plan = Plan(ladder.top, width, narrow(ladder.top, ladder, width, TOP_K))
+        narrowing = narrow(ladder.top, ladder, width, TOP_K, factor=self._factor)
+        plan = Plan(ladder.top, width, narrowing)
         [found] = self._index.search(query, plan=plan, top_k=TOP_K)
         return [hit.id for hit in found.hits]
 

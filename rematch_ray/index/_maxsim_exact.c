@@ -14,11 +14,9 @@
 #include <math.h>
 
 /* document vectors that are widened at once, and query vectors that share a register */
-#define VECTORS 8
+#define VECTORS 4
 #define LANES 8
-
-/* 8 doubles, in as many registers as the instruction set needs */
-typedef double lanes __attribute__((vector_size(8 * LANES), aligned(8)));
+#define LINE 64
 
 /* Float16 numbers as double. */
 AVX512 static void widen(const uint16_t *halves, int64_t count, double *wide) {
@@ -35,26 +33,41 @@ AVX512 static void widen(const uint16_t *halves, int64_t count, double *wide) {
     _mm512_mask_storeu_pd(wide + i + 8, (__mmask8)(left >> 8), _mm512_cvtps_pd(high));
 }
 
-/* best[i] = max(best[i], dot(query i, vector)) for 8 query vectors and 4 of a document. */
-AVX512 INLINE void raise_by_four(const double *vectors, const double *query, int64_t dim, double *best) {
-    lanes a = {0}, b = a, c = a, d = a;
-    /* by name: an array would stay in memory */
+/* best[i] = max(best[i], dot(query i, vector)) for 8 or 16 query vectors and a few of a document.
+ *
+ * Registers of 8 doubles hold a sum of each query vector; `blocks` lie side by side, so that what is
+ * read of a document serves all of them. Nothing is rounded, so adding while multiplying changes no
+ * bit. */
+AVX512 INLINE void raise_by(const double *vectors, const int count, const double *query,
+                            const int blocks, int64_t dim, double *best) {
+    __m512d sums[4][2];
+#pragma GCC unroll 4
+    for (int v = 0; v < count; v++)
+        for (int g = 0; g < blocks; g++) sums[v][g] = _mm512_setzero_pd();
     for (int64_t i = 0; i < dim; i++) {
-        const lanes row = *(const lanes *)(query + i * LANES);
-        a += vectors[i] * row;
-        b += vectors[dim + i] * row;
-        c += vectors[2 * dim + i] * row;
-        d += vectors[3 * dim + i] * row;
+        __m512d rows[2];
+        for (int g = 0; g < blocks; g++)
+            rows[g] = _mm512_loadu_pd(query + (g * dim + i) * LANES);
+#pragma GCC unroll 4
+        for (int v = 0; v < count; v++) {
+            const __m512d value = _mm512_set1_pd(vectors[v * dim + i]);
+            for (int g = 0; g < blocks; g++)
+                sums[v][g] = _mm512_fmadd_pd(value, rows[g], sums[v][g]);
+        }
     }
-    const lanes dots[4] = {a, b, c, d};
-    for (int v = 0; v < 4; v++)
-        for (int i = 0; i < LANES; i++) best[i] = dots[v][i] > best[i] ? dots[v][i] : best[i];
+    for (int g = 0; g < blocks; g++) {
+        __m512d largest = _mm512_loadu_pd(best + g * LANES);
+#pragma GCC unroll 4
+        for (int v = 0; v < count; v++) largest = _mm512_max_pd(largest, sums[v][g]);
+        _mm512_storeu_pd(best + g * LANES, largest);
+    }
 }
 
-AVX512 INLINE void raise_by_one(const double *vector, const double *query, int64_t dim, double *best) {
-    lanes dots = {0};
-    for (int64_t i = 0; i < dim; i++) dots += vector[i] * *(const lanes *)(query + i * LANES);
-    for (int i = 0; i < LANES; i++) best[i] = dots[i] > best[i] ? dots[i] : best[i];
+AVX512 INLINE void raise_by_some(const double *vectors, int count, const double *query,
+                                 const int blocks, int64_t dim, double *best) {
+    int v = 0;
+    for (; v + 4 <= count; v += 4) raise_by(vectors + v * dim, 4, query, blocks, dim, best);
+    for (; v < count; v++) raise_by(vectors + v * dim, 1, query, blocks, dim, best);
 }
 
 AVX512 static void score_all(const double *query, int r_q, int dim, const struct plane *planes,
@@ -67,20 +80,18 @@ AVX512 static void score_all(const double *query, int r_q, int dim, const struct
             const int n = (int)planes[p].per_document;
             const uint16_t *originals = (const uint16_t *)(uintptr_t)planes[p].vectors;
             const uint16_t *document = originals + rows[c] * n * dim;
-            if (c + 1 < count)
-                for (int d = 0; d < n * dim; d += 32)
-                    __builtin_prefetch(originals + rows[c + 1] * n * dim + d);
+            const uint16_t *next = originals + rows[c + 1 < count ? c + 1 : c] * n * dim;
             for (int first = 0; first < n; first += VECTORS) {
                 const int some = n - first < VECTORS ? n - first : VECTORS;
+                for (int d = 0; d < some * dim; d += 32) __builtin_prefetch(next + first * dim + d);
                 widen(document + first * dim, some * dim, vectors);
-                for (int g = 0; g < groups; g++) {
-                    const double *rows_of_query = query + (int64_t)g * LANES * dim;
-                    int v = 0;
-                    for (; v + 4 <= some; v += 4)
-                        raise_by_four(vectors + v * dim, rows_of_query, dim, best + g * LANES);
-                    for (; v < some; v++)
-                        raise_by_one(vectors + v * dim, rows_of_query, dim, best + g * LANES);
-                }
+                int g = 0;
+                for (; g + 2 <= groups; g += 2)
+                    raise_by_some(vectors, some, query + (int64_t)g * LANES * dim, 2, dim,
+                                  best + g * LANES);
+                if (g < groups)
+                    raise_by_some(vectors, some, query + (int64_t)g * LANES * dim, 1, dim,
+                                  best + g * LANES);
             }
         }
         double total = best[0];
@@ -92,7 +103,10 @@ AVX512 static void score_all(const double *query, int r_q, int dim, const struct
 /* A query as the loops above read it, and room for what they need; NULL without memory. */
 static double *lay_out(const double *query, int r_q, int dim) {
     const int64_t padded = (r_q + LANES - 1) / LANES * LANES;
-    double *memory = calloc(padded * dim + VECTORS * dim + padded, sizeof(double));
+    const size_t bytes = (padded * dim + VECTORS * dim + padded) * sizeof(double);
+    /* LANES doubles are a line of the cache, and so is what a register is loaded with */
+    double *memory = aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
+    if (memory) memset(memory, 0, bytes);
     for (int64_t i = 0; memory && i < r_q; i++)
         for (int d = 0; d < dim; d++)
             memory[i / LANES * LANES * dim + d * LANES + i % LANES] = query[i * dim + d];
@@ -217,7 +231,7 @@ int maxsim_int8_5_certify(const char *name, const double *query, int r_q, int di
     if (find_path(name) != &avx512vnni_path) return 2;
     double *laid_out = lay_out(query, r_q, dim);
     struct candidate *held = malloc((count + 1) * sizeof(struct candidate));
-    int64_t *some_rows = malloc((count + 1) * sizeof(int64_t));
+    int64_t *some_rows = calloc(count + 1, sizeof(int64_t));
     float *some = malloc((count + 1) * sizeof(float));
     const int status = !laid_out || !held || !some_rows || !some;
     if (!status) {

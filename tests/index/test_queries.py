@@ -81,7 +81,7 @@ def test_exact_scores_are_those_of_the_reference(index: SearchIndex, rung: str) 
 )
 @given(
     seed=st.integers(0, 2**31),
-    r_q=st.sampled_from([1, 2, 8, 9, 16]),
+    r_q=st.sampled_from([1, 2, 8, 9, 16, 24]),
     dim=st.sampled_from([1, 24, 32, 128]),
     planes=st.sampled_from([[1], [1, 3], [9, 48]]),
 )

@@ -31,7 +31,7 @@ from rematch_ray.index.queries import Codes
 
 # documents proposed per document wanted, and of all documents at least one in so many
 _PER_WANTED = 8
-_OF_ALL = 128
+_OF_ALL = 64
 _BLOCK_DOCUMENTS = 16_384
 # groups whose centres tell how far centres reach
 _SAMPLED_GROUPS = 1024
@@ -55,7 +55,7 @@ def num_proposed(limit: int, rows: int) -> int:
     """How many documents of a segment the rough scores propose, of which `limit` are wanted.
 
     >>> num_proposed(200, 1_000_000), num_proposed(2000, 1_000_000)
-    (7812, 16000)
+    (15625, 16000)
     """
     return max(_PER_WANTED * limit, rows // _OF_ALL)
 

@@ -140,7 +140,7 @@ def test_a_device_scans_its_8_bit_codes(tmp_path: Path) -> None:
 
 
 def test_a_share_of_all_is_proposed_however_few_are_wanted() -> None:
-    assert num_proposed(10, 1_000_000) == 7812
+    assert num_proposed(10, 1_000_000) == 15_625
     assert num_proposed(10, 1000) == 80
 
 
