@@ -67,6 +67,12 @@ class Cell:
     objective: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     optimisation: dict[str, Any] = field(default_factory=dict)
+    strategy: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether layers compute in bfloat16, so that the order of sums shows."""
+        return "bfloat16" in (self.strategy.get("precision"), self.model.get("dtype"))
 
 
 LORA = LoraSettings(rank=2, train=("merger",))
@@ -84,6 +90,22 @@ CELLS = {
         model={"lora": LORA, "gradient_checkpointing": True}, optimisation={"chunk_tokens": 96}
     ),
     "frozen": Cell(model={"freeze": ("vision", "merger"), "freeze_layers": 1}),
+    # its gradient is a small part of the whole; here it is most of it
+    "matching alone": Cell({"w_match": 1000.0}),
+    "matching alone, gradient cache, checkpointing": Cell(
+        {"w_match": 1000.0, "match_mined": 1.0, "match_temperature": 10.0},
+        {"gradient_checkpointing": True},
+        {"chunk_tokens": 96},
+    ),
+    "bfloat16": Cell(strategy={"precision": "bfloat16"}),
+    "bfloat16 weights, LoRA, gradient cache, checkpointing": Cell(
+        model={
+            "dtype": "bfloat16",
+            "lora": LoraSettings(rank=2),
+            "gradient_checkpointing": True,
+        },
+        optimisation={"chunk_tokens": 96},
+    ),
     "metaembed": Cell({"preset": "metaembed", "w_match": 0, "temperature_maxsim": 1.0}),
 }
 
@@ -108,7 +130,7 @@ def build(base: Path, cell: Cell, strategy: StrategySettings, *, seed: int = 0) 
         FAST.model_copy(update=cell.optimisation),
         seed=seed,
         total_steps=10,
-        strategy=strategy,
+        strategy=strategy.model_copy(update=cell.strategy),
     )
 
 
@@ -180,6 +202,9 @@ def _compare(
             alone[key] = run(base, CELLS[key], StrategySettings())
         want, got = alone[key], first[key]
         assert got["metrics"] == second[key]["metrics"]
+        if CELLS[key].is_rough:
+            _nearly(key, got["metrics"], want["metrics"])
+            continue
         for step, (ours, single) in enumerate(zip(got["metrics"], want["metrics"], strict=True)):
             assert ours.keys() == single.keys(), key
             for metric, value in single.items():
@@ -194,6 +219,15 @@ def _compare(
         Embedder.from_pretrained(folder / "export", device="cpu"),
         trained_embedder(model, objective(), folder / "state"),
     )
+
+
+def _nearly(key: str, ours: Sequence[dict[str, float]], single: Sequence[dict[str, float]]) -> None:
+    """Losses to two hundredths: the sums of bfloat16 layers depend on who holds which rows."""
+    for got, want in zip(ours, single, strict=True):
+        assert got.keys() == want.keys(), key
+        for metric in [name for name in want if name.startswith("loss")]:
+            assert got[metric] == pytest.approx(want[metric], rel=0.02, abs=0.01), (key, metric)
+        assert got["gradient_norm"] == pytest.approx(want["gradient_norm"], rel=0.1), key
 
 
 def _embed_alike(first: Embedder, second: Embedder) -> None:
