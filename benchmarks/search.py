@@ -64,6 +64,8 @@ PEERS = {
     "fast-plaid": ("peers.fast_plaid_search", "FastPlaidArm"),
 }
 RECALLS = (0.95, 0.99)
+# cascades of which the fastest is found in turns, and the rounds of it
+LIKELY, LIKELY_ROUNDS = 4, 5
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 EXACT, FIRST = OwnExact(), OwnExact("1x1")
 
@@ -95,10 +97,13 @@ def main(argv: list[str] | None = None) -> int:
         larger = nested(shape, options.folder / "nested", most=options.queries)
         fewer = replace(shape, num_documents=rows)
         few = nested(fewer, options.folder / "nested", most=options.queries)
-        smaller = {"1e5": _best_cascade(built, points, task), "1e5 of (b)": _best_own(few, clock)}
+        smaller = {
+            "1e5": _best_cascade(built, points, task, clock),
+            "1e5 of (b)": _best_own(few, clock),
+        }
 
         def compare(grown: Sequence[Built], more: Sequence[Point]) -> None:
-            steps = smaller | {"1e6": _best_cascade(grown, more, larger)}
+            steps = smaller | {"1e6": _best_cascade(grown, more, larger, clock)}
             result.update(_growth(steps, clock))
 
         _run(larger, options, {}, own_measured=compare)
@@ -251,7 +256,7 @@ def _ratios(
         "first": Timed(FIRST, 0, task.queries),
         "faiss first": Timed(arms["FAISS flat on the first vector"], 0, task.queries),
     }
-    cascade = _best_cascade(built, points, task)
+    cascade = _best_cascade(built, points, task, clock)
     others = [p for p in points if p.recall >= RECALLS[-1] and not _is_own(p) and p.width]
     if cascade is not None:
         steps["cascade"] = cascade
@@ -293,7 +298,7 @@ def _best_own(task: SearchTask, clock: Callable[[], float]) -> Timed | None:
     """Our fastest cascade of recall 0.99 on one more task."""
     built = _build_own(task)
     points = measure([one.arm for one in built], task.queries, task.exact(), clock)
-    return _best_cascade(built, points, task)
+    return _best_cascade(built, points, task, clock)
 
 
 def _taken(steps: Mapping[str, Timed], clock: Callable[[], float]) -> dict[str, list[float]]:
@@ -307,15 +312,24 @@ def _taken(steps: Mapping[str, Timed], clock: Callable[[], float]) -> dict[str, 
 
 
 def _best_cascade(
-    built: Sequence[Built], points: Sequence[Point], task: SearchTask
+    built: Sequence[Built], points: Sequence[Point], task: SearchTask, clock: Callable[[], float]
 ) -> Timed | None:
-    """Our fastest cascade of recall 0.99; None where none has it."""
+    """Our fastest cascade of recall 0.99; None where none has it.
+
+    Those that look fastest are timed once more, in turns: a table takes longer than the machine
+    keeps its speed.
+    """
+    arms = {one.arm.name: one.arm for one in built}
     reached = [p for p in points if _is_cascade(p) and p.recall >= RECALLS[-1]]
-    if not reached:
+    likely = sorted(reached, key=lambda point: point.ms)[:LIKELY]
+    if not likely:
         return None
-    best = min(reached, key=lambda point: point.ms)
-    [arm] = [one.arm for one in built if one.arm.name == best.arm]
-    return Timed(arm, best.width, task.queries)
+    steps = {
+        f"{point.arm}, {point.width}": Timed(arms[point.arm], point.width, task.queries)
+        for point in likely
+    }
+    taken = in_turns(steps, clock, LIKELY_ROUNDS)
+    return steps[min(taken, key=lambda name: statistics.median(taken[name]))]
 
 
 def _is_cascade(point: Point) -> bool:
