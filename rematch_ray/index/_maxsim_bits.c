@@ -241,7 +241,7 @@ static float guess_cut(const struct rough_pass *pass, int64_t limit) {
     }
     /* neighbours are like each other: a sample of groups says less than one of documents */
     const double share = (double)limit / SAMPLE_STEP;
-    const int64_t rank = (int64_t)(2 * share + 4 * sqrt(share));
+    const int64_t rank = (int64_t)(1.5 * share + 6 * sqrt(share));
     if (share >= LEAST_SHARE && rank < sampled / 2)
         cut = pass->path->nth_smallest(sample, sampled, sampled - 1 - rank);
     free(sample);

@@ -47,15 +47,21 @@ float nth_smallest(float *values, int64_t count, int64_t rank) {
 /* numbers of which the rest is quicker one by one */
 #define FEW 64
 
+/* scores that are looked at before it is decided how, and those of them that are many: a branch that
+ * cannot be guessed costs more than what it saves. Most scores of the loop without it. */
+#define PROBED 256
+#define MANY (PROBED / 64)
+#define MOST 2048
+
 /* Whole registers are stored and those that are kept counted: storing some lanes takes AMD's cores
  * a hundred cycles. None is stored past where as many as were read would end. */
-AVX512 int64_t keep_at_least_avx512(float cut, const float *scores, const int64_t *positions,
-                                    int64_t first, int64_t count, float *kept_scores,
-                                    int64_t *kept_positions) {
+AVX512 static int64_t keep_few(float cut, const float *scores, const int64_t *positions,
+                               int64_t first, int64_t count, float *kept_scores,
+                               int64_t *kept_positions) {
     const __m512 least = _mm512_set1_ps(cut);
     const __m512i lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), eight = _mm512_set1_epi64(8);
-    int64_t kept = 0, i = 0;
-    for (; i + 16 <= count; i += 16) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; i += 16) {
         const __m512 some = _mm512_loadu_ps(scores + i);
         const __mmask16 mask = _mm512_cmp_ps_mask(some, least, _CMP_GE_OQ);
         if (!mask) continue;
@@ -70,8 +76,50 @@ AVX512 int64_t keep_at_least_avx512(float cut, const float *scores, const int64_
         _mm512_storeu_si512(place, _mm512_maskz_compress_epi64((__mmask8)(mask >> 8), high));
         kept += __builtin_popcount(mask);
     }
-    return kept + keep_at_least(cut, scores + i, positions ? positions + i : NULL, first + i,
-                                count - i, kept_scores + kept, kept_positions + kept);
+    return kept;
+}
+
+/* The same without a branch for each register, of at most `MOST` scores whose positions follow each
+ * other. */
+AVX512 static int64_t keep_many(float cut, const float *scores, int64_t first, int count,
+                                float *kept_scores, int64_t *kept_positions) {
+    const __m512 least = _mm512_set1_ps(cut);
+    const __m512i lanes =
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i origin = _mm512_set1_epi64(first);
+    int32_t places[MOST + 16];
+    int kept = 0;
+    for (int i = 0; i < count; i += 16) {
+        const __m512 some = _mm512_loadu_ps(scores + i);
+        const __mmask16 mask = _mm512_cmp_ps_mask(some, least, _CMP_GE_OQ);
+        const __m512i here = _mm512_add_epi32(lanes, _mm512_set1_epi32(i));
+        _mm512_storeu_ps(kept_scores + kept, _mm512_maskz_compress_ps(mask, some));
+        _mm512_storeu_si512(places + kept, _mm512_maskz_compress_epi32(mask, here));
+        kept += __builtin_popcount(mask);
+    }
+    for (int i = 0; i < kept; i += 8) {
+        const __m256i eight = _mm256_loadu_si256((const __m256i *)(places + i));
+        _mm512_storeu_si512(kept_positions + i,
+                            _mm512_add_epi64(origin, _mm512_cvtepi32_epi64(eight)));
+    }
+    return kept;
+}
+
+AVX512 int64_t keep_at_least_avx512(float cut, const float *scores, const int64_t *positions,
+                                    int64_t first, int64_t count, float *kept_scores,
+                                    int64_t *kept_positions) {
+    const int64_t whole = count / 16 * 16, probed = whole < PROBED ? whole : PROBED;
+    int64_t kept =
+        keep_few(cut, scores, positions, first, probed, kept_scores, kept_positions);
+    const int is_many = !positions && kept >= MANY && whole <= MOST;
+    kept += is_many ? keep_many(cut, scores + probed, first + probed, (int)(whole - probed),
+                                kept_scores + kept, kept_positions + kept)
+                    : keep_few(cut, scores + probed, positions ? positions + probed : NULL,
+                               first + probed, whole - probed, kept_scores + kept,
+                               kept_positions + kept);
+    return kept + keep_at_least(cut, scores + whole, positions ? positions + whole : NULL,
+                                first + whole, count - whole, kept_scores + kept,
+                                kept_positions + kept);
 }
 
 /* Moves what lies on one side of a pivot to the front, in place; how many there are. */
