@@ -17,6 +17,8 @@
 #define VECTORS 4
 #define LANES 8
 #define LINE 64
+/* documents whose errors are fetched before they are asked for */
+#define AHEAD 16
 
 /* Float16 numbers as double. */
 AVX512 static void widen(const uint16_t *halves, int64_t count, double *wide) {
@@ -157,6 +159,9 @@ static int64_t gather(struct candidate *found, const int64_t *errors, int num_pl
                       double floor, double slope, double fixed) {
     int64_t held = 0;
     for (int64_t i = 0; i < count; i++) {
+        if (i + AHEAD < count)
+            for (int p = 0; p < num_planes; p++)
+                __builtin_prefetch((const float *)(uintptr_t)errors[p] + rows[i + AHEAD]);
         if (!(scores[i] >= floor)) continue;
         const double upper =
             largest_error(errors, num_planes, rows[i]) * slope + (scores[i] + fixed);
