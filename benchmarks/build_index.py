@@ -3,8 +3,8 @@
 The same embeddings (random vectors, 64 of 128 entries and one fused of 512 per document, stored as
 the embedding job stores them) become an index in one process, and sets of shards on a cluster of
 one CPU and of two, each worker with one thread; arms in turn, medians. What starting Ray and its
-workers costs is left out: each arm builds a small set first. With up to four shards each task reads
-every embedding file, with more the files are copied in the order of shards first.
+workers costs is left out: each arm builds a small set first. Embedding files are copied in the
+order of shards first.
 
     python benchmarks/build_index.py [--quick] [--documents 40000] [--rounds 3] [--markdown FILE]
 """

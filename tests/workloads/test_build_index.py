@@ -107,7 +107,7 @@ def test_what_a_killed_driver_had_finished_is_kept(
 ) -> None:
     out = tmp_path / "out"
     with building(embeddings, out, SHARDS) as made:
-        counts = [count_rows(made.embeddings, entry, SHARDS) for entry in made.entries]
+        counts = [count_rows(made.embeddings, entry, SHARDS, made.routed) for entry in made.entries]
         build_shard(made.tasks(counts)[1])
     with pytest.raises(UserError, match="is not an index"):
         SearchIndex.open(out)

@@ -38,8 +38,8 @@ from rematch_ray.index.sharding.training import SharedTraining, set_kind
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import LOCK_FILE, IndexInfo, hold_lock, roll_back
 
-# up to so many shards read every embedding file themselves: that costs less than the copies
-DIRECT_SHARDS = 4
+# up to so many shards read embedding files themselves: a second reading costs more than the copies
+DIRECT_SHARDS = 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SetBuild:
 
     @property
     def routed(self) -> Path | None:
-        """Where embedding files are copied in the order of shards; None where few shards read them
+        """Where embedding files are copied in the order of shards; None where one shard reads them
         as they are.
         """
         return self.out / ROUTED if len(self.planned) > DIRECT_SHARDS else None

@@ -79,7 +79,7 @@ def test_a_second_run_builds_nothing(embeddings: Path, tmp_path: Path) -> None:
 def test_a_build_that_was_cut_off_goes_on(embeddings: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with building(embeddings, out, 3) as build:
-        counts = [count_rows(build.embeddings, entry, 3) for entry in build.entries]
+        counts = [count_rows(build.embeddings, entry, 3, build.routed) for entry in build.entries]
         tasks = build.tasks(counts)
         assert build_shard(tasks[1]) == tasks[1].rows > 0
         assert build_shard(tasks[1]) == 0, "it was built twice"
@@ -96,7 +96,7 @@ def test_a_set_answers_while_it_is_built_anew(embeddings: Path, tmp_path: Path) 
     before = answers(SearchIndex.open(out), SOME)
     other = embeddings_of(tmp_path / "other", {f"d{n}": 50 + n for n in range(30)})
     with building(other, out, 3) as build:
-        counts = [count_rows(build.embeddings, entry, 3) for entry in build.entries]
+        counts = [count_rows(build.embeddings, entry, 3, build.routed) for entry in build.entries]
         for task in build.tasks(counts)[:2]:
             build_shard(task)
         assert answers(SearchIndex.open(out), SOME) == before
@@ -295,7 +295,7 @@ def test_the_coarse_quantiser_is_trained_once_for_all_shards(
     options = {"coarse_kind": "ivf", "coarse_keys": keys, "coarse": "all"}
     out = tmp_path / "out"
     with building(folder, out, 3, **options) as build:
-        counts = [count_rows(build.embeddings, entry, 3) for entry in build.entries]
+        counts = [count_rows(build.embeddings, entry, 3, build.routed) for entry in build.entries]
         build.training.run(build.embeddings)
         build_shard(build.tasks(counts)[1])  # and no more: as after a kill
     assert len(trained) == 3
