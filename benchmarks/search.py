@@ -47,7 +47,7 @@ from arms.searching import (
     measure,
 )
 from meters.resident import OwnMemory, own_memory
-from shapes.fitted_vectors import Shape
+from shapes.fitted_vectors import BLOCK, Shape
 from shapes.fitting import CUTS, Fitted, fit
 from shapes.pages_and_scenes import write_pages_and_scenes
 from shapes.search_task import SearchTask, key_recalls, nested, pages_and_scenes
@@ -90,17 +90,15 @@ def main(argv: list[str] | None = None) -> int:
     result: dict[str, Any] = {"benchmark": "search"}
     built, points = _run(task, options, result)
     clock = CLOCKS[options.clock]
-    result |= _ratios(built, points, task, clock)
+    cascade = _best_cascade(built, points, task, clock)
+    result |= _ratios(built, points, task, cascade, clock)
     if options.nested and not options.quick:
         known = pages_and_scenes(folder, part="validation", most=options.queries)
         shape = _fitted(known, options).shape
         larger = nested(shape, options.folder / "nested", most=options.queries)
-        fewer = replace(shape, num_documents=rows)
+        fewer = replace(shape, num_documents=-(-rows // BLOCK) * BLOCK)
         few = nested(fewer, options.folder / "nested", most=options.queries)
-        smaller = {
-            "1e5": _best_cascade(built, points, task, clock),
-            "1e5 of (b)": _best_own(few, clock),
-        }
+        smaller = {"1e5": cascade, "1e5 of (b)": _best_own(few, clock)}
 
         def compare(grown: Sequence[Built], more: Sequence[Point]) -> None:
             steps = smaller | {"1e6": _best_cascade(grown, more, larger, clock)}
@@ -247,7 +245,11 @@ def _ndcg(found: Sequence[str], relevant: Any, k: int = 10) -> float:
 
 
 def _ratios(
-    built: Sequence[Built], points: Sequence[Point], task: SearchTask, clock: Callable[[], float]
+    built: Sequence[Built],
+    points: Sequence[Point],
+    task: SearchTask,
+    cascade: Timed | None,
+    clock: Callable[[], float],
 ) -> dict[str, float | None]:
     """What takes how many times as long as what, in turns; None where no arm has the recall."""
     arms = {one.arm.name: one.arm for one in built}
@@ -256,7 +258,6 @@ def _ratios(
         "first": Timed(FIRST, 0, task.queries),
         "faiss first": Timed(arms["FAISS flat on the first vector"], 0, task.queries),
     }
-    cascade = _best_cascade(built, points, task, clock)
     others = [p for p in points if p.recall >= RECALLS[-1] and not _is_own(p) and p.width]
     if cascade is not None:
         steps["cascade"] = cascade
