@@ -34,35 +34,67 @@ MASKED = Chunk((0,), (0,), counts_queries=False, counts_documents=False)
 MASKED_SIDE = Chunk((0,), (), counts_queries=False)
 
 
-@dataclass
-class _Filling:
-    """A chunk that is being filled: rows, and the longest of each side."""
+@dataclass(frozen=True)
+class _SubBatch:
+    """Documents that the matching stage may read for any row of a sub-batch, and the widest."""
 
-    queries: list[int]
-    documents: list[int]
-    widths: tuple[int, int] = (0, 0)
-
-    def with_rows(self, rows: Sequence[_Row]) -> _Filling:
-        queries = [*self.queries, *(row.query for row in rows)]
-        documents = [*self.documents, *(slot for row in rows for slot in row.documents)]
-        widths = (
-            max([self.widths[0], *(row.query_width for row in rows)]),
-            max([self.widths[1], *(row.document_width for row in rows)]),
-        )
-        return _Filling(queries, documents, widths)
-
-    @property
-    def tokens(self) -> int:
-        """Padded size of both sides."""
-        return len(self.queries) * self.widths[0] + len(self.documents) * self.widths[1]
+    documents: frozenset[int]
+    widest: int
 
 
 @dataclass(frozen=True)
 class _Row:
+    """A query and the documents that stand beside it, as no query before it reads them."""
+
     query: int
     documents: tuple[int, ...]
+    has_positive: bool
     query_width: int
     document_width: int
+    sub_batch: _SubBatch
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """A chunk that is being filled, and how many documents of other chunks it may have to read."""
+
+    queries: tuple[int, ...] = ()
+    documents: tuple[int, ...] = ()
+    query_width: int = 0
+    document_width: int = 0
+    readable: frozenset[int] = frozenset()
+    outside: int = 0
+    drawn: int = 0
+    widest: int = 0
+    last: _SubBatch | None = None
+
+    def with_rows(self, rows: Sequence[_Row]) -> _Filling:
+        """The chunk with neighbouring rows of one sub-batch as well."""
+        sub_batch = rows[0].sub_batch
+        fresh = tuple(slot for row in rows for slot in row.documents)
+        readable, outside = self.readable, self.outside - len(fresh)
+        if not self.queries:
+            readable, outside = sub_batch.documents, len(sub_batch.documents) - len(fresh)
+        elif sub_batch is not self.last:
+            readable = readable | sub_batch.documents
+            outside = len(readable) - len(self.documents) - len(fresh)
+        return _Filling(
+            self.queries + tuple(row.query for row in rows),
+            self.documents + fresh,
+            max([self.query_width, *(row.query_width for row in rows)]),
+            max([self.document_width, *(row.document_width for row in rows)]),
+            readable,
+            outside,
+            self.drawn + sum(1 if row.has_positive else 2 for row in rows),
+            max(self.widest, sub_batch.widest),
+            sub_batch,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Padded size of both sides and of what the matching stage may read besides."""
+        own = len(self.queries) * self.query_width + len(self.documents) * self.document_width
+        return own + min(self.drawn, self.outside) * self.widest
 
 
 def plan_chunks(batch: TrainBatch, chunk_tokens: int) -> list[Chunk]:
@@ -73,15 +105,17 @@ def plan_chunks(batch: TrainBatch, chunk_tokens: int) -> list[Chunk]:
 
     Args:
         batch: the rank's rows.
-        chunk_tokens: most tokens of a chunk, queries and documents, padding included; a single row
-            that is larger has a chunk to itself. The matching stage's own tokens, and documents
-            that it reads from other chunks (at most two for each query), come on top.
+        chunk_tokens: most tokens of a chunk, padding included: queries, documents, and the room
+            that its queries need for documents of other chunks that the matching stage may draw
+            (one for each query, two where its positive is elsewhere, none beyond the sub-batch's).
+            A single row that is larger has a chunk to itself. The matching stage's own tokens come
+            on top.
 
     Returns:
         At least one chunk.
     """
     chunks: list[_Filling] = []
-    current = _Filling([], [])
+    current = _Filling()
     for group in _by_sub_batch(_rows(batch), batch.sub_batch.tolist()):
         together = current.with_rows(group)
         if together.tokens <= chunk_tokens:
@@ -89,17 +123,16 @@ def plan_chunks(batch: TrainBatch, chunk_tokens: int) -> list[Chunk]:
             continue
         if current.queries:
             chunks.append(current)
-        current = _Filling([], [])
+        current = _Filling()
         for row in group:  # one at a time; a sub-batch that fits a chunk is not cut by this
             grown = current.with_rows([row])
             if current.queries and grown.tokens > chunk_tokens:
                 chunks.append(current)
-                grown = _Filling([], []).with_rows([row])
+                grown = _Filling().with_rows([row])
             current = grown
     chunks.append(current)
     return [
-        Chunk(tuple(c.queries), tuple(c.documents) or (0,), counts_documents=bool(c.documents))
-        for c in chunks
+        Chunk(c.queries, c.documents or (0,), counts_documents=bool(c.documents)) for c in chunks
     ]
 
 
@@ -132,18 +165,29 @@ def _filled(widths: Sequence[int], chunk_tokens: int) -> Iterator[tuple[int, ...
 
 def _rows(batch: TrainBatch) -> list[_Row]:
     slots = torch.cat([batch.positive_slot[:, None], batch.negative_slot], dim=1).tolist()
+    numbers = batch.sub_batch.tolist()
+    layout = batch.layout
+    widths = [len(row.input_ids) + layout.num_document_meta for row in batch.document_rows]
+    read: dict[int, set[int]] = {}
+    for number, some in zip(numbers, slots, strict=True):
+        read.setdefault(number, set()).update(slot for slot in some if slot >= 0)
+    sub_batches = {
+        number: _SubBatch(frozenset(some), max(widths[slot] for slot in some))
+        for number, some in read.items()
+    }
     taken: set[int] = set()
     rows = []
-    for query, read in enumerate(slots):
-        fresh = tuple(dict.fromkeys(slot for slot in read if slot >= 0 and slot not in taken))
+    for query, some in enumerate(slots):
+        fresh = tuple(dict.fromkeys(slot for slot in some if slot >= 0 and slot not in taken))
         taken.update(fresh)
-        widths = [len(batch.document_rows[slot].input_ids) for slot in fresh]
         rows.append(
             _Row(
                 query,
                 fresh,
-                len(batch.query_rows[query].input_ids) + batch.layout.num_query_meta,
-                max(widths) + batch.layout.num_document_meta if fresh else 0,
+                some[0] in fresh,
+                len(batch.query_rows[query].input_ids) + layout.num_query_meta,
+                max([0, *(widths[slot] for slot in fresh)]),
+                sub_batches[numbers[query]],
             )
         )
     return rows

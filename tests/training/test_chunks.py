@@ -1,7 +1,10 @@
 """Chunks hold every row once, stay within their tokens, and keep sub-batches whole."""
 
+from collections.abc import Sequence
+
 import pytest
 
+from rematch_ray.data.schema import Item, Positive, Sample
 from rematch_ray.data.train_batch import TrainBatch
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.training.chunks import plan_chunks, plan_sides
@@ -18,7 +21,7 @@ def batch(embedder: Embedder) -> TrainBatch:
     return train_batch(embedder, groups)
 
 
-def tokens(batch: TrainBatch, queries: tuple[int, ...], documents: tuple[int, ...]) -> int:
+def tokens(batch: TrainBatch, queries: tuple[int, ...], documents: Sequence[int]) -> int:
     layout = batch.layout
     wide = max(len(batch.query_rows[row].input_ids) for row in queries) + layout.num_query_meta
     size = len(queries) * wide
@@ -44,6 +47,46 @@ def test_every_row_is_in_one_chunk_and_chunks_keep_their_limit(
         assert len(chunks) == batch.num_queries
     if limit == 10**6:
         assert len(chunks) == 1
+
+
+@pytest.mark.parametrize("limit", [150, 300, 500, 900])
+def test_documents_that_matching_may_draw_from_other_chunks_are_within_the_limit(
+    embedder: Embedder, limit: int
+) -> None:
+    long = Item.of("a red circle left of a blue square " * 4, id="long")
+    longest = Sample(Item.of("which", id="q"), (Positive(long),), source="notes")
+    shared = text_sample(0, negatives=1)
+    groups = [
+        [shared, *(text_sample(n, negatives=n % 2) for n in range(1, 8)), longest],
+        [shared, *(text_sample(n, negatives=1) for n in range(8, 11))],
+    ]
+    batch = train_batch(embedder, groups)
+    cut = False
+    for chunk in plan_chunks(batch, limit):
+        kept = set(chunk.documents) if chunk.counts_documents else set()
+        numbers = batch.sub_batch[list(chunk.queries)].tolist()
+        readable = {
+            slot
+            for number in set(numbers)
+            for slots in (batch.positive_slot[:, None], batch.negative_slot)
+            for slot in slots[batch.sub_batch == number].flatten().tolist()
+            if slot >= 0
+        }
+        positives = batch.positive_slot[list(chunk.queries)].tolist()
+        drawn = sum(1 if slot in kept else 2 for slot in positives)
+        layout = batch.layout
+        elsewhere = sorted(
+            (
+                len(batch.document_rows[slot].input_ids) + layout.num_document_meta
+                for slot in readable - kept
+            ),
+            reverse=True,
+        )
+        extra = elsewhere[:drawn]
+        cut = cut or bool(extra)
+        size = tokens(batch, chunk.queries, sorted(kept)) + sum(extra[:1]) * len(extra)
+        assert len(chunk.queries) == 1 or size <= limit
+    assert cut
 
 
 def test_a_sub_batch_that_fits_is_not_cut(batch: TrainBatch) -> None:

@@ -6,7 +6,7 @@ cells of a strategy share one pair of processes.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,15 @@ class Cell:
         """Whether layers compute in bfloat16, so that the order of sums shows."""
         return "bfloat16" in (self.strategy.get("precision"), self.model.get("dtype"))
 
+    @property
+    def is_compiled(self) -> bool:
+        return bool(self.strategy.get("compile"))
+
+    @property
+    def plain(self) -> "Cell":
+        """The cell whose results are wanted: nothing compiled."""
+        return replace(self, strategy={**self.strategy, "compile": False})
+
 
 LORA = LoraSettings(rank=2, train=("merger",))
 CELLS = {
@@ -105,6 +114,12 @@ CELLS = {
             "gradient_checkpointing": True,
         },
         optimisation={"chunk_tokens": 96},
+    ),
+    "compiled": Cell(strategy={"compile": True}),
+    "compiled, LoRA, gradient cache, checkpointing": Cell(
+        model={"lora": LORA, "gradient_checkpointing": True},
+        optimisation={"chunk_tokens": 96},
+        strategy={"compile": True},
     ),
     "metaembed": Cell({"preset": "metaembed", "w_match": 0, "temperature_maxsim": 1.0}),
 }
@@ -199,7 +214,7 @@ def _compare(
     first, second = (torch.load(folder / f"{index}.pt") for index in range(2))
     for key in keys:
         if key not in alone:
-            alone[key] = run(base, CELLS[key], StrategySettings())
+            alone[key] = run(base, CELLS[key].plain, StrategySettings())
         want, got = alone[key], first[key]
         assert got["metrics"] == second[key]["metrics"]
         if CELLS[key].is_rough:
@@ -248,12 +263,17 @@ def test_two_ranks_do_what_one_process_does(
 def test_every_cell_of_the_table(
     tiny_base: Path, tmp_path: Path, alone: dict[str, dict[str, Any]], name: str
 ) -> None:
-    _compare(tiny_base, tmp_path, name, list(CELLS), alone)
+    keys = [key for key, cell in CELLS.items() if name != "zero3" or not cell.is_compiled]
+    _compare(tiny_base, tmp_path, name, keys, alone)
 
 
 def _cross(folder: Path, base: Path, states: Path) -> None:
-    """On two ranks: either strategy continues the other; bfloat16 stays near."""
+    """On two ranks: either strategy continues the other, and one process; bfloat16 stays near."""
     cell = CELLS["shared_kv"]
+    for name in ("ddp", "fsdp2"):
+        resumed = build(base, cell, STRATEGIES[name], seed=5)
+        resumed.load(states / "one")
+        torch.save(resumed.step(mine(resumed, 1)), folder / f"{name}-{rank()}.pt")
     made = {name: build(base, cell, STRATEGIES[name]) for name in ("ddp", "fsdp2")}
     after = {}
     for name, training in made.items():
@@ -283,17 +303,20 @@ def _continue(folder: Path, base: Path, states: Path) -> None:
 
 def test_states_cross_strategies_and_world_sizes(tiny_base: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
+    cell = CELLS["shared_kv"]
+    straight = build(tiny_base, cell, StrategySettings())
+    straight.step(mine(straight, 0))
+    straight.save(tmp_path / "states" / "one")
+    want = straight.step(mine(straight, 1))
     run_ranks(_cross, tmp_path, tiny_base, tmp_path / "states")
     run_ranks(_continue, tmp_path / "one", tiny_base, tmp_path / "states", world_size=1)
     found = [torch.load(tmp_path / "one" / "metrics.pt")]
-    cell = CELLS["shared_kv"]
+    found += [torch.load(path) for path in sorted(tmp_path.glob("*-[01].pt"))]
+    assert len(found) == 5
     for name in ("ddp", "fsdp2"):
         resumed = build(tiny_base, cell, StrategySettings(), seed=5)
         resumed.load(tmp_path / "states" / name)
         found.append(resumed.step(mine(resumed, 1)))
-    straight = build(tiny_base, cell, StrategySettings())
-    straight.step(mine(straight, 0))
-    want = straight.step(mine(straight, 1))
     for got in found:
         assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
 
@@ -319,15 +342,6 @@ def test_adapters_beside_bfloat16_weights_are_float32(tiny_base: Path) -> None:
     assert trained == {torch.float32}
     losses = [training.step(mine(training, 0))["loss"] for _ in range(3)]
     assert losses[-1] < losses[0]
-
-
-@pytest.mark.slow
-def test_compiled_layers_give_the_same_losses(tiny_base: Path) -> None:
-    cell = CELLS["shared_kv"]
-    want = run(tiny_base, cell, StrategySettings())["metrics"]
-    got = run(tiny_base, cell, StrategySettings(compile=True))["metrics"]
-    for ours, plain in zip(got, want, strict=True):
-        assert ours["loss"] == pytest.approx(plain["loss"], rel=1e-3)
 
 
 def test_opened_parts_train_beside_adapters_and_frozen_layers_do_not(tiny_base: Path) -> None:
