@@ -64,11 +64,12 @@ def train(run: RunConfig) -> dict[str, Any]:
     if run.train.min_workers < run.train.max_workers:
         # just after a node is gone Ray still counts on it, and waits so long before it counts anew
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_WAIT_S)
-    with connect(_bundles(run)):
+    with connect(_bundles(run)) as is_own_cluster:
         if idle := idle_line(run.train.max_workers, data.plan):
             _say(idle)
         directory.open(run)
-        return _fit(_with_absolute_paths(run), data, directory)
+        trainer = LocalTrainer if is_own_cluster else TorchTrainer
+        return _fit(_with_absolute_paths(run), data, directory, trainer)
 
 
 def _with_absolute_paths(run: RunConfig) -> RunConfig:
@@ -115,11 +116,25 @@ def _bundles(run: RunConfig) -> list[Bundle]:
     ]
 
 
-def _fit(run: RunConfig, data: TrainingData, directory: RunDirectory) -> dict[str, Any]:
+class LocalTrainer(TorchTrainer):
+    """`TorchTrainer` on a cluster that ends with this program.
+
+    Elsewhere a process of Ray Train asks the cluster's dashboard once a second whether the
+    controller lives, to free its workers' room if it does not: here nobody is left to use it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def _fit(
+    run: RunConfig, data: TrainingData, directory: RunDirectory, trainer: type[TorchTrainer]
+) -> dict[str, Any]:
     """Run `TorchTrainer.fit` in a thread, so that Ctrl-C reaches us and not Ray's own handler."""
     started = time.time()
     progress, watch = Progress(run, directory), Watch(run, directory)
-    fit = Background(_trainer(run, data).fit, "train")
+    fit = Background(_trainer(run, data, trainer).fit, "train")
     try:
         _follow(fit, progress, watch)
     except KeyboardInterrupt:
@@ -168,12 +183,12 @@ def _outcome(
     return {**result, "skipped": False}
 
 
-def _trainer(run: RunConfig, data: TrainingData) -> TorchTrainer:
+def _trainer(run: RunConfig, data: TrainingData, trainer: type[TorchTrainer]) -> TorchTrainer:
     from rematch_ray.workloads.loop import train_rank
 
     settings = run.train
     resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
-    return TorchTrainer(
+    return trainer(
         train_rank,
         train_loop_config={"run": run, "data": data},
         validation_config=validation.ray_settings(run),

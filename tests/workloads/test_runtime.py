@@ -160,8 +160,14 @@ def test_only_a_cluster_of_this_program_goes_without_what_others_need(
     monkeypatch.setenv("LOG_NAME_UPDATE_INTERVAL_S", "3")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with runtime.connect([]):
+    with runtime.connect([]) as owned:
         assert (kept in os.environ) == is_own
+        assert owned == ("RAY_ADDRESS" not in variables)
+        monkeypatch.setattr("ray.is_initialized", lambda: True)
+        with runtime.connect([]) as inner:
+            assert inner == owned
+    with runtime.connect([]) as someone_elses:
+        assert not someone_elses
     assert (seen[0][kept] == "0") == is_own
     # what the user has set stays, and nothing of ours is left behind
     assert seen[0]["LOG_NAME_UPDATE_INTERVAL_S"] == "3"

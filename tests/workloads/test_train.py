@@ -10,6 +10,7 @@ import pytest
 import ray.data
 import ray.train
 import yaml
+from ray.train.torch import TorchTrainer
 
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
@@ -18,6 +19,7 @@ from rematch_ray.workloads.bad_rows import BadRows
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stream import open_data
 from rematch_ray.workloads.train import (
+    LocalTrainer,
     Progress,
     failure_line,
     idle_line,
@@ -129,6 +131,18 @@ def test_a_run_goes_on_only_with_the_settings_it_began_with(
         directory.result(run.model_copy(update={"strategy": half}))
     with pytest.raises(UserError, match=r"seed=0, now seed=3"):
         directory.result(run.model_copy(update={"seed": 3}))
+
+
+def test_only_a_cluster_of_this_program_trains_without_a_cleaner(tmp_path: Path) -> None:
+    """Of what Ray Train starts by itself: a cluster that ends with the program needs no cleaner."""
+
+    def callbacks(trainer: type[TorchTrainer]) -> list[str]:
+        made = trainer(lambda: None, run_config=ray.train.RunConfig(storage_path=str(tmp_path)))
+        return [type(one).__name__ for one in made._create_default_callbacks()]
+
+    everywhere, here = callbacks(TorchTrainer), callbacks(LocalTrainer)
+    assert set(everywhere) - set(here) == {"PlacementGroupCleanerCallback"}
+    assert [name for name in everywhere if name in here] == here
 
 
 def test_steps_that_are_done_again_are_forgotten_and_a_half_written_line_is_left_out(
