@@ -254,7 +254,7 @@ def _plain(run: RunConfig, begin: int, end: int) -> float:
     for step in data.plan.steps(0, end):
         if step.index == begin:
             began = time.process_time()
-        tables = [rows.rows(batch) for batch in step.sub_batches]
+        tables = [rows.rows(batch)[0] for batch in step.sub_batches]
         training.step(training.collate(encode(tables, step.index, 0), step=step.index))
     return (time.process_time() - began) / ((end - begin) * run.data.order.global_batch)
 
