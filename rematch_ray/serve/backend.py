@@ -25,6 +25,10 @@ class NotReadyError(RuntimeError):
     """The encoder or the index does not answer yet; the message says which."""
 
 
+class SilentError(NotReadyError):
+    """A part was asked and has said nothing so far: it is gone, or busy."""
+
+
 class OverloadedError(RuntimeError):
     """No room for this request now; it may be sent again after a moment.
 

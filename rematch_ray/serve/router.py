@@ -26,6 +26,7 @@ from rematch_ray.serve.backend import (
     SearchPlan,
     ServedIndex,
     Side,
+    SilentError,
     WriteResult,
 )
 from rematch_ray.serve.deadline import within
@@ -279,4 +280,4 @@ async def _promptly(name: str, answer: Awaitable[Any]) -> Any:
     try:
         return await asyncio.wait_for(answer, READY_TIMEOUT_S)
     except TimeoutError as silent:
-        raise NotReadyError(f"the {name} does not answer yet") from silent
+        raise SilentError(f"the {name} does not answer yet") from silent

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from rematch_ray.serve.backend import NotReadyError, OverloadedError
+from rematch_ray.serve.backend import NotReadyError, OverloadedError, SilentError
 from rematch_ray.serve.failures import RequestError
-from rematch_ray.serve.routes.readiness import KEPT_S, Readiness
+from rematch_ray.serve.routes.readiness import BUSY_S, KEPT_S, Readiness
 from tests.serve.simulation import Clock
 
 
@@ -88,3 +88,22 @@ async def test_full_queues_make_nobody_unready_who_was_ready(parts: Parts, clock
     clock.now += KEPT_S
     assert await refused(readiness) == "not_ready"
     assert parts.asked == 6
+
+
+async def test_a_part_in_a_long_pass_makes_nobody_unready_and_one_that_stays_silent_does(
+    parts: Parts, clock: Clock
+) -> None:
+    readiness = Readiness(parts.ready, clock)
+    parts.failure = SilentError("the encoder does not answer yet")
+    assert await refused(readiness) == "not_ready"
+    parts.failure = None
+    clock.now += KEPT_S
+    await readiness.check()
+    parts.failure = SilentError("the encoder does not answer yet")
+    while clock.now + KEPT_S < BUSY_S:
+        clock.now += KEPT_S
+        await readiness.check()
+    clock.now += 2 * KEPT_S
+    assert await refused(readiness) == "not_ready"
+    clock.now += KEPT_S
+    assert await refused(readiness) == "not_ready"

@@ -10,9 +10,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from rematch_ray.serve.backend import SilentError
 from rematch_ray.serve.failures import RequestError, failures_named
 
 KEPT_S = 1.0
+BUSY_S = 30.0
+"""How long a part that answered before may say nothing: an encoder's longest pass, with room."""
 
 
 class Readiness:
@@ -30,6 +33,7 @@ class Readiness:
         self._clock = clock
         self._finding_out = asyncio.Lock()
         self._known_at: float | None = None
+        self._answered_at: float | None = None
         self._failure: RequestError | None = None
 
     async def check(self) -> None:
@@ -46,12 +50,21 @@ class Readiness:
             raise self._failure.with_traceback(None)  # or it would grow with every raise
 
     async def _verdict(self) -> RequestError | None:
-        was_ready = self._known_at is not None and self._failure is None
         try:
             with failures_named():
                 await self._find_out()
         except RequestError as failure:
-            # full queues are those of parts that answer: taken out, this replica would leave its
-            # share to others that are as full
-            return None if was_ready and failure.code == "overloaded" else failure
+            return None if self._is_only_busy(failure) else failure
+        self._answered_at = self._clock()
         return None
+
+    def _is_only_busy(self, failure: RequestError) -> bool:
+        """Whether a part that answered before has too much to do to answer now.
+
+        Taken out for that, this replica would leave its share to others that wait for the same.
+        """
+        if self._answered_at is None or self._failure is not None:
+            return False
+        is_silent = isinstance(failure.__cause__, SilentError)
+        since = self._clock() - self._answered_at
+        return failure.code == "overloaded" or (is_silent and since < BUSY_S)
