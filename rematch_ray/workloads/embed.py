@@ -27,6 +27,7 @@ from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
 from rematch_ray.workloads.embed_data import list_items, tells_every_change
 from rematch_ray.workloads.embed_progress import (
     Done,
+    InputRows,
     Progress,
     every,
     say,
@@ -168,8 +169,7 @@ def _stream(
     units: Sequence[Unit], export: Path, job: Job, settings: EmbedSettings, staging: Staging
 ) -> None:
     """Run the pipeline in a thread and show its progress; Ctrl-C stays with the main thread."""
-    counts = [unit.num_rows for unit in units]
-    rows_in = None if None in counts else sum(count or 0 for count in counts)
+    rows_in = InputRows(units, staging.inputs_by_number)
     progress = Progress(staging.actors, rows_in, staging.count_done())
     dataset = pipeline(units, export, job, settings, staging)
     write = Background(
@@ -186,7 +186,7 @@ def _stream(
         with writing(staging.root.parent):
             stop_when_hopeless(
                 staging.actors,
-                rows_in,
+                rows_in.exact,
                 max_bad_share=settings.max_bad_share,
                 max_processes=settings.max_actors,
             )

@@ -10,12 +10,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from rematch_ray.data.readers.units import Unit
 from rematch_ray.errors import UserError
 
 TERMINAL_SECONDS, LOG_SECONDS = 5.0, 60.0
@@ -116,12 +119,50 @@ class Done:
 _WHOLE, _SECONDS = ("rows", "bad", "tokens", "padded"), ("busy_s", "alive_s")
 
 
+class InputRows:
+    """How many rows the input has: counted, or told by the units that were read to their end.
+
+    Attributes:
+        exact: the number; None while units are left of which only reading tells.
+
+    Args:
+        units: all of the input.
+        read: finds the files of those that this run has read so far, by number; their footers say
+            how many rows they had.
+    """
+
+    def __init__(
+        self, units: Sequence[Unit], read: Callable[[], Mapping[int, Path]] = dict
+    ) -> None:
+        self._units = units
+        self._read = read
+        self._found: dict[int, int] = {}
+        self._untold = {number for number, unit in enumerate(units) if unit.num_rows is None}
+        self._counted = sum(unit.num_rows or 0 for unit in units)
+        self.exact = None if self._untold else self._counted
+
+    def estimate(self) -> int | None:
+        """Rows of the input if the rest has as many a byte; None before a unit was read."""
+        if self.exact is not None:
+            return self.exact
+        for number, file in self._read().items():
+            if number in self._untold and number not in self._found:
+                self._found[number] = pq.read_metadata(file).num_rows
+        found = sum(self._found.values())
+        if len(self._found) == len(self._untold):
+            self.exact = self._counted + found
+            return self.exact
+        read = sum(self._units[number].num_bytes for number in self._found)
+        whole = sum(self._units[number].num_bytes for number in self._untold)
+        return self._counted + round(found * whole / read) if read else None
+
+
 class Progress:
     """The line of progress of one run.
 
     Args:
         folder: the model processes' files.
-        rows_in: rows of the input; None where only reading tells.
+        rows_in: rows of the input.
         before: rows that earlier runs have done.
         clock: seconds, for tests.
     """
@@ -129,7 +170,7 @@ class Progress:
     def __init__(
         self,
         folder: Path,
-        rows_in: int | None,
+        rows_in: InputRows,
         before: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -143,7 +184,8 @@ class Progress:
     def line(self) -> str:
         """Rows done, rows a second, time left, rows quarantined, how busy the processes are."""
         now, done = self._clock(), Done.read(self._folder)
-        total = "?" if self._rows_in is None else str(self._rows_in)
+        likely, exact = self._rows_in.estimate(), self._rows_in.exact
+        total = "?" if likely is None else str(likely) if exact is not None else f"about {likely}"
         if not done.rows:
             return f"embedding {total} rows: starting ({now - self._began:.0f} s)"
         # the rate counts from the first rows on: loading the model is not embedding
@@ -151,10 +193,10 @@ class Progress:
         self._first = self._first or (now, done.rows)
         rate = (done.rows - rows) / max(now - began, 1e-9)
         # of earlier runs some may have left the data since, and killed processes counted too much
-        finished = min(self._before + done.rows, self._rows_in or sys.maxsize)
+        finished = min(self._before + done.rows, exact or sys.maxsize)
         left = "?"
-        if self._rows_in is not None and rate > 0:
-            left = duration(max(self._rows_in - finished, 0) / rate)
+        if likely is not None and rate > 0:
+            left = duration(max(likely - finished, 0) / rate)
         return (
             f"embedded {finished}/{total} rows  {rate:.0f} rows/s  {left} left  "
             f"{done.bad} quarantined  actors {done.utilisation:.0%} busy"

@@ -231,6 +231,10 @@ class Staging:
         """The files of input/, in the order of the units."""
         yield from sorted(self.input.glob("unit-*.parquet"))
 
+    def inputs_by_number(self) -> dict[int, Path]:
+        """The same files by the number of their unit."""
+        return {int(file.stem.removeprefix("unit-")): file for file in self.input_files()}
+
     def count_input(self) -> int:
         """Rows of the units that were read to their end."""
         return sum(pq.read_metadata(file).num_rows for file in self.input_files())

@@ -346,6 +346,7 @@ class TestOnACluster:
         assert "Traceback" not in str(told.value)
         assert not (tmp_path / "out" / "manifest.json").exists()
 
+    @pytest.mark.timeout(400)
     def test_the_rows_of_a_lost_shard_are_embedded_again(
         self, tiny_export: Path, tmp_path: Path
     ) -> None:

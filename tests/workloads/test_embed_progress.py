@@ -5,12 +5,16 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from rematch_ray.data.readers.units import Unit
 from rematch_ray.errors import UserError
 from rematch_ray.workloads.embed_progress import (
     ActorCounters,
     Done,
+    InputRows,
     Progress,
     every,
     refuse_if_stopped,
@@ -27,11 +31,25 @@ class Clock:
         return self.now
 
 
+def jsonl(num_bytes: int) -> Unit:
+    return Unit(format="jsonl", path="rows.jsonl", rows="items", num_rows=None, num_bytes=num_bytes)
+
+
+def parquet(num_rows: int) -> Unit:
+    return Unit(
+        format="parquet", path="rows.parquet", rows="items", num_rows=num_rows, num_bytes=10
+    )
+
+
+def counted(num_rows: int) -> InputRows:
+    return InputRows([parquet(num_rows)])
+
+
 def test_the_line_says_rate_time_left_quarantined_and_how_busy_the_actors_are(
     tmp_path: Path,
 ) -> None:
     clock = Clock()
-    progress = Progress(tmp_path, 1000, 200, clock)
+    progress = Progress(tmp_path, counted(1000), 200, clock)
     clock.now = 7.0
     assert progress.line() == "embedding 1000 rows: starting (7 s)"
     counters = ActorCounters(tmp_path)
@@ -53,16 +71,41 @@ def test_what_is_not_counted_yet_is_a_question_mark(tmp_path: Path) -> None:
     counters = ActorCounters(tmp_path)
     counters.count(rows=5)
     counters.write()
-    line = Progress(tmp_path, None, 0, Clock()).line()
+    line = Progress(tmp_path, InputRows([jsonl(100)]), 0, Clock()).line()
     assert line.startswith("embedded 5/? rows")
     assert "? left" in line
+
+
+def test_rows_that_only_reading_tells_are_estimated_from_the_units_that_were_read(
+    tmp_path: Path,
+) -> None:
+    read: dict[int, Path] = {}
+    units = [jsonl(1000), jsonl(3000), parquet(50), jsonl(500)]
+    rows_in = InputRows(units, lambda: read)
+    assert (rows_in.exact, rows_in.estimate()) == (None, None)
+    for number, num_rows in ((0, 20), (2, 50), (3, 10)):
+        read[number] = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"row": range(num_rows)}), read[number])
+    assert rows_in.estimate() == 50 + 30 * 3  # 20 rows of 1000 bytes and 10 of 500, in 4500
+    clock, folder = Clock(), tmp_path / "actors"
+    folder.mkdir()
+    progress, counters = Progress(folder, rows_in, 0, clock), ActorCounters(folder)
+    for clock.now in (1.0, 2.0):
+        counters.count(rows=20)
+        counters.write()
+        line = progress.line()
+    assert line.startswith("embedded 40/about 140 rows  20 rows/s  0:05 left")
+    read[1] = tmp_path / "1.parquet"
+    pq.write_table(pa.table({"row": range(5)}), read[1])
+    assert (rows_in.estimate(), rows_in.exact) == (85, 85)  # all are read
+    assert progress.line().startswith("embedded 40/85 rows")
 
 
 def test_more_than_there_is_is_never_said(tmp_path: Path) -> None:
     counters = ActorCounters(tmp_path)
     counters.count(rows=50)
     counters.write()
-    assert Progress(tmp_path, 60, 40, Clock()).line().startswith("embedded 60/60 rows")
+    assert Progress(tmp_path, counted(60), 40, Clock()).line().startswith("embedded 60/60 rows")
 
 
 def test_the_counters_of_all_processes_are_summed(tmp_path: Path) -> None:
