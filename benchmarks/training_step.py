@@ -32,6 +32,7 @@ from shapes.random_rows import random_batch, write_base
 from rematch_ray.data.prompts import PromptTokens
 from rematch_ray.evaluation.report import plain_table
 from rematch_ray.model.checkpoint import build_row_encoder
+from rematch_ray.model.heap import keep_freed_memory
 from rematch_ray.model.settings import ModelSettings
 from rematch_ray.training.flops import Decoder
 from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; see the module's text."""
     options = _parser().parse_args(argv)
     torch.set_num_threads(options.threads)
+    if not options.device.startswith("cuda"):
+        keep_freed_memory()  # as training processes do
     repetitions, pairs = (3, 1) if options.quick else (options.repetitions, options.pairs)
     rows: list[list[Any]] = []
     ratios: dict[str, float] = {}
