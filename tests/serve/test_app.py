@@ -54,12 +54,12 @@ def test_the_shipped_serve_configuration_is_valid(repository: Path) -> None:
     assert {deployment.name for deployment in application.deployments} <= known
 
 
-def test_queries_of_one_batch_get_the_vectors_they_get_alone(pair: Any) -> None:
+def test_queries_of_one_batch_get_the_vectors_they_get_alone(pair: Any, device: str) -> None:
     from rematch_ray.data.item import Item
     from rematch_ray.serve.batching import Queued
     from rematch_ray.serve.encoder import embed_queued
 
-    model = Embedder.from_pretrained(pair.export, device="cpu")
+    model = Embedder.from_pretrained(pair.export, device=device)
     texts = ["a red square", "blue", "a very long query about a yellow square"]
     rows = [
         Queued(model.row_encoder.encode(Item.of(text), "query", ""), "query", 4) for text in texts
@@ -72,12 +72,12 @@ def test_queries_of_one_batch_get_the_vectors_they_get_alone(pair: Any) -> None:
         assert np.abs(mine.vectors - alone.vectors).max() < 1e-5
 
 
-def test_queries_and_documents_may_share_a_batch(pair: Any) -> None:
+def test_queries_and_documents_may_share_a_batch(pair: Any, device: str) -> None:
     from rematch_ray.data.item import Item
     from rematch_ray.serve.batching import Queued
     from rematch_ray.serve.encoder import embed_queued
 
-    model = Embedder.from_pretrained(pair.export, device="cpu")
+    model = Embedder.from_pretrained(pair.export, device=device)
     asked = [("a red square", "query"), ("blue", "document"), ("a word " * 40, "query")]
     rows = [
         Queued(model.row_encoder.encode(Item.of(text), side, ""), side, model.num_vectors(side))
@@ -87,29 +87,29 @@ def test_queries_and_documents_may_share_a_batch(pair: Any) -> None:
     assert (query.vectors.shape[1], document.vectors.shape[1]) == (4, 6)
     assert (
         np.abs(
-            query.vectors - model.encode_query("a red square", instruction="").vectors.numpy()
+            query.vectors - model.encode_query("a red square", instruction="").vectors.cpu().numpy()
         ).max()
         < 1e-5
     )
-    alone = model.encode_document("blue", instruction="").vectors.numpy()
+    alone = model.encode_document("blue", instruction="").vectors.cpu().numpy()
     assert np.abs(document.vectors - alone).max() < 1e-5
     assert query.tokens == len(rows[0].row.input_ids) < long.tokens
 
 
-def test_the_matching_head_answers_from_fused_vectors_alone(pair: Any) -> None:
+def test_the_matching_head_answers_from_fused_vectors_alone(pair: Any, device: str) -> None:
     from rematch_ray.serve.encoder import MATCH_CHUNK, match_fused
 
-    model = Embedder.from_pretrained(pair.export, device="cpu")
+    model = Embedder.from_pretrained(pair.export, device=device)
     query = model.encode_query("a red square").fused
     documents = model.encode_document([f"text {n}" for n in range(3)]).fused
     many = documents.repeat(MATCH_CHUNK, 1)
-    answers = match_fused(model, query.numpy(), many.numpy())
-    expected = model.match(query, documents[None])[0].numpy()
+    answers = match_fused(model, query.cpu().numpy(), many.cpu().numpy())
+    expected = model.match(query, documents[None])[0].cpu().numpy()
     assert answers.shape == (3 * MATCH_CHUNK,)
     assert np.abs(answers.reshape(-1, 3) - expected).max() < 1e-4
-    assert match_fused(model, query.numpy(), documents[:0].numpy()).shape == (0,)
+    assert match_fused(model, query.cpu().numpy(), documents[:0].cpu().numpy()).shape == (0,)
     with pytest.raises(UserError, match="do not fit"):
-        match_fused(model, query.numpy()[:, 1:], documents.numpy())
+        match_fused(model, query.cpu().numpy()[:, 1:], documents.cpu().numpy())
 
 
 def test_serve_turns_the_arguments_of_its_configuration_into_ours(pair: Any) -> None:

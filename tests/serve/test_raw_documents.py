@@ -94,8 +94,10 @@ async def test_without_a_raw_query_nothing_raw_is_matched(index: Path) -> None:
         await router.search(query(), SearchPlan(rerank=Rerank(raw=True)))
 
 
-def test_the_encoder_reads_each_document_and_leaves_out_what_is_broken(pair: Any) -> None:
-    model = Embedder.from_pretrained(pair.export, device="cpu")
+def test_the_encoder_reads_each_document_and_leaves_out_what_is_broken(
+    pair: Any, device: str
+) -> None:
+    model = Embedder.from_pretrained(pair.export, device=device)
     broken = Item.of(b"no image", id="broken")
     documents = [Item.of("a boat", id="one"), broken, Item.of(png(32, 32, "blue"), id="two")]
     first, none, second = match_raw(model, Item.of("an otter"), None, documents)

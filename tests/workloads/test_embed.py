@@ -68,9 +68,10 @@ def vectors_of(made: pa.Table) -> np.ndarray:
 
 
 def test_a_row_that_cannot_be_encoded_keeps_its_reason_and_harms_no_other(
-    tiny_export: Path, corpus: Path, tmp_path: Path
+    tiny_export: Path, corpus: Path, tmp_path: Path, device: str
 ) -> None:
-    made = EmbedActor(actor_settings(tiny_export, tmp_path))(encoded(tiny_export, corpus))
+    settings = replace(actor_settings(tiny_export, tmp_path), device=device)
+    made = EmbedActor(settings)(encoded(tiny_export, corpus))
     bad = {row["id"]: row["status"] for row in made.to_pylist() if row["status"] != OK}
     assert bad.keys() == BAD_ROWS.keys()
     assert all(name in reason for name, reason in bad.items())
@@ -139,11 +140,13 @@ def test_the_parent_of_a_row_stays_with_it(tiny_export: Path, tmp_path: Path) ->
 
 
 def test_a_lower_precision_stays_near_and_is_not_the_same(
-    tiny_export: Path, corpus: Path, tmp_path: Path
+    tiny_export: Path, corpus: Path, tmp_path: Path, device: str
 ) -> None:
     rows = encoded(tiny_export, corpus).slice(0, 12)
-    full = EmbedActor(actor_settings(tiny_export, tmp_path, precision="fp32"))(rows)
-    half = EmbedActor(actor_settings(tiny_export, tmp_path, precision="bf16"))(rows)
+    whole = actor_settings(tiny_export, tmp_path, precision="fp32")
+    full = EmbedActor(replace(whole, device=device))(rows)
+    lower = actor_settings(tiny_export, tmp_path, precision="bf16")
+    half = EmbedActor(replace(lower, device=device))(rows)
     distance = np.abs(vectors_of(full) - vectors_of(half)).max()
     assert 1e-3 < distance < 0.1
     assert half["status"].to_pylist() == full["status"].to_pylist()
