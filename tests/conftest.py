@@ -119,6 +119,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a Qwen3-VL; tokens and patches are those of `tiny_base`."""
+    from tests.tiny import write_qwen3_base
+
+    return write_qwen3_base(tmp_path_factory.mktemp("qwen3") / "base")
+
+
+@pytest.fixture(scope="session")
 def tiny_export(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of an untrained embedder on the tiny base."""
     from tests.tiny import new_embedder

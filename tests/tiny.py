@@ -4,6 +4,7 @@ The weights are drawn wider than a real model's, so that a token that should not
 """
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from rematch_ray.data.rows import RowEncoder
 from rematch_ray.data.samples import SampleEncoder
@@ -54,6 +56,37 @@ def write_base(folder: Path, sizes: TinySettings = SIZES, *, seed: int = 0) -> P
     """A base model folder with random weights."""
     tokenizer = train_tokenizer(TEXTS * 4, sizes)
     save_base(tiny_model(tokenizer, sizes, seed=seed), tokenizer, image_processor(sizes), folder)
+    return folder
+
+
+def write_qwen3_base(folder: Path, sizes: TinySettings = SIZES) -> Path:
+    """The same as a Qwen3-VL, whose images add features of two depths behind the first layers."""
+    write_base(folder, sizes)
+    written = json.loads((folder / "config.json").read_text())
+    tokens = {name: value for name, value in written.items() if name.endswith("_token_id")}
+    kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    kept += ("num_key_value_heads", "intermediate_size", "initializer_range", "rope_parameters")
+    text = {name: written["text_config"][name] for name in kept}
+    text["num_hidden_layers"] = 3  # what is added behind the last one nobody would read
+    text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
+    text["rope_parameters"]["mrope_interleaved"] = True
+    vision = {
+        "depth": 2,
+        "deepstack_visual_indexes": [0, 1],
+        "num_position_embeddings": 36,
+        "hidden_size": sizes.vision_dim,
+        "num_heads": 2,
+        "intermediate_size": 2 * sizes.vision_dim,
+        "out_hidden_size": sizes.hidden_dim,
+        "patch_size": sizes.patch_size,
+        "spatial_merge_size": 1,
+        "initializer_range": sizes.initializer_range,
+    }
+    config = Qwen3VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens
+    )
+    torch.manual_seed(0)
+    Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rematch_ray.data.prompts import PromptTokens
 from rematch_ray.model.backbone import Backbone
+from rematch_ray.model.deep_features import DeepFeatures, join_features
 from rematch_ray.model.keys_values import KeysValues, KeyValueReader
 from rematch_ray.model.matcher import Matcher
 from rematch_ray.model.matching_tail import build_tail, raw_segments, reads, segment_mask
@@ -46,16 +47,19 @@ def packed_answers(
     """
     tail = build_tail(backbone, matcher, prompt, query, first, second)
     raw = raw_segments(query, first, second)
-    embeds = []
+    parts: list[tuple[DeepFeatures | None, Tensor]] = []
     for rows, start, stop, _ in raw:
         assert rows.inputs_embeds is not None
-        embeds.append(rows.inputs_embeds[:, start:stop])
+        deep = rows.deep and rows.deep.columns(start, stop)
+        parts.append((deep, rows.inputs_embeds[:, start:stop]))
+    parts.append((None, tail.embeds))
     positions = [rows.position_ids[:, :, start:stop] for rows, start, stop, _ in raw]
     segment = torch.cat([*(segment for *_, segment in raw), tail.segment], dim=1)
     hidden = backbone.decode(
-        torch.cat([*embeds, tail.embeds], dim=1),
+        torch.cat([embeds for _, embeds in parts], dim=1),
         torch.cat([*positions, tail.position_ids], dim=2),
         segment_mask(segment, reads(segment.device)),
+        deep=join_features(parts, dim=1),
     )
     return _answer_logits(backbone, prompt, hidden)
 

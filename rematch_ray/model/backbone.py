@@ -20,16 +20,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, Cache
 
 from rematch_ray.errors import UserError
+from rematch_ray.model.deep_features import DeepFeatures
 from rematch_ray.model.settings import FreezePart, LoraSettings
 
-SUPPORTED = ("qwen2_vl", "qwen2_5_vl")
+SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 LORA_TARGETS = (
     r".*language_model\.layers\.\d+\."
     r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 )
 _PARTS: dict[FreezePart, str] = {
-    "merger": r"^model\.visual\.merger\.",
-    "vision": r"^model\.visual\.(?!merger\.)",
+    "merger": r"^model\.visual\.(deepstack_)?merger(_list)?\.",
+    "vision": r"^model\.visual\.(?!(deepstack_)?merger(_list)?\.)",
     "embeddings": r"^(model\.language_model\.embed_tokens|lm_head)\.",
     "language": r"^model\.language_model\.(?!embed_tokens\.)",
 }
@@ -39,7 +40,7 @@ class Backbone(nn.Module):
     """A Qwen-VL model behind the four calls that the embedder and the matching stage need.
 
     Args:
-        model: a transformers `Qwen2VLForConditionalGeneration` or `Qwen2_5_VL...`.
+        model: a transformers `Qwen2VLForConditionalGeneration`, `Qwen2_5_VL...` or `Qwen3VL...`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -102,7 +103,7 @@ class Backbone(nn.Module):
 
     def embed(
         self, input_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, DeepFeatures | None]:
         """Input embeddings with image features at the image placeholders.
 
         Args:
@@ -111,25 +112,32 @@ class Backbone(nn.Module):
             image_grid_thw: (images, 3) or None.
 
         Returns:
-            (B, T, H) in the backbone's precision. Without images but with trainable vision weights
-            one tiny black image runs and counts nothing, so that every rank uses every weight; so
-            it does, trainable or not, where weights are sharded.
+            (B, T, H) in the backbone's precision, and what images add behind the first decoder
+            layers (Qwen3-VL; else None). Without images but with trainable vision weights one tiny
+            black image runs and counts nothing, so that every rank uses every weight; so it does,
+            trainable or not, where weights are sharded.
         """
         embeds = self.word_embeddings(input_ids)
         if pixel_values is None or image_grid_thw is None:
             if self.training and (self.sharded or self._vision_is_trained()):
-                embeds = embeds + 0.0 * self._blank_image_features().sum()
-            return embeds
-        features = self.image_features(pixel_values, image_grid_thw).to(embeds.dtype)
-        where = (input_ids == self.image_token_id)[:, :, None].expand_as(embeds)
-        return embeds.masked_scatter(where, features)
+                blank, layers = self._blank_image_features()
+                embeds = embeds + 0.0 * sum((layer.sum() for layer in layers), blank.sum())
+            return embeds, None
+        features, layers = self.image_features(pixel_values, image_grid_thw)
+        is_image = input_ids == self.image_token_id
+        where = is_image[:, :, None].expand_as(embeds)
+        embeds = embeds.masked_scatter(where, features.to(embeds.dtype))
+        return embeds, DeepFeatures.of(is_image, layers)
 
-    def image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """Visual tokens of all images, (tokens, H)."""
+    def image_features(
+        self, pixel_values: Tensor, image_grid_thw: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Visual tokens of all images, (tokens, H), and those that are added behind layers."""
         pixel_values = pixel_values.to(self.word_embeddings.weight.dtype)
         with self._autocast(pixel_values.device):
             output = self.model.model.get_image_features(pixel_values, image_grid_thw)
-        return torch.cat(list(output.pooler_output), dim=0)
+        deep = getattr(output, "deepstack_features", None) or []
+        return torch.cat(list(output.pooler_output)), [torch.cat(list(layer)) for layer in deep]
 
     def decode(
         self,
@@ -137,6 +145,7 @@ class Backbone(nn.Module):
         position_ids: Tensor,
         mask: Tensor | None = None,
         *,
+        deep: DeepFeatures | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Last hidden states after the final norm.
@@ -145,11 +154,15 @@ class Backbone(nn.Module):
             inputs_embeds: (B, T, H).
             position_ids: (3, B, T); always explicit, the model's own fallback is 1-D.
             mask: (B, 1, T, K) bool, True = may attend; None = causal, which hides right padding.
+            deep: of the same rows and columns, as `embed` gave it.
             cache: records the layers' keys and values, or puts K - T recorded columns before them.
 
         Returns:
             (B, T, H).
         """
+        added: dict[str, Any] = {}
+        if deep is not None:
+            added["visual_pos_masks"], added["deepstack_visual_embeds"] = deep.placed()
         with self._autocast(inputs_embeds.device):
             output = self.model.model.language_model(
                 inputs_embeds=inputs_embeds,
@@ -157,6 +170,7 @@ class Backbone(nn.Module):
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=False,
+                **added,
             )
         return output.last_hidden_state
 
@@ -250,7 +264,7 @@ class Backbone(nn.Module):
     def _vision_is_trained(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.model.visual.parameters())
 
-    def _blank_image_features(self) -> Tensor:
+    def _blank_image_features(self) -> tuple[Tensor, list[Tensor]]:
         vision = self.model.config.vision_config
         side = vision.spatial_merge_size
         patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2

@@ -162,12 +162,14 @@ class Embedder(nn.Module):
         Returns:
             Encoded.
         """
-        embeds = self.backbone.embed(batch.input_ids, batch.pixel_values, batch.image_grid_thw)
+        embeds, deep = self.backbone.embed(
+            batch.input_ids, batch.pixel_values, batch.image_grid_thw
+        )
         rows = torch.arange(len(batch), device=embeds.device)[:, None]
         bank = self.banks[side].to(embeds.dtype).expand(len(batch), -1, -1)
         embeds = embeds.index_put((rows, batch.meta_positions), bank)
         recorder = KeyValueRecorder() if record else None
-        hidden = self.backbone.decode(embeds, batch.position_ids, cache=recorder)
+        hidden = self.backbone.decode(embeds, batch.position_ids, deep=deep, cache=recorder)
         states = hidden[rows, batch.meta_positions].float()
         vectors = F.normalize(self.vector_projection(states), dim=-1)
         fused = None
@@ -175,8 +177,9 @@ class Embedder(nn.Module):
             mean = states[:, : self.settings.fuse_k].mean(dim=1)
             fused = F.normalize(self.fused_projection(mean), dim=-1)
         if recorder is None:
-            return Encoded(vectors, fused, states, embeds, batch)
-        return Encoded(vectors, fused, states, None, batch, KeysValues(recorder.recorded))
+            return Encoded(vectors, fused, states, batch, inputs_embeds=embeds, deep=deep)
+        kept = KeysValues(recorder.recorded)
+        return Encoded(vectors, fused, states, batch, keys_values=kept)
 
     @torch.inference_mode()
     def embed(self, batch: Batch, side: Side) -> Embeddings:

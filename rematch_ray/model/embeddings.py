@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rematch_ray.data.collate import Batch
+from rematch_ray.model.deep_features import DeepFeatures
 from rematch_ray.model.keys_values import KeysValues
 from rematch_ray.model.raw_rows import RawRows
 
@@ -56,16 +57,18 @@ class Encoded:
         vectors: (B, R, D) unit vectors with gradient.
         fused: (B, F) unit vectors with gradient, or None.
         states: (B, R, H) un-normalised last hidden states at the meta tokens.
-        inputs_embeds: (B, T, H) for the packed matching stage's raw views; None when recorded.
         batch: the rows.
+        inputs_embeds: (B, T, H) for the packed matching stage's raw views; None when recorded.
+        deep: what images add behind the first layers, for the packed stage; None when recorded.
         keys_values: the decoder's keys and values of the rows, where they were recorded.
     """
 
     vectors: Tensor
     fused: Tensor | None
     states: Tensor
-    inputs_embeds: Tensor | None
     batch: Batch
+    inputs_embeds: Tensor | None = None
+    deep: DeepFeatures | None = None
     keys_values: KeysValues | None = None
 
     @property
@@ -79,5 +82,10 @@ class Encoded:
             raise ValueError("matching needs a fused vector, which this model was built without")
         batch = self.batch
         return RawRows(
-            self.inputs_embeds, batch.position_ids, batch.segment, self.fused, self.keys_values
+            self.inputs_embeds,
+            batch.position_ids,
+            batch.segment,
+            self.fused,
+            self.keys_values,
+            self.deep,
         )

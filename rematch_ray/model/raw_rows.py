@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rematch_ray.data.collate import CONTENT, PAD
+from rematch_ray.model.deep_features import DeepFeatures, join_features
 from rematch_ray.model.keys_values import KeysValues
 
 
@@ -22,6 +23,7 @@ class RawRows:
         segment: (B, T) int8 as in `Batch`.
         fused: (B, F) stored fused vectors, with gradient in training.
         keys_values: what the embedding pass computed for these rows; None when it kept nothing.
+        deep: what their images add behind the first layers; None without, or once there are keys.
     """
 
     inputs_embeds: Tensor | None
@@ -29,6 +31,7 @@ class RawRows:
     segment: Tensor
     fused: Tensor
     keys_values: KeysValues | None = None
+    deep: DeepFeatures | None = None
 
     def __len__(self) -> int:
         return self.fused.shape[0]
@@ -41,6 +44,7 @@ class RawRows:
             self.segment[rows],
             self.fused[rows],
             None if self.keys_values is None else self.keys_values.take(rows),
+            None if self.deep is None else self.deep.take(rows),
         )
 
     @property
@@ -64,10 +68,12 @@ class RawRows:
             missing = width - values.shape[-1 - last]
             return F.pad(values, (0, 0) * last + (0, missing), value=value)
 
-        embeds = None
+        embeds = deep = None
         if first.inputs_embeds is not None and second.inputs_embeds is not None:
-            both = (first.inputs_embeds, second.inputs_embeds)
-            embeds = torch.cat([wide(part, 0, last=1) for part in both])
+            both = [wide(part, 0, last=1) for part in (first.inputs_embeds, second.inputs_embeds)]
+            embeds = torch.cat(both)
+            features = [rows.deep and rows.deep.padded(width) for rows in (first, second)]
+            deep = join_features(list(zip(features, both, strict=True)), dim=0)
         keys_values = None
         if first.keys_values is not None and second.keys_values is not None:
             keys_values = KeysValues.stacked(first.keys_values, second.keys_values)
@@ -77,4 +83,5 @@ class RawRows:
             torch.cat([wide(first.segment, PAD), wide(second.segment, PAD)]),
             torch.cat([first.fused, second.fused]),
             keys_values,
+            deep,
         )

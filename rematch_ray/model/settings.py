@@ -39,7 +39,7 @@ class ModelSettings(BaseModel):
     """How an embedder is built from a base model.
 
     Attributes:
-        base: folder or hub id of a Qwen2-VL or Qwen2.5-VL model with its processor files.
+        base: folder or hub id of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model with its processor files.
         dtype: precision of the backbone; banks, heads, scores and losses stay float32.
         ladder: trained budgets, in order; the last one sets the sizes of both banks.
         embedding_dim: width of the stored vectors; null = the backbone's width, no projection.

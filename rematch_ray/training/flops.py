@@ -140,7 +140,8 @@ class VisionTower:
     One patch costs 2 operations per weight of the patch embedding, and per layer of
     `4 x width^2` for attention and `num_mlp x width x mlp`; attention costs `4 x width` for each
     pair of patches of a frame, in the layers with windows for each pair of a window. The merger
-    reads `merge^2` patches at a time: `(merge^2 width)^2 + merge^2 width x out`.
+    reads `merge^2` patches at a time: `(merge^2 width)^2 + merge^2 width x out`, and so does each
+    further one that Qwen3-VL has.
 
     >>> tower = VisionTower(
     ...     layers=1, width=4, mlp=8, num_mlp=3, patch_dim=6, merge=2, out=4, window=0, full=(0,)
@@ -158,10 +159,11 @@ class VisionTower:
     out: int
     window: int
     full: tuple[int, ...]
+    mergers: int = 1
 
     @classmethod
     def of(cls, config: Any) -> VisionTower:
-        """Sizes from a transformers vision config of Qwen2-VL or Qwen2.5-VL."""
+        """Sizes from a transformers vision config of Qwen2-VL, Qwen2.5-VL or Qwen3-VL."""
         patch_dim = config.in_channels * config.temporal_patch_size * config.patch_size**2
         layers, merge = config.depth, config.spatial_merge_size
         if hasattr(config, "fullatt_block_indexes"):
@@ -175,6 +177,19 @@ class VisionTower:
                 config.out_hidden_size,
                 config.window_size // config.patch_size // merge * merge,
                 tuple(config.fullatt_block_indexes),
+            )
+        if hasattr(config, "deepstack_visual_indexes"):
+            return cls(
+                layers,
+                config.hidden_size,
+                config.intermediate_size,
+                2,
+                patch_dim,
+                merge,
+                config.out_hidden_size,
+                0,
+                tuple(range(layers)),
+                1 + len(config.deepstack_visual_indexes),
             )
         width = config.embed_dim
         mlp = int(width * config.mlp_ratio)
@@ -196,7 +211,7 @@ class VisionTower:
         layer = 4 * self.width**2 + self.num_mlp * self.width * self.mlp
         tower = 2 * patches * (self.patch_dim * self.width + self.layers * layer)
         merged = self.merge**2 * self.width
-        merger = 2 * (patches // self.merge**2) * (merged**2 + merged * self.out)
+        merger = 2 * (patches // self.merge**2) * (merged**2 + merged * self.out) * self.mergers
         return tower + 4 * self.width * pairs, merger
 
     def step(self, grids: Sequence[tuple[int, int, int]], trained: Trained) -> int:

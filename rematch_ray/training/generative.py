@@ -20,6 +20,7 @@ from rematch_ray.data.collate import CONTENT, HEADER, PAD, Batch, collate
 from rematch_ray.data.rows import EncodedRow, RowEncoder
 from rematch_ray.data.schema import Item
 from rematch_ray.model.backbone import Backbone
+from rematch_ray.model.deep_features import DeepFeatures, join_features
 from rematch_ray.model.matching_tail import segment_mask
 
 _P, _PICTURE, _I, _FIRST = 0, 1, 2, 3  # then one text and one answer segment per question
@@ -138,11 +139,13 @@ def generative_loss(
         question_weight: weight of the Yes/No part.
     """
     captioned, paraphrased = batch.captioned.batch, batch.paraphrased.batch
-    embeds = backbone.embed(captioned.input_ids, captioned.pixel_values, captioned.image_grid_thw)
-    caption, exact = _next_token(backbone, batch.captioned, embeds)
-    texts = backbone.embed(paraphrased.input_ids, None, None)
+    embeds, deep = backbone.embed(
+        captioned.input_ids, captioned.pixel_values, captioned.image_grid_thw
+    )
+    caption, exact = _next_token(backbone, batch.captioned, embeds, deep)
+    texts, _ = backbone.embed(paraphrased.input_ids, None, None)
     paraphrase, _ = _next_token(backbone, batch.paraphrased, texts)
-    answers = _answers(backbone, encoder, batch, embeds)
+    answers = _answers(backbone, encoder, batch, embeds, deep)
     yes, no = encoder.prompt.yes, encoder.prompt.no
     targets = torch.where(batch.truths, yes, no)
     question = F.cross_entropy(answers.flatten(0, 1).float(), targets.flatten())
@@ -157,9 +160,11 @@ def generative_loss(
     )
 
 
-def _next_token(backbone: Backbone, written: Written, embeds: Tensor) -> tuple[Tensor, Tensor]:
+def _next_token(
+    backbone: Backbone, written: Written, embeds: Tensor, deep: DeepFeatures | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the written tokens, and the share of rows with every token right."""
-    hidden = backbone.decode(embeds, written.batch.position_ids)
+    hidden = backbone.decode(embeds, written.batch.position_ids, deep=deep)
     rows, columns = written.label_mask.nonzero(as_tuple=True)
     logits = backbone.logits(hidden[rows, columns - 1]).float()
     labels = written.batch.input_ids[rows, columns]
@@ -169,27 +174,41 @@ def _next_token(backbone: Backbone, written: Written, embeds: Tensor) -> tuple[T
 
 
 def _answers(
-    backbone: Backbone, encoder: RowEncoder, batch: GenerativeBatch, embeds: Tensor
+    backbone: Backbone,
+    encoder: RowEncoder,
+    batch: GenerativeBatch,
+    embeds: Tensor,
+    deep: DeepFeatures | None,
 ) -> Tensor:
     """(m, questions, V) logits: all questions about a picture in one forward, apart."""
     pictures, prompt, device = batch.captioned.batch, encoder.prompt, embeds.device
     num_pictures = len(pictures)
-    parts, positions, segments, ends = [], [], [], []
+    parts: list[tuple[DeepFeatures | None, Tensor]] = []
+    positions, segments, ends = [], [], []
 
-    def add(part: Tensor, place: Tensor, segment: Tensor) -> None:
-        parts.append(part)
+    def add(
+        part: Tensor, place: Tensor, segment: Tensor, features: DeepFeatures | None = None
+    ) -> None:
+        parts.append((features, part))
         positions.append(place.expand(3, num_pictures, -1))
         segments.append(segment.expand(num_pictures, -1))
 
-    def add_content(rows: Batch, row_embeds: Tensor, name: int, start: int) -> None:
+    def add_content(
+        rows: Batch,
+        row_embeds: Tensor,
+        name: int,
+        start: int,
+        features: DeepFeatures | None = None,
+    ) -> None:
         stop = int((rows.segment == CONTENT).long().cumsum(dim=1).argmax(dim=1).max()) + 1
         part = slice(start, stop)
         segment = _named(rows.segment[:, part], name)
-        add(row_embeds[:, part], rows.position_ids[:, :, part], segment)
+        cut = features and features.columns(start, stop)
+        add(row_embeds[:, part], rows.position_ids[:, :, part], segment, cut)
 
-    add_content(pictures, embeds, _PICTURE, 0)
+    add_content(pictures, embeds, _PICTURE, 0, deep)
     for number, texts in enumerate(batch.asked):
-        text_embeds = backbone.embed(texts.input_ids, None, None)
+        text_embeds, _ = backbone.embed(texts.input_ids, None, None)
         add_content(texts, text_embeds, _FIRST + 2 * number, len(prompt.header))
         ends.append(torch.maximum(_content_end(pictures), _content_end(texts)))
     fixed = torch.tensor(prompt.match_instruction, device=device)
@@ -203,7 +222,12 @@ def _answers(
         add(answer_embeds, end[:, None] + places, torch.full_like(places, _FIRST + 2 * number + 1))
 
     mask = segment_mask(torch.cat(segments, dim=1), _table(len(batch.asked), device))
-    hidden = backbone.decode(torch.cat(parts, dim=1), torch.cat(positions, dim=2), mask)
+    hidden = backbone.decode(
+        torch.cat([part for _, part in parts], dim=1),
+        torch.cat(positions, dim=2),
+        mask,
+        deep=join_features(parts, dim=1),
+    )
     stop = len(answer) * len(batch.asked)
     return backbone.logits(hidden[:, -stop:][:, len(answer) - 1 :: len(answer)])
 

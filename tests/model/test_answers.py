@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rematch_ray.losses.matching import matching_loss
 from rematch_ray.model.answers import packed_answers, shared_answers
+from rematch_ray.model.deep_features import DeepFeatures
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.keys_values import KeysValues
 from rematch_ray.model.raw_rows import RawRows
@@ -33,15 +34,19 @@ def gradients(model: Embedder, form: Form, *, alone: bool) -> tuple[Tensor, dict
     """Logits, and the gradient of every weight and of what the rows put into the decoder."""
     model.zero_grad(set_to_none=True)
     made: list[Tensor] = []
+    added: list[Tensor] = []
     embed = model.backbone.embed
 
-    def watched(*inputs: Any) -> Tensor:
-        embeds = embed(*inputs)
-        if not embeds.requires_grad:  # adapters leave the embedding table alone
-            embeds.requires_grad_()
-        embeds.retain_grad()
+    def watched(*inputs: Any) -> tuple[Tensor, DeepFeatures | None]:
+        embeds, deep = embed(*inputs)
+        layers = () if deep is None else deep.layers
+        for values in (embeds, *layers):
+            if not values.requires_grad:  # adapters leave the embedding table alone
+                values.requires_grad_()
+            values.retain_grad()
         made.append(embeds)
-        return embeds
+        added.extend(layers)
+        return embeds, deep
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.backbone, "embed", watched)
@@ -56,6 +61,9 @@ def gradients(model: Embedder, form: Form, *, alone: bool) -> tuple[Tensor, dict
     found["embeddings of the header"] = torch.stack(heads).sum(dim=0)
     for name, side in zip(("queries", "documents"), sides, strict=True):
         found[f"embeddings of the {name}"] = side[:, header:]
+    for number, layer in enumerate(added):
+        if layer.grad is not None:
+            found[f"deep embeddings {number}"] = layer.grad
     return logits, found
 
 
@@ -72,18 +80,21 @@ def assert_the_same(
         assert got[1][name].abs().max() == 0, name
 
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "full": {},
     "adapters": {"lora": LoraSettings(rank=2)},
     "recomputed": {"gradient_checkpointing": True},
     "recomputed adapters": {"lora": LoraSettings(rank=2), "gradient_checkpointing": True},
 }
+KINDS = [*MODELS, "Qwen3-VL full", "Qwen3-VL recomputed adapters"]
 
 
-@pytest.fixture(params=MODELS)
-def model(request: pytest.FixtureRequest, tiny_base: Path, device: str) -> Embedder:
-    changes = dict(MODELS[request.param])
-    model = new_embedder(tiny_base, **changes).train()
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest, device: str) -> Embedder:
+    changes = MODELS[request.param.removeprefix("Qwen3-VL ")]
+    is_qwen3 = request.param not in MODELS
+    base = request.getfixturevalue("qwen3_base" if is_qwen3 else "tiny_base")
+    model = new_embedder(base, **changes).train()
     if (lora := changes.get("lora")) is not None:
         model.backbone.add_lora(lora)
         for name, parameter in model.named_parameters():

@@ -21,9 +21,15 @@ from rematch_ray.model.settings import FreezePart, LoraSettings
 MakeBatch = Callable[[list[Item], Side], Batch]
 
 
+@pytest.fixture(params=["tiny_base", "qwen3_base"])
+def base(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture
-def backbone(tiny_base: Path) -> Backbone:
-    return Backbone.load(tiny_base).eval()
+def backbone(base: Path) -> Backbone:
+    return Backbone.load(base).eval()
 
 
 def bare(embedder: Embedder, items: list[Item]) -> Batch:
@@ -33,8 +39,9 @@ def bare(embedder: Embedder, items: list[Item]) -> Batch:
 
 
 def hidden(backbone: Backbone, batch: Batch, positions: Tensor | None = None) -> Tensor:
-    embeds = backbone.embed(batch.input_ids, batch.pixel_values, batch.image_grid_thw)
-    return backbone.decode(embeds, batch.position_ids if positions is None else positions)
+    embeds, deep = backbone.embed(batch.input_ids, batch.pixel_values, batch.image_grid_thw)
+    places = batch.position_ids if positions is None else positions
+    return backbone.decode(embeds, places, deep=deep)
 
 
 @torch.inference_mode()
@@ -73,11 +80,11 @@ def test_no_mask_is_a_causal_mask(
     backbone: Backbone, embedder: Embedder, mixed: list[Item]
 ) -> None:
     batch = bare(embedder, mixed)
-    embeds = backbone.embed(batch.input_ids, batch.pixel_values, batch.image_grid_thw)
+    embeds, deep = backbone.embed(batch.input_ids, batch.pixel_values, batch.image_grid_thw)
     length = embeds.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril().expand(len(batch), 1, -1, -1)
-    given = backbone.decode(embeds, batch.position_ids, causal)
-    plain = backbone.decode(embeds, batch.position_ids)
+    given = backbone.decode(embeds, batch.position_ids, causal, deep=deep)
+    plain = backbone.decode(embeds, batch.position_ids, deep=deep)
     torch.testing.assert_close(plain, given, atol=1e-5, rtol=1e-5)
 
 
@@ -86,18 +93,21 @@ def test_image_features_stand_at_their_own_rows(
     backbone: Backbone, embedder: Embedder, mixed: list[Item]
 ) -> None:
     batch = bare(embedder, mixed)
-    embeds = backbone.embed(batch.input_ids, batch.pixel_values, batch.image_grid_thw)
+    embeds, deep = backbone.embed(batch.input_ids, batch.pixel_values, batch.image_grid_thw)
     for index, item in enumerate(mixed):
         alone = bare(embedder, [item])
-        want = backbone.embed(alone.input_ids, alone.pixel_values, alone.image_grid_thw)[0]
+        [want], own = backbone.embed(alone.input_ids, alone.pixel_values, alone.image_grid_thw)
         torch.testing.assert_close(embeds[index, : len(want)], want, atol=1e-5, rtol=1e-5)
+        if deep is not None and own is not None:
+            _, placed = deep.take(torch.tensor([index])).placed()
+            torch.testing.assert_close(placed, own.placed()[1], atol=1e-5, rtol=1e-5)
 
 
 def test_a_training_batch_without_images_still_uses_the_vision_tower(backbone: Backbone) -> None:
     ids = torch.tensor([[5, 6, 7]])
     with torch.inference_mode():
-        plain = backbone.embed(ids, None, None)
-    embeds = backbone.train().embed(ids, None, None)
+        plain, _ = backbone.embed(ids, None, None)
+    embeds, _ = backbone.train().embed(ids, None, None)
     assert torch.equal(embeds.detach(), plain)
     embeds.sum().backward()
     for name, parameter in backbone.model.model.visual.named_parameters():

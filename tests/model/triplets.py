@@ -14,6 +14,7 @@ from rematch_ray.data.prompts import PromptTokens
 from rematch_ray.data.schema import Item
 from rematch_ray.losses.matching import VIEWS, view_labels
 from rematch_ray.model.backbone import Backbone
+from rematch_ray.model.deep_features import DeepFeatures, join_features
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.embeddings import Encoded
 from rematch_ray.model.matcher import Matcher
@@ -103,9 +104,11 @@ def one_view(
     query_view, slot, document_view = VIEWS[view]
     start = len(prompt.header) + prompt.template.match_gap
     pieces: list[tuple[str, Tensor, Tensor]] = []
+    features: list[tuple[DeepFeatures | None, Tensor]] = []
 
-    def add(name: str, embeds: Tensor, positions: Tensor) -> None:
+    def add(name: str, embeds: Tensor, positions: Tensor, deep: DeepFeatures | None = None) -> None:
         pieces.append((name, embeds, positions.to(device).expand(3, -1)))
+        features.append((deep, embeds[None]))
 
     def words(ids: list[int]) -> Tensor:
         return table(torch.tensor(ids, device=device))
@@ -120,10 +123,10 @@ def one_view(
     ):
         if is_vector:
             embeds = matcher.z(rows.fused[index], role=role)[None]
-            positions = torch.tensor([[start]]).expand(3, -1)
+            positions, deep = torch.tensor([[start]]).expand(3, -1), None
         else:
-            embeds, positions = part(rows, index, CONTENT)
-        add(name, embeds, positions)
+            embeds, positions, deep = part(rows, index, CONTENT)
+        add(name, embeds, positions, deep)
         ends.append(int(positions.max()) + 1)
     add("A", words(prompt.answer), max(ends) + torch.arange(len(prompt.answer)))
 
@@ -136,11 +139,13 @@ def one_view(
             mask[0, 0, row, column] = seen
     inputs = torch.cat([embeds for _, embeds, _ in pieces])[None]
     positions = torch.cat([positions for _, _, positions in pieces], dim=1)[:, None]
-    return backbone.logits(backbone.decode(inputs, positions, mask.to(device))[0, -1])
+    deep = join_features(features, dim=1)
+    return backbone.logits(backbone.decode(inputs, positions, mask.to(device), deep=deep)[0, -1])
 
 
-def part(rows: RawRows, index: int, segment: int) -> tuple[Tensor, Tensor]:
-    """Raw embeddings (n, H) and positions (3, n) of one segment of one item."""
+def part(rows: RawRows, index: int, segment: int) -> tuple[Tensor, Tensor, DeepFeatures | None]:
+    """Raw embeddings (n, H), positions (3, n) and deep features of one segment of one item."""
     kept = rows.segment[index] == segment
     assert rows.inputs_embeds is not None
-    return rows.inputs_embeds[index, kept], rows.position_ids[:, index, kept]
+    deep = rows.deep and DeepFeatures(rows.deep.tokens[index : index + 1, kept], rows.deep.layers)
+    return rows.inputs_embeds[index, kept], rows.position_ids[:, index, kept], deep

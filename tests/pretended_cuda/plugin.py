@@ -5,6 +5,7 @@
 Needs a C++ compiler, and a process of its own: what it tells torch cannot be taken back.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -43,6 +44,17 @@ import torch  # noqa: E402
 from tests.pretended_cuda.tensors import Pretending  # noqa: E402
 
 
+class Stream:
+    """The only one: what is asked of it is done already."""
+
+    def synchronize(self) -> None: ...
+
+    def wait_stream(self, other: "Stream") -> None: ...
+
+
+ONLY = Stream()
+
+
 def pytest_configure() -> None:
     """From here on there is a CUDA device."""
     told: dict[str, Any] = {
@@ -50,6 +62,9 @@ def pytest_configure() -> None:
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
+        "current_stream": lambda device=None: ONLY,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "synchronize": lambda device=None: None,
         "get_device_name": lambda device=None: "pretended",
         "is_bf16_supported": lambda including_emulation=True: True,
         "max_memory_allocated": lambda device=None: 1,
@@ -58,8 +73,8 @@ def pytest_configure() -> None:
     }
     for name, function in told.items():
         setattr(torch.cuda, name, function)
-    # a parameter moved to the device is another object there, as this one is of another class
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    # a parameter that moves changes its class and stays who it is: tied weights stay tied
+    torch.__future__.set_swap_module_params_on_conversion(True)
     # `torch.tensor` makes its values on the CPU and moves them, which a mode can see
     torch._C._set_only_lift_cpu_tensors(True)
     Pretending().__enter__()

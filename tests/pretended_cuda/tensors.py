@@ -3,7 +3,8 @@
 The rules kept are those that code written on a CPU breaks: an operation takes tensors of one device
 (numbers without a dimension, and indices into a tensor of the device, may stay behind), matrices of
 integers are not multiplied but by `_int_mm`, in its sizes, and nothing becomes NumPy's before it is
-brought back. What kernels of a real device do (their rounding, memory, speed) is not seen here.
+brought back. What kernels of a real device do (their rounding, memory, speed) is not seen here, nor
+what copies storages instead of tensors, as the background writing of checkpoints does.
 """
 
 from __future__ import annotations

@@ -89,8 +89,9 @@ def test_the_caption_loss_is_that_of_the_written_tokens_alone(
     rows = batch.captioned.batch
     with torch.no_grad():
         loss = generative_loss(backbone, tiny_encoder, batch)
-        embeds = backbone.embed(rows.input_ids, rows.pixel_values, rows.image_grid_thw)
-        log_p = backbone.logits(backbone.decode(embeds, rows.position_ids)).log_softmax(dim=-1)
+        embeds, deep = backbone.embed(rows.input_ids, rows.pixel_values, rows.image_grid_thw)
+        hidden = backbone.decode(embeds, rows.position_ids, deep=deep)
+        log_p = backbone.logits(hidden).log_softmax(dim=-1)
     terms, exact = [], []
     for index in range(len(pictures)):
         columns = batch.captioned.label_mask[index].nonzero()[:, 0].tolist()
@@ -104,8 +105,8 @@ def test_the_caption_loss_is_that_of_the_written_tokens_alone(
 def answers(backbone: Backbone, encoder: RowEncoder, batch: GenerativeBatch) -> Tensor:
     rows = batch.captioned.batch
     with torch.no_grad():
-        embeds = backbone.embed(rows.input_ids, rows.pixel_values, rows.image_grid_thw)
-        return generative._answers(backbone, encoder, batch, embeds)
+        embeds, deep = backbone.embed(rows.input_ids, rows.pixel_values, rows.image_grid_thw)
+        return generative._answers(backbone, encoder, batch, embeds, deep)
 
 
 def test_no_question_sees_another(

@@ -33,13 +33,22 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adapters": ({}, {"lora": LoraSettings(rank=2)}),
     "recomputed": ({}, {"gradient_checkpointing": True}),
 }
+QWEN3 = {
+    "Qwen3-VL": CASES["joint"],
+    "Qwen3-VL, packed": CASES["mined pairs, packed"],
+    "Qwen3-VL, recomputed adapters": (
+        {"hard_negatives": "pooled"},
+        {"lora": LoraSettings(rank=2, train=("merger",)), "gradient_checkpointing": True},
+    ),
+}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *QWEN3])
 def test_cached_equals_uncached_in_loss_and_every_gradient(
-    tiny_base: Path, device: str, case: str
+    request: pytest.FixtureRequest, device: str, case: str
 ) -> None:
-    model = build(tiny_base, *CASES[case], device=device)
+    base: Path = request.getfixturevalue("tiny_base" if case in CASES else "qwen3_base")
+    model = build(base, *(CASES | QWEN3)[case], device=device)
     batch = rows(model.embedder)
     assert len(plan_chunks(batch, CHUNK)) > 3
     want_loss, want = gradients(model, batch)

@@ -47,11 +47,12 @@ def spoil(made: Training, number: int) -> None:
     ids = made.joint.embedder.row_encoder.encode(text_sample(number).query, "query").input_ids
     embed = backbone.embed
 
-    def spoiled(input_ids: torch.Tensor, *images: torch.Tensor | None) -> torch.Tensor:
+    def spoiled(input_ids: torch.Tensor, *images: torch.Tensor | None) -> Any:
         start = input_ids[:, : len(ids)]
         wanted = torch.from_numpy(ids).to(start.device)[: start.shape[1]]
         rows = (start == wanted).all(dim=1)
-        return torch.where(rows[:, None, None], torch.nan, embed(input_ids, *images))
+        embeds, deep = embed(input_ids, *images)
+        return torch.where(rows[:, None, None], torch.nan, embeds), deep
 
     backbone.embed = spoiled  # type: ignore[method-assign]
 
@@ -173,8 +174,11 @@ def test_less_training_is_less_work(tiny_base: Path) -> None:
 
 
 @pytest.mark.parametrize("images", [False, True])
-def test_forward_operations_are_those_that_torch_counts(tiny_base: Path, images: bool) -> None:
-    embedder = new_embedder(tiny_base)
+@pytest.mark.parametrize("base", ["tiny_base", "qwen3_base"])
+def test_forward_operations_are_those_that_torch_counts(
+    request: pytest.FixtureRequest, base: str, images: bool
+) -> None:
+    embedder = new_embedder(request.getfixturevalue(base))
     batch = train_batch(embedder, [[text_sample(0, image=images)]])
     counter = WorkCounter(embedder.backbone.model.config, embedder.settings)
     documents = batch.documents

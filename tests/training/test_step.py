@@ -121,6 +121,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert moved(weights(whole), weights(second)) == set()
 
 
+def test_a_state_goes_from_a_device_to_the_cpu_and_back(
+    tiny_base: Path, tmp_path: Path, device: str
+) -> None:
+    first = build(tiny_base, device=device)
+    first.step(batch(first))
+    first.save(tmp_path / "first")
+    saved = weights(first)
+    second = build(tiny_base, seed=9)
+    second.load(tmp_path / "first")
+    assert moved({name: tensor.cpu() for name, tensor in saved.items()}, weights(second)) == set()
+    second.step(batch(second, 1))
+    second.save(tmp_path / "second")
+    third = build(tiny_base, seed=8, device=device)
+    third.load(tmp_path / "second")
+    assert third.device.type == device
+    assert third.steps_done == 2
+    here = {name: tensor.cpu() for name, tensor in weights(third).items()}
+    assert moved(weights(second), here) == set()
+    third.step(batch(third, 2))
+
+
 @pytest.mark.parametrize("chunk_tokens", [None, 60], ids=["at once", "gradient cache"])
 def test_a_resumed_run_drops_what_an_uninterrupted_one_does(
     tiny_base: Path, tmp_path: Path, chunk_tokens: int | None

@@ -58,6 +58,12 @@ ALL = [
     pytest.param(name, marks=[NEEDS_DEEPSPEED] if name.startswith("zero") else [])
     for name in STRATEGIES
 ]
+ALL_SLOW_BUT_FSDP2 = [
+    param
+    if param.values == ("fsdp2",)
+    else pytest.param(*param.values, marks=[*param.marks, pytest.mark.slow])
+    for param in ALL
+]
 
 
 @dataclass(frozen=True)
@@ -256,6 +262,15 @@ def test_two_ranks_do_what_one_process_does(
     tiny_base: Path, tmp_path: Path, alone: dict[str, dict[str, Any]], name: str
 ) -> None:
     _compare(tiny_base, tmp_path, name, FEW, alone)
+
+
+@pytest.mark.parametrize("name", ALL_SLOW_BUT_FSDP2)
+def test_two_ranks_do_what_one_process_does_with_a_qwen3(
+    qwen3_base: Path, tmp_path: Path, name: str
+) -> None:
+    """Its vision tower feeds the decoder in several places; the second rank has no images."""
+    keys = FEW if name == "fsdp2" else (*FEW, "packed", "gradient cache", "frozen")
+    _compare(qwen3_base, tmp_path, name, keys, {})
 
 
 @pytest.mark.slow
