@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, Cache
 
 from rematch_ray.errors import UserError
+from rematch_ray.model import segment_attention
 from rematch_ray.model.deep_features import DeepFeatures
 from rematch_ray.model.settings import FreezePart, LoraSettings
 
@@ -48,6 +49,9 @@ class Backbone(nn.Module):
         self.model = model
         self.image_token_id: int = model.config.image_token_id
         self.hidden_dim: int = model.config.get_text_config().hidden_size
+        tower = model.model.visual.config
+        if tower._attn_implementation == "sdpa":
+            tower._attn_implementation = segment_attention.NAME
         self.sharded = False
         """Whether weights lie spread over ranks: then every forward is one that all ranks make."""
         self.autocast_dtype: torch.dtype | None = None
