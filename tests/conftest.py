@@ -119,6 +119,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a Qwen2-VL; tokens and patches are those of `tiny_base`."""
+    from tests.tiny import write_qwen2_base
+
+    return write_qwen2_base(tmp_path_factory.mktemp("qwen2") / "base")
+
+
+@pytest.fixture(scope="session")
 def qwen3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a Qwen3-VL; tokens and patches are those of `tiny_base`."""
     from tests.tiny import write_qwen3_base

@@ -13,7 +13,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from rematch_ray.data.rows import RowEncoder
 from rematch_ray.data.samples import SampleEncoder
@@ -59,14 +64,30 @@ def write_base(folder: Path, sizes: TinySettings = SIZES, *, seed: int = 0) -> P
     return folder
 
 
+def write_qwen2_base(folder: Path, sizes: TinySettings = SIZES) -> Path:
+    """The same as a Qwen2-VL."""
+    text, tokens = _sizes_of_text(write_base(folder, sizes))
+    vision = {
+        "depth": 2,
+        "embed_dim": sizes.vision_dim,
+        "hidden_size": sizes.hidden_dim,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": sizes.patch_size,
+        "spatial_merge_size": 1,
+        "initializer_range": sizes.initializer_range,
+    }
+    config = Qwen2VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens
+    )
+    torch.manual_seed(0)
+    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 def write_qwen3_base(folder: Path, sizes: TinySettings = SIZES) -> Path:
     """The same as a Qwen3-VL, whose images add features of two depths behind the first layers."""
-    write_base(folder, sizes)
-    written = json.loads((folder / "config.json").read_text())
-    tokens = {name: value for name, value in written.items() if name.endswith("_token_id")}
-    kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    kept += ("num_key_value_heads", "intermediate_size", "initializer_range", "rope_parameters")
-    text = {name: written["text_config"][name] for name in kept}
+    text, tokens = _sizes_of_text(write_base(folder, sizes))
     text["num_hidden_layers"] = 3  # what is added behind the last one nobody would read
     text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
     text["rope_parameters"]["mrope_interleaved"] = True
@@ -88,6 +109,15 @@ def write_qwen3_base(folder: Path, sizes: TinySettings = SIZES) -> Path:
     torch.manual_seed(0)
     Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
     return folder
+
+
+def _sizes_of_text(base: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Sizes of a base's language model, and its special tokens."""
+    written = json.loads((base / "config.json").read_text())
+    kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    kept += ("num_key_value_heads", "intermediate_size", "initializer_range", "rope_parameters")
+    tokens = {name: value for name, value in written.items() if name.endswith("_token_id")}
+    return {name: written["text_config"][name] for name in kept}, tokens
 
 
 def model_settings(base: Path, /, **changes: Any) -> ModelSettings:

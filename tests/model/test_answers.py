@@ -86,14 +86,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "recomputed": {"gradient_checkpointing": True},
     "recomputed adapters": {"lora": LoraSettings(rank=2), "gradient_checkpointing": True},
 }
-KINDS = [*MODELS, "Qwen3-VL full", "Qwen3-VL recomputed adapters"]
+BASES = {"Qwen2-VL": "qwen2_base", "Qwen3-VL": "qwen3_base"}
+KINDS = [*MODELS, "Qwen2-VL full", "Qwen3-VL full", "Qwen3-VL recomputed adapters"]
 
 
 @pytest.fixture(params=KINDS)
 def model(request: pytest.FixtureRequest, device: str) -> Embedder:
-    changes = MODELS[request.param.removeprefix("Qwen3-VL ")]
-    is_qwen3 = request.param not in MODELS
-    base = request.getfixturevalue("qwen3_base" if is_qwen3 else "tiny_base")
+    family = request.param.partition(" ")[0]
+    changes = MODELS[request.param.removeprefix(f"{family} ") if family in BASES else request.param]
+    base = request.getfixturevalue(BASES.get(family, "tiny_base"))
     model = new_embedder(base, **changes).train()
     if (lora := changes.get("lora")) is not None:
         model.backbone.add_lora(lora)

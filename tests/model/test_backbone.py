@@ -21,7 +21,7 @@ from rematch_ray.model.settings import FreezePart, LoraSettings
 MakeBatch = Callable[[list[Item], Side], Batch]
 
 
-@pytest.fixture(params=["tiny_base", "qwen3_base"])
+@pytest.fixture(params=["tiny_base", "qwen2_base", "qwen3_base"])
 def base(request: pytest.FixtureRequest) -> Path:
     found: Path = request.getfixturevalue(request.param)
     return found

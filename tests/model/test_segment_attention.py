@@ -20,10 +20,12 @@ from tests.tiny import png
 SIZES = [(32, 64), (48, 32), (64, 64), (32, 64), (16, 80), (80, 80)]
 
 
-@pytest.fixture(params=["images", "windows", "Qwen3-VL"])
+BASES = {"Qwen2-VL": "qwen2_base", "Qwen3-VL": "qwen3_base"}
+
+
+@pytest.fixture(params=["images", "windows", *BASES])
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    is_qwen3 = request.param == "Qwen3-VL"
-    base: Path = request.getfixturevalue("qwen3_base" if is_qwen3 else "tiny_base")
+    base: Path = request.getfixturevalue(BASES.get(request.param, "tiny_base"))
     backbone = Backbone.load(base).train()
     if request.param == "windows":
         tower = backbone.model.model.visual

@@ -33,7 +33,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adapters": ({}, {"lora": LoraSettings(rank=2)}),
     "recomputed": ({}, {"gradient_checkpointing": True}),
 }
-QWEN3 = {
+OTHERS = {
+    "Qwen2-VL": CASES["joint"],
     "Qwen3-VL": CASES["joint"],
     "Qwen3-VL, packed": CASES["mined pairs, packed"],
     "Qwen3-VL, recomputed adapters": (
@@ -43,12 +44,15 @@ QWEN3 = {
 }
 
 
-@pytest.mark.parametrize("case", [*CASES, *QWEN3])
+BASES = {"Qwen2-VL": "qwen2_base", "Qwen3-VL": "qwen3_base"}
+
+
+@pytest.mark.parametrize("case", [*CASES, *OTHERS])
 def test_cached_equals_uncached_in_loss_and_every_gradient(
     request: pytest.FixtureRequest, device: str, case: str
 ) -> None:
-    base: Path = request.getfixturevalue("tiny_base" if case in CASES else "qwen3_base")
-    model = build(base, *(CASES | QWEN3)[case], device=device)
+    base: Path = request.getfixturevalue(BASES.get(case.partition(",")[0], "tiny_base"))
+    model = build(base, *(CASES | OTHERS)[case], device=device)
     batch = rows(model.embedder)
     assert len(plan_chunks(batch, CHUNK)) > 3
     want_loss, want = gradients(model, batch)

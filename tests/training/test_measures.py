@@ -174,7 +174,7 @@ def test_less_training_is_less_work(tiny_base: Path) -> None:
 
 
 @pytest.mark.parametrize("images", [False, True])
-@pytest.mark.parametrize("base", ["tiny_base", "qwen3_base"])
+@pytest.mark.parametrize("base", ["tiny_base", "qwen2_base", "qwen3_base"])
 def test_forward_operations_are_those_that_torch_counts(
     request: pytest.FixtureRequest, base: str, images: bool
 ) -> None:
