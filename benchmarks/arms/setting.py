@@ -62,7 +62,7 @@ class Size:
     padding: int
 
 
-QUICK = Size(640, {"tiny": (256, 1280)}, {"tiny": (1024, 2048)}, 512, 32 * 2**20, 256)
+QUICK = Size(384, {"tiny": (256, 768)}, {"tiny": (512, 1024)}, 128, 32 * 2**20, 256)
 FULL = Size(
     2048,
     {"committed": (256, 512), "tiny": (1024, 4096)},
