@@ -77,12 +77,8 @@ def write_qwen2_base(folder: Path, sizes: TinySettings = SIZES) -> Path:
         "spatial_merge_size": 1,
         "initializer_range": sizes.initializer_range,
     }
-    config = Qwen2VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens
-    )
-    torch.manual_seed(0)
-    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
-    return folder
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, **tokens)
+    return _save_random(folder, Qwen2VLForConditionalGeneration, config)
 
 
 def write_qwen3_base(folder: Path, sizes: TinySettings = SIZES) -> Path:
@@ -103,20 +99,23 @@ def write_qwen3_base(folder: Path, sizes: TinySettings = SIZES) -> Path:
         "spatial_merge_size": 1,
         "initializer_range": sizes.initializer_range,
     }
-    config = Qwen3VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens
-    )
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
+    return _save_random(folder, Qwen3VLForConditionalGeneration, config)
+
+
+def _save_random(folder: Path, kind: Any, config: Any) -> Path:
     torch.manual_seed(0)
-    Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+    kind(config).save_pretrained(folder)
     return folder
 
 
-def _sizes_of_text(base: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Sizes of a base's language model, and its special tokens."""
+def _sizes_of_text(base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sizes of a base's language model; its special tokens and that its embeddings are tied."""
     written = json.loads((base / "config.json").read_text())
     kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     kept += ("num_key_value_heads", "intermediate_size", "initializer_range", "rope_parameters")
     tokens = {name: value for name, value in written.items() if name.endswith("_token_id")}
+    tokens["tie_word_embeddings"] = True
     return {name: written["text_config"][name] for name in kept}, tokens
 
 

@@ -166,30 +166,19 @@ class VisionTower:
         """Sizes from a transformers vision config of Qwen2-VL, Qwen2.5-VL or Qwen3-VL."""
         patch_dim = config.in_channels * config.temporal_patch_size * config.patch_size**2
         layers, merge = config.depth, config.spatial_merge_size
-        if hasattr(config, "fullatt_block_indexes"):
+        if not hasattr(config, "embed_dim"):
+            has_windows = hasattr(config, "fullatt_block_indexes")
             return cls(
                 layers,
                 config.hidden_size,
                 config.intermediate_size,
-                3,
+                3 if has_windows else 2,
                 patch_dim,
                 merge,
                 config.out_hidden_size,
-                config.window_size // config.patch_size // merge * merge,
-                tuple(config.fullatt_block_indexes),
-            )
-        if hasattr(config, "deepstack_visual_indexes"):
-            return cls(
-                layers,
-                config.hidden_size,
-                config.intermediate_size,
-                2,
-                patch_dim,
-                merge,
-                config.out_hidden_size,
-                0,
-                tuple(range(layers)),
-                1 + len(config.deepstack_visual_indexes),
+                config.window_size // config.patch_size // merge * merge if has_windows else 0,
+                tuple(config.fullatt_block_indexes if has_windows else range(layers)),
+                1 + len(getattr(config, "deepstack_visual_indexes", ())),
             )
         width = config.embed_dim
         mlp = int(width * config.mlp_ratio)
