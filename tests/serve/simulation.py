@@ -68,6 +68,7 @@ class Service:
         explicit_share: of the requests that name the top rung.
         jitter: service times vary by this share, uniformly.
         elsewhere_s: mean of what each request waits beside, whatever the level.
+        slowdown: times that a search takes longer at a time, for something else that runs.
     """
 
     seconds: Sequence[float]
@@ -77,6 +78,7 @@ class Service:
     explicit_share: float = 0.0
     jitter: float = 0.1
     elsewhere_s: float = 0.0
+    slowdown: Callable[[float], float] = lambda t: 1.0
 
     def run(self, rate: Callable[[float], float], until: float, seed: int = 0) -> Run:
         """Simulate; `rate` gives requests per second at a time."""
@@ -110,6 +112,7 @@ class Service:
                 waits.append(now - arrived + elsewhere)
                 level = 0 if explicit else load.level
                 took = self.seconds[level] * rng.uniform(1 - self.jitter, 1 + self.jitter)
+                took *= self.slowdown(now)
                 heapq.heapreplace(free_at, now + took)
                 heapq.heappush(ends, (now + took, running.popleft()))
                 run.arrived.append(arrived)

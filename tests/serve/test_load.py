@@ -230,6 +230,51 @@ def test_a_rung_that_was_too_dear_is_tried_again_later_each_time() -> None:
     assert raised == [pytest.approx(at, abs=1.5) for at in (20, 40, 80)]
 
 
+@pytest.mark.parametrize("seconds", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_after_a_pause_a_rung_that_had_served_this_rate_is_not_held_for_too_dear(
+    seconds: float, seed: int
+) -> None:
+    # for a moment everything takes ten times as long: a neighbour, a merge, a disk
+    service = Service(
+        (0.008, 0.005, 0.004, 0.003, 0.0025),
+        explicit_share=1 / 3,
+        slowdown=lambda t: 10.0 if 100 <= t < 100 + seconds else 1.0,
+    )
+    run = service.run(lambda t: 15.0, 4 * MINUTE, seed=seed)
+    assert max(run.levels_between(100, 110)) >= 1
+    assert max(run.levels_between(100 + seconds + 25, 4 * MINUTE)) == 0
+    assert len(run.refused_explicit) < 100
+
+
+def test_what_a_rung_has_served_is_believed_for_one_way_down() -> None:
+    clock = Clock()
+    load = LoadController(2, LoadSettings(probe_after_s=20, raise_after_s=2), clock)
+    drive(load, clock, 0.0, 40)
+    raised = []
+    for _ in range(3):
+        while load.level == 0:
+            drive(load, clock, 0.02, 0.2)
+        failed_at = clock.now
+        while load.level == 1:
+            drive(load, clock, 0.0, 0.2)
+        raised.append(clock.now - failed_at)
+    assert raised == [pytest.approx(at, abs=1.5) for at in (2, 20, 40)]
+
+
+def test_at_more_than_a_rung_has_served_it_may_be_too_dear() -> None:
+    clock = Clock()
+    load = LoadController(2, LoadSettings(probe_after_s=20, raise_after_s=2), clock)
+    drive(load, clock, 0.0, 35)
+    drive(load, clock, 0.0, 11, requests=80)  # calm, but not for long enough
+    while load.level == 0:
+        drive(load, clock, 0.02, 0.2, requests=80)
+    failed_at = clock.now
+    while load.level == 1:
+        drive(load, clock, 0.0, 0.2, requests=80)
+    assert clock.now - failed_at == pytest.approx(20, abs=1.5)
+
+
 def test_a_step_in_vain_is_taken_back_and_tried_again_later_each_time() -> None:
     clock = Clock()
     load = LoadController(3, LoadSettings(probe_after_s=20), clock)
