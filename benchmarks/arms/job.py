@@ -33,7 +33,7 @@ def stand_in(setting: Setting) -> dict[str, float]:
     out = setting.folder / "stand-in"
     with _quiet_cluster():
         _embed(setting, "stand-in", out, SETTINGS)
-    first, last, batches = json.loads((Staging.of(out).actors / SPAN).read_text())
+    first, last, batches = json.loads((Staging.latest(out).actors / SPAN).read_text())
     return {
         "share": batches * WAIT_S / (last - first),
         "batches": batches,

@@ -175,6 +175,8 @@ def _stream(
     write = Background(
         lambda: dataset.write_parquet(
             str(staging.rows),
+            # a task that outlives its run must not make the folder anew that was taken from it
+            try_create_dir=False,
             min_rows_per_file=settings.rows_per_write,
             ray_remote_args={"num_cpus": WRITE_CPUS},
             arrow_parquet_args_fn=WriteOptions(staging),

@@ -202,7 +202,7 @@ def is_finished(target: Path, manifest: Mapping[str, Any], job: Job) -> bool:
         and manifest["data"] == job.data
         and len(list(whole_shards(target, manifest))) == len(manifest["shards"])
         and (not manifest["quarantined"] or (target / QUARANTINE).is_file())
-        and not any(Staging.of(target).rows.glob("*.parquet"))
+        and not any(Staging.latest(target).rows.glob("*.parquet"))
     )
 
 

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rematch_ray.errors import UserError
+from rematch_ray.index.manifest import sync_directory
 from rematch_ray.workloads.account import REFUSED, Account
 from rematch_ray.workloads.disk import writing
 from rematch_ray.workloads.embedding_job import (
@@ -85,7 +86,7 @@ def finish(
         account.refuse_too_many_bad(max_bad_share, target)
         account.refuse_duplicates()
         pieces = _pieces(sources, scans, account.good)
-        shards = _write_shards(target, pack(pieces, job.form, rows_per_shard), old, job.form)
+        shards = _write_shards(target, staging, pack(pieces, job.form, rows_per_shard), old, job)
         account.write_quarantine(target / QUARANTINE)
         manifest = _describe(job, account, shards)
         write_manifest(target, manifest)
@@ -138,11 +139,15 @@ def _pieces(
 
 def _write_shards(
     target: Path,
+    staging: Staging,
     packs: Iterable[Sequence[Piece]],
     old: Mapping[str, Any] | None,
-    form: ShardForm,
+    job: Job,
 ) -> list[dict[str, Any]]:
-    """Keep a shard that is to stay as it is, write the others under names that were not used."""
+    """Keep a shard that is to stay as it is, write the others under names that were not used.
+
+    Tasks write them in the run's own folder, from where this process alone moves them.
+    """
     taken = [_number_of(entry["file"]) for entry in old["shards"]] if old is not None else []
     number = max(taken, default=-1) + 1
     kept: list[dict[str, Any]] = []
@@ -151,9 +156,14 @@ def _write_shards(
         if len(pieces) == 1 and pieces[0].whole and pieces[0].source.entry is not None:
             kept.append(dict(pieces[0].source.entry))
         else:
-            made.append(_write_shard.remote(pieces, target / f"part-{number:05d}.parquet", form))
+            path = staging.shards / f"part-{number:05d}.parquet"
+            made.append(_write_shard.remote(pieces, path, job.form))
             number += 1
-    return [*kept, *_get(made)]
+    new = _get(made)
+    for entry in new:
+        (staging.shards / entry["file"]).rename(target / entry["file"])
+    sync_directory(target)
+    return [*kept, *new]
 
 
 def _number_of(name: str) -> int:

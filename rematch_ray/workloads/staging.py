@@ -4,11 +4,17 @@ The seam between the stream (workloads/embed.py), which fills the directory, and
 (workloads/shards.py), which reads it. `OUT/.progress` outlives a finished run, so that a later one
 embeds only what is new:
 
-    job.json   what is embedded here: another model, side or setting is refused
-    rows/      every embedded or refused row of the runs since the last one that was finished
-    done/      Ray's checkpoint: the row keys of what lies in rows/, in the shards or in quarantine
-    input/     the row keys that this run's data holds, and where each came from; a file per unit
-    actors/    how far each model process of this run is, and a file by which nodes know the run
+    job.json         what is embedded here: another model, side or setting is refused
+    run-*/rows/      every embedded or refused row of the runs since the last that was finished
+    run-*/done/      Ray's checkpoint: the row keys of what lies in rows/, shards or quarantine
+    run-*/input/     the row keys that this run's data holds, and whence each came; a file per unit
+    run-*/actors/    how far each model process of this run is
+    run-*/shards/    shards on their way to OUT
+    run-*/MARK       by which nodes know the run
+
+There is one such folder, named by the run. The next run begins with renaming it to its own name:
+Ray does not wait for the tasks of a stream that has failed, nor a cluster for those of a driver
+that has died, and what they still try to write then has no place any more.
 
 A row counts when its key is in input/. Two runs never stage the same key. Within a run rows that
 are copies of each other (same source, id and content) share a key and may be staged once or twice:
@@ -36,6 +42,7 @@ from rematch_ray.index.manifest import sync_directory
 ROW_KEY = "row_key"
 QUARANTINE = "quarantine.parquet"
 FINISHED = "finished.parquet"
+RUN = "run-"
 OK = "ok"
 STATUS_FIELD = pa.field("status", pa.string())
 # staged rows: these, then payload (where the data has one), vectors and fused (where the model has)
@@ -71,7 +78,7 @@ class Staging:
 
     Attributes:
         root: `OUT/.progress`.
-        run: name of this run, for the file by which other nodes know it.
+        run: name of this run.
     """
 
     root: Path
@@ -82,6 +89,18 @@ class Staging:
         """The staging directory of an output directory, for a new run; nothing is made."""
         return cls(target / ".progress", uuid.uuid4().hex)
 
+    @classmethod
+    def latest(cls, target: Path) -> "Staging":
+        """That of the run which was last in an output directory; a new one where none was."""
+        staging = cls.of(target)
+        found = [folder.name.removeprefix(RUN) for folder in staging._runs()]
+        return cls(staging.root, *found[:1]) if found else staging
+
+    @property
+    def folder(self) -> Path:
+        """What this run writes; there from its beginning to the beginning of the next."""
+        return self.root / f"{RUN}{self.run}"
+
     @property
     def job(self) -> Path:
         """What is embedded here, as JSON."""
@@ -90,35 +109,53 @@ class Staging:
     @property
     def rows(self) -> Path:
         """Parquet files of staged rows."""
-        return self.root / "rows"
+        return self.folder / "rows"
 
     @property
     def done(self) -> Path:
         """Ray's checkpoint files."""
-        return self.root / "done"
+        return self.folder / "done"
 
     @property
     def input(self) -> Path:
         """Parquet files of `INPUT_SCHEMA`, one for each unit that this run read to its end."""
-        return self.root / "input"
+        return self.folder / "input"
 
     @property
     def actors(self) -> Path:
         """Counters of this run's model processes."""
-        return self.root / "actors"
+        return self.folder / "actors"
+
+    @property
+    def shards(self) -> Path:
+        """Where shards are written before they lie in the output directory."""
+        return self.folder / "shards"
 
     @property
     def mark(self) -> Path:
         """A file that says to every node which sees it that the directory is the driver's."""
-        return self.actors / f"run-{self.run}"
+        return self.folder / "MARK"
 
     def begin_run(self) -> None:
-        """Make the directories, without what an earlier run said of itself."""
-        for of_this_run in (self.input, self.actors):
-            shutil.rmtree(of_this_run, ignore_errors=True)
-        for folder in (self.rows, self.done, self.input, self.actors):
+        """Take over what the last run staged, without what it said of itself.
+
+        Its folder gets this run's name, by one rename: from then on no task that it left behind,
+        on whatever node, can add to what lies here, finish what it had begun or commit it.
+        """
+        last, *others = self._runs() or [self.folder]
+        if last.exists():
+            last.rename(self.folder)
+        # none of ours: a rename leaves one
+        for folder in (*others, self.input, self.actors, self.shards):
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self.rows, self.done, self.input, self.actors, self.shards):
             folder.mkdir(parents=True, exist_ok=True)
         self.mark.touch()
+
+    def _runs(self) -> list[Path]:
+        """The folders of runs that lie here, the latest first."""
+        folders = self.root.glob(f"{RUN}*")
+        return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
     def refuse_unshared(self) -> None:
         """Refuse a node on which the output directory is not the driver's: its rows would be lost.

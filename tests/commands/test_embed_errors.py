@@ -13,7 +13,7 @@ from rematch_ray.cli import main
 from rematch_ray.data.schema import Item, items_to_table, write_parquet
 from rematch_ray.index.shards import EmbeddingShards
 from tests.tiny import new_embedder
-from tests.workloads.full_disk import full_disk
+from tests.workloads.full_disk import full_disk, signalling_disk
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,10 @@ class TestOnACluster:
     ) -> None:
         out = tmp_path / "out"
         # room for some of five files of staged rows
-        filling = partialmethod(ray.data.Dataset.write_parquet, filesystem=full_disk(20_000))
+        # and one of their writers is late: it goes on while the next run writes
+        late = tmp_path / "late"
+        write, now = ray.data.Dataset.write_parquet, signalling_disk(late)
+        filling = partialmethod(write, filesystem=full_disk(20_000, late))
         small = ["rows_per_write=8", "window_rows=8"]
         with monkeypatch.context() as patch:
             patch.setattr(ray.data.Dataset, "write_parquet", filling)
@@ -192,7 +195,11 @@ class TestOnACluster:
         assert not (out / "manifest.json").exists()
         given = ["--model", str(tiny_export), "--data", str(data / "items.parquet")]
         stored = ["--dtype", "int8", "--num-vectors", "3"]
-        assert main(["embed", *given, "--out", str(out), *stored, "--json"]) == 0
+        assert late.exists()
+        with monkeypatch.context() as patch:
+            patch.setattr(ray.data.Dataset, "write_parquet", partialmethod(write, filesystem=now))
+            assert main(["embed", *given, "--out", str(out), *stored, "--json"]) == 0
+        assert not late.exists()
         result = json.loads(capsys.readouterr().out.splitlines()[-1])
         # what was staged before the disk was full is not embedded again
         assert result["embedded"] == 40

@@ -46,7 +46,7 @@ def main(export: str, data: str, out: str, readers: str, nodes: str) -> None:
 
 def actors(out: Path) -> int:
     """Model processes that were ready once."""
-    return len(list((out / ".progress" / "actors").glob("*.json")))
+    return len(list((out / ".progress").glob("run-*/actors/*.json")))
 
 
 if __name__ == "__main__":

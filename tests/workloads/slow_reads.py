@@ -19,7 +19,7 @@ SECONDS, PATIENCE_S = 5.0, 400.0
 
 def first_files(out: Path) -> bool:
     """Whether rows are written for good."""
-    files = (out / ".progress" / "done").glob("*.parquet")
+    files = (out / ".progress").glob("run-*/done/*.parquet")
     return any(not file.name.endswith(".pending.parquet") for file in files)
 
 

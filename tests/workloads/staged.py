@@ -93,7 +93,7 @@ def stage(target: Path, rows: Sequence[Row], *, name: str | None = None) -> Path
         "vectors": halves(vectors.reshape(count, R * D)),
         "fused": halves(fused),
     }
-    staging = Staging.of(target)
+    staging = Staging.latest(target)
     file = staging.rows / (name or f"{uuid.uuid4().hex}.parquet")
     for folder in (staging.rows, staging.done):
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def stage(target: Path, rows: Sequence[Row], *, name: str | None = None) -> Path
 
 def done_keys(target: Path) -> set[int]:
     """The keys that Ray's filter drops, as it reads them."""
-    files = Staging.of(target).done.glob("*.parquet")
+    files = Staging.latest(target).done.glob("*.parquet")
     return {key for file in files for key in pq.read_table(file)["row_key"].to_pylist()}
 
 
@@ -118,7 +118,7 @@ def finished(
     **changes: Any,
 ) -> dict[str, Any]:
     """Finish, and settle as the job does unless it is killed in between."""
-    staging, asked = Staging.of(target), job(**changes)
+    staging, asked = Staging.latest(target), job(**changes)
     manifest = finish(
         target,
         staging,

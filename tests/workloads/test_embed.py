@@ -85,10 +85,11 @@ def test_a_row_that_cannot_be_encoded_keeps_its_reason_and_harms_no_other(
 def test_a_model_process_ends_when_the_run_was_told_to_stop(
     tiny_export: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    actor = EmbedActor(actor_settings(tiny_export, tmp_path))
+    settings = actor_settings(tiny_export, tmp_path)
+    actor = EmbedActor(settings)
     rows = encoded(tiny_export, corpus)
     actor(rows)
-    stop_when_hopeless(tmp_path / "actors", rows.num_rows, max_bad_share=0.01, max_processes=1)
+    stop_when_hopeless(settings.staging.actors, rows.num_rows, max_bad_share=0.01, max_processes=1)
     with pytest.raises(UserError, match="3 of 63 rows cannot be embedded so far"):
         actor(rows)
 
@@ -201,6 +202,31 @@ def test_a_node_that_has_a_directory_of_its_own_is_named_whatever_it_is_to_do(
     assert not list(there.input.iterdir())
 
 
+def test_what_the_last_run_left_writing_has_no_place_in_the_next(tmp_path: Path) -> None:
+    last, now = Staging.of(tmp_path), Staging.of(tmp_path)
+    last.begin_run()
+    keys = pa.array([1, 2], pa.int64())
+    last.write_input(0, keys, "a.parquet", 0)
+    pq.write_table(pa.table({"row_key": keys}), last.done / "written.parquet")
+    begun = (last.rows / "late.parquet").open("wb")
+    assert Staging.latest(tmp_path) == last
+    now.begin_run()
+    assert Staging.latest(tmp_path) == now
+    assert now.count_done() == 2
+    assert not now.inputs_by_number()
+    # what had its file open writes where Ray's recovery looks, what opens one finds no folder
+    with begun:
+        begun.write(b"half")
+    assert [file.name for file in now.rows.iterdir()] == ["late.parquet"]
+    with pytest.raises(FileNotFoundError):
+        last.write_input(0, keys, "a.parquet", 0)
+    with pytest.raises(FileNotFoundError):
+        (last.done / "late.parquet").open("wb")
+    with pytest.raises(UserError, match="not the same directory"):
+        last.refuse_unshared()
+    assert [folder.name for folder in tmp_path.glob(".progress/*")] == [now.folder.name]
+
+
 def test_windows_are_smaller_where_items_are_large(corpus: Path) -> None:
     units = list_data(corpus, rows="items")
     assert window_rows(units, 256) == 256
@@ -259,7 +285,7 @@ class TestOnACluster:
         }  # fmt: skip
         for file in out.glob("*.parquet"):
             assert b"ray." not in pq.ParquetFile(file).schema_arrow.serialize().to_pybytes()
-        assert not list((out / ".progress" / "rows").iterdir())
+        assert not list(Staging.latest(out).rows.iterdir())
 
     def test_bad_rows_are_quarantined_by_name_and_reason(self, out: Path) -> None:
         rows = pq.read_table(out / "quarantine.parquet").to_pylist()
@@ -407,7 +433,7 @@ class TestOnACluster:
         def kill() -> None:
             deadline = time.monotonic() + 300
             while not killed and time.monotonic() < deadline:
-                for file in (out / ".progress" / "actors").glob("*.json"):
+                for file in (out / ".progress").glob("run-*/actors/*.json"):
                     killed.append(int(file.name.split("-")[0]))
                     os.kill(killed[0], signal.SIGKILL)
                 time.sleep(0.02)

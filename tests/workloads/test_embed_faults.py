@@ -102,7 +102,7 @@ def assert_every_row_is_there_once(run: Run) -> None:
 def test_a_killed_model_process(runs: Any) -> None:
     run = runs()
     run.until_first_files()
-    (file, *_) = (run.out / ".progress" / "actors").glob("*.json")
+    (file, *_) = (run.out / ".progress").glob("run-*/actors/*.json")
     os.kill(int(file.name.split("-")[0]), signal.SIGKILL)
     assert run.result()["model_processes"] > 1
     assert_every_row_is_there_once(run)

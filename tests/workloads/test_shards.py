@@ -446,7 +446,7 @@ def test_a_directory_is_finished_when_all_that_its_manifest_names_is_there(tmp_p
     stage(tmp_path, rows)
     manifest = finished(tmp_path, settles=False)
     assert not is_finished(tmp_path, manifest, job())  # what was staged is still there
-    Staging.of(tmp_path).settle(tmp_path, manifest)
+    Staging.latest(tmp_path).settle(tmp_path, manifest)
     assert is_finished(tmp_path, manifest, job())
     assert not is_finished(tmp_path, manifest, job(data="two"))
     assert not is_finished(tmp_path, {**manifest, "data": ""}, job(data=""))
