@@ -252,7 +252,8 @@ def test_every_file_is_on_disk_before_the_manifest_names_it(
     # each under the name that it is written under, then the folder that gives it its own
     told = [".".join(name.split(".")[1:3]) if name[0] == "." else name for name in synced]
     folder = tmp_path.name
-    assert told[:5] == ["part-00000.parquet", folder, "quarantine.parquet", folder, "manifest"]
+    moved = ["part-00000.parquet", "shards", folder]
+    assert told[:6] == [*moved, "quarantine.parquet", folder, "manifest"]
 
 
 def test_ids_that_occur_twice_are_refused_with_their_places_in_the_input(tmp_path: Path) -> None:
