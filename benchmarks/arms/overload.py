@@ -167,7 +167,8 @@ def _service(setting: Setting, *, enabled: bool) -> Service:
 
 
 def _unloaded(generator: LoadGenerator, bodies: Path, seconds: float) -> Load:
-    generator.closed(bodies, concurrency=2, seconds=WARM_S)
+    # one at a time: two would be load already, of which the controller would remember much
+    generator.closed(bodies, concurrency=1, seconds=WARM_S)
     return generator.closed(bodies, concurrency=1, seconds=seconds)
 
 

@@ -33,6 +33,7 @@ _WORKED_OFF = 0.2  # seconds of wait lost per second: the queue is on its way ou
 _FLOOD = 0.2  # seconds of wait gained per second: it is not, whatever chance does
 _GROWTH_WINDOW_S = 2.0
 _PROOF_S = 30.0  # calm for so long, a rung has shown that it serves this rate of requests
+_IDLE = 0.25  # of one search at a time: so few requests a second keep no service busy
 _AS_MANY = 1.25  # times that rate, over some seconds, is the same rate
 _MOST_PROBE_DOUBLINGS = 3
 
@@ -121,6 +122,7 @@ class LoadController:
     def calibrate(self, unloaded_s: float) -> None:
         """Set the time of an unloaded search at the top rung, that waits are measured by."""
         given = self._settings.target_delay_ms
+        self._unloaded_s = unloaded_s
         relative = max(_LEAST_TARGET_S, self._settings.target_share * unloaded_s)
         self._target_s = relative if given is None else given / 1e3
 
@@ -298,8 +300,12 @@ class LoadController:
     def _is_unlikely(self, now: float, rate: float) -> bool:
         """Whether this level had served such a rate, or a dearer one had: a pause, most likely.
 
-        Believed for one way down, however many steps it has; what fails again later is too dear.
+        Or so few came that one full search at a time would have kept up: an index that is read from
+        the disk at first, say. What was served is believed for one way down, however many steps it
+        has; what fails again later is too dear.
         """
+        if rate * self._unloaded_s < _IDLE:
+            return True
         proof = self._proof
         if proof is None or self._level < proof.level or rate > _AS_MANY * proof.rate:
             return False

@@ -262,6 +262,14 @@ def test_what_a_rung_has_served_is_believed_for_one_way_down() -> None:
     assert raised == [pytest.approx(at, abs=1.5) for at in (2, 20, 40)]
 
 
+def test_a_start_from_the_disk_holds_no_rung_for_too_dear() -> None:
+    # each of the first searches takes a second, whatever the budget
+    service = Service(LADDER_S, 2, slowdown=lambda t: 40.0 if t < 4 else 1.0)
+    run = service.run(lambda t: 2.0 if t < 4 else 12.0, 2 * MINUTE, seed=1)
+    assert max(run.levels_between(0, 10)) >= 1
+    assert max(run.levels_between(35, 2 * MINUTE)) == 0
+
+
 def test_at_more_than_a_rung_has_served_it_may_be_too_dear() -> None:
     clock = Clock()
     load = LoadController(2, LoadSettings(probe_after_s=20, raise_after_s=2), clock)
