@@ -262,7 +262,7 @@ def test_what_a_rung_has_served_is_believed_for_one_way_down() -> None:
     assert raised == [pytest.approx(at, abs=1.5) for at in (2, 20, 40)]
 
 
-def test_a_start_from_the_disk_holds_no_rung_for_too_dear() -> None:
+def test_slow_first_searches_hold_no_rung_for_too_dear() -> None:
     # each of the first searches takes a second, whatever the budget
     service = Service(LADDER_S, 2, slowdown=lambda t: 40.0 if t < 4 else 1.0)
     run = service.run(lambda t: 2.0 if t < 4 else 12.0, 2 * MINUTE, seed=1)
