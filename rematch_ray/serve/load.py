@@ -300,9 +300,9 @@ class LoadController:
     def _is_unlikely(self, now: float, rate: float) -> bool:
         """Whether this level had served such a rate, or a dearer one had: a pause, most likely.
 
-        Or so few came that one full search at a time would have kept up: the first searches
-        of a service, say, which take a second. What was served is believed for one way down, however many steps it
-        has; what fails again later is too dear.
+        Or so few came that one full search at a time would have kept up: the first searches of a
+        service, say, which take a second. What was served is believed for one way down, however
+        many steps it has; what fails again later is too dear.
         """
         if rate * self._unloaded_s < _IDLE:
             return True
