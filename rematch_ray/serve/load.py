@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rematch_ray.serve.history import History, Look
+from rematch_ray.serve.proof import Proof
 from rematch_ray.serve.settings import LoadSettings
 from rematch_ray.serve.steps import Steps, Verdict
 from rematch_ray.serve.utilisation import scale_up_utilisation as scale_up_utilisation
@@ -32,9 +33,7 @@ _BEARABLE = 15  # times the target, under a flood: a mean that leaves a 99th per
 _WORKED_OFF = 0.2  # seconds of wait lost per second: the queue is on its way out
 _FLOOD = 0.2  # seconds of wait gained per second: it is not, whatever chance does
 _GROWTH_WINDOW_S = 2.0
-_PROOF_S = 30.0  # calm for so long, a rung has shown that it serves this rate of requests
 _IDLE = 0.25  # of one search at a time: so few requests a second keep no service busy
-_AS_MANY = 1.25  # times that rate, over some seconds, is the same rate
 _MOST_PROBE_DOUBLINGS = 3
 
 
@@ -45,15 +44,6 @@ class _TooDear:
     rate: float
     at: float
     failures: int
-
-
-@dataclass
-class _Proof:
-    """A level that served so many requests a second calmly, and when waits first said otherwise."""
-
-    level: int
-    rate: float
-    doubted_at: float | None = None
 
 
 class LoadController:
@@ -88,8 +78,8 @@ class LoadController:
         self._excess_since: float | None = None
         self._calm_since = self._changed_at = self._ticked_at = clock()
         self._too_dear: dict[int, _TooDear] = {}
-        self._proof: _Proof | None = None
-        self._proving_since, self._proving = clock(), 0
+        # nothing is raised sooner than that, so a way down has not ended before
+        self._proof = Proof(clock(), settings.raise_after_s)
         self._steps = Steps(self._pause_s)
         self.calibrate(unloaded_s)
 
@@ -129,7 +119,7 @@ class LoadController:
     def capacity_changed(self) -> None:
         """Forget what was too dear and what was in vain: replicas have come or gone."""
         self._too_dear.clear()
-        self._proof = None
+        self._proof.forget()
         self._steps.capacity_changed()
 
     def observe(self, queue_delay_s: float, count: int, reporter: str, *, refused: int = 0) -> None:
@@ -161,7 +151,8 @@ class LoadController:
         seen = self._gather(now)
         self._accumulate(seen)
         self._ticked_at = now
-        self._prove(seen)
+        calm_since = max(self._calm_since, self._changed_at)
+        self._proof.see(now, self._level, seen.offered, calm_since)
         if not self._settings.enabled:
             return
         if self._lasted(now):
@@ -280,42 +271,13 @@ class LoadController:
         # requests since waits grew, too: after a sudden rise the window holds mostly the quiet past
         assert self._excess_since is not None
         rate = self._rate_since(self._excess_since, now, deviations=2)
-        if self._is_unlikely(now, rate):
+        # few came, as while the first searches of a service take a second each; or a pause
+        is_idle = rate * self._unloaded_s < _IDLE
+        if is_idle or self._proof.speaks_against(now, self._level, rate):
             return
         before = self._too_dear.get(self._level)
         failures = before.failures + 1 if before else 0
         self._too_dear[self._level] = _TooDear(rate, now, failures)
-
-    def _prove(self, seen: Look) -> None:
-        """Note how many requests a second the present level has served, while waits are short."""
-        began = max(self._calm_since, self._changed_at)
-        if began > self._proving_since:
-            self._proving_since, self._proving = began, 0
-        self._proving += seen.offered
-        if seen.at - self._proving_since >= _PROOF_S:
-            rate = self._proving / (seen.at - self._proving_since)
-            self._proof = _Proof(self._level, rate)
-            self._proving_since, self._proving = seen.at, 0
-
-    def _is_unlikely(self, now: float, rate: float) -> bool:
-        """Whether this level had served such a rate, or a dearer one had: a pause, most likely.
-
-        Or so few came that one full search at a time would have kept up: the first searches of a
-        service, say, which take a second. What was served is believed for one way down, however
-        many steps it has; what fails again later is too dear.
-        """
-        if rate * self._unloaded_s < _IDLE:
-            return True
-        proof = self._proof
-        if proof is None or self._level < proof.level or rate > _AS_MANY * proof.rate:
-            return False
-        if proof.doubted_at is None:
-            proof.doubted_at = now
-        # nothing is raised sooner, so the way down has not ended
-        if now - proof.doubted_at < self._settings.raise_after_s:
-            return True
-        self._proof = None
-        return False
 
     def _rate_since(self, since: float, now: float, *, deviations: float = 0.0) -> float:
         """Requests a second over the window or, where it is more, since a time.

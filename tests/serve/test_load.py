@@ -191,6 +191,19 @@ def drive(
         load.tick()
 
 
+def held_for(load: LoadController, clock: Clock) -> list[float]:
+    """How long the top rung is not tried again, each of three times that it fails."""
+    held = []
+    for _ in range(3):
+        while load.level == 0:
+            drive(load, clock, 0.02, 0.2)
+        failed_at = clock.now
+        while load.level == 1:
+            drive(load, clock, 0.0, 0.2)
+        held.append(clock.now - failed_at)
+    return held
+
+
 @pytest.mark.parametrize(
     ("settings", "target_s"),
     [
@@ -219,15 +232,7 @@ def test_explicit_requests_are_refused_from_the_level_that_is_set(first: int) ->
 def test_a_rung_that_was_too_dear_is_tried_again_later_each_time() -> None:
     clock = Clock()
     load = LoadController(2, LoadSettings(probe_after_s=20, raise_after_s=2), clock)
-    raised = []
-    for _ in range(3):
-        while load.level == 0:
-            drive(load, clock, 0.02, 0.2)
-        failed_at = clock.now
-        while load.level == 1:
-            drive(load, clock, 0.0, 0.2)
-        raised.append(clock.now - failed_at)
-    assert raised == [pytest.approx(at, abs=1.5) for at in (20, 40, 80)]
+    assert held_for(load, clock) == [pytest.approx(at, abs=1.5) for at in (20, 40, 80)]
 
 
 @pytest.mark.parametrize("seconds", [1.0, 2.0, 4.0])
@@ -251,15 +256,7 @@ def test_what_a_rung_has_served_is_believed_for_one_way_down() -> None:
     clock = Clock()
     load = LoadController(2, LoadSettings(probe_after_s=20, raise_after_s=2), clock)
     drive(load, clock, 0.0, 40)
-    raised = []
-    for _ in range(3):
-        while load.level == 0:
-            drive(load, clock, 0.02, 0.2)
-        failed_at = clock.now
-        while load.level == 1:
-            drive(load, clock, 0.0, 0.2)
-        raised.append(clock.now - failed_at)
-    assert raised == [pytest.approx(at, abs=1.5) for at in (2, 20, 40)]
+    assert held_for(load, clock) == [pytest.approx(at, abs=1.5) for at in (2, 20, 40)]
 
 
 def test_slow_first_searches_hold_no_rung_for_too_dear() -> None:
