@@ -93,8 +93,8 @@ class Staging:
     def latest(cls, target: Path) -> "Staging":
         """That of the run which was last in an output directory; a new one where none was."""
         staging = cls.of(target)
-        found = [folder.name.removeprefix(RUN) for folder in staging._runs()]
-        return cls(staging.root, *found[:1]) if found else staging
+        last = staging._last()
+        return staging if last is None else cls(staging.root, last.name.removeprefix(RUN))
 
     @property
     def folder(self) -> Path:
@@ -142,20 +142,18 @@ class Staging:
         Its folder gets this run's name, by one rename: from then on no task that it left behind,
         on whatever node, can add to what lies here, finish what it had begun or commit it.
         """
-        last, *others = self._runs() or [self.folder]
-        if last.exists():
+        last = self._last()
+        if last is not None:
             last.rename(self.folder)
-        # none of ours: a rename leaves one
-        for folder in (*others, self.input, self.actors, self.shards):
+        for folder in (self.input, self.actors, self.shards):
             shutil.rmtree(folder, ignore_errors=True)
         for folder in (self.rows, self.done, self.input, self.actors, self.shards):
             folder.mkdir(parents=True, exist_ok=True)
         self.mark.touch()
 
-    def _runs(self) -> list[Path]:
-        """The folders of runs that lie here, the latest first."""
-        folders = self.root.glob(f"{RUN}*")
-        return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    def _last(self) -> Path | None:
+        """The folder of the last run: a rename leaves but one."""
+        return next(self.root.glob(f"{RUN}*"), None)
 
     def refuse_unshared(self) -> None:
         """Refuse a node on which the output directory is not the driver's: its rows would be lost.
