@@ -3,8 +3,9 @@
 One run on one machine, load generator included in its cores. Overhead: median added at one request
 at a time, CPU, throughput beside an in-process loop of the same threads, at three budgets and where
 a search takes 20 ms or more; variants of Ray Serve. Text queries beside encoding and searching in
-one process. Overload: Poisson arrivals at half to three times capacity, load controller on and off,
-and with it at what the floor bears and beyond.
+one process. First searches of an index that is not in memory, read ahead and not. Overload: Poisson
+arrivals at half to three times capacity, load controller on and off, and with it at what the floor
+bears and beyond.
 Peers: plain FastAPI over FAISS, Qdrant's and LanceDB's engines.
 
     python benchmarks/serving.py [--quick] [--folder DIR] [--parts overhead overload ...]
@@ -27,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arms.first_searches import first_searches_table, measure_first_searches
 from arms.grpc_ingress import measure_grpc
 from arms.overhead import (
     LONG_MS,
@@ -55,6 +57,7 @@ PARTS = (
     "grpc",
     "texts",
     "larger-texts",
+    "first-searches",
     "overload",
     "text-overload",
     "peers",
@@ -94,6 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         _print("gRPC in the place of HTTP", table)
     if "larger-texts" in parts:
         _larger_texts(options)
+    if "first-searches" in parts:
+        first = measure_first_searches(hard, rounds=1 if options.quick else options.rounds)
+        _print("first searches, index not in memory", first_searches_table(first))
     if "overload" in parts:
         result |= overload_keys(_overload(hard, options))
     if "text-overload" in parts:

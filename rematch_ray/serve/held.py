@@ -63,6 +63,7 @@ class HeldGenerations:
         shard: which shard of it, where it is split.
         identity: JSON of the model that asks; None takes that of the index as it is now.
         device: of torch, where 8-bit vectors are held and scored; None: the CPU.
+        preload: read a published state into memory before it is the newest: see `index.preload`.
 
     Raises:
         UserError: no index, one of another model, no such device, or one that it does not fit.
@@ -75,7 +76,10 @@ class HeldGenerations:
         *,
         identity: Mapping[str, Any] | None = None,
         device: str | None = None,
+        preload: bool = False,
     ) -> None:
+        from rematch_ray.index.preload import Preloader
+
         if device is not None:
             from rematch_ray.index.maxsim_device import check_device
 
@@ -89,6 +93,7 @@ class HeldGenerations:
         self._states: dict[str, str] = {}
         self._calibrations: dict[str, Mapping[str, Any] | None] = {}
         self._told = ""
+        self._preloader = Preloader() if preload else None
         self._newest: Opened
         self._take_published()
 
@@ -161,6 +166,8 @@ class HeldGenerations:
         opened = self._opened.get(generation) or self._open(generation)
         if self._identity is None:
             self._identity = opened.index.identity
+        if self._preloader is not None:
+            self._preloader.take(opened.generation)
         with self._lock:
             if calibration is None:
                 calibration = opened.generation.manifest.calibration
@@ -172,6 +179,9 @@ class HeldGenerations:
             }
             self._states = {**dict(others), state: generation}
             self._newest = self._keep(generation, opened)
+            kept = [each.generation for each in self._opened.values()]
+        if self._preloader is not None:
+            self._preloader.keep(kept)
         self._told = ""
         return True
 

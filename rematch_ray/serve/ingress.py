@@ -134,6 +134,7 @@ class Ingress:
             record=lambda: self._recorder,
             drift_share=self._args.drift_share,
             device=settings.device,
+            preload=settings.preload,
         )
         held = HeldShard(shard, settings.max_queued_requests + settings.num_threads)
         self._held[spec.name] = held

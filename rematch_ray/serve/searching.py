@@ -56,6 +56,25 @@ def search_opened(opened: Opened, asked: Asked, queue_ms: float) -> Found:
     return Found(replace(result, hits=hits), spent, queue_ms, search_ms, fused)
 
 
+def warm_up(opened: Opened) -> None:
+    """Searches at every rung and by every coarse choice, for what their first use makes.
+
+    Args:
+        opened: an index, or one shard of several.
+    """
+    index, manifest = opened.index, opened.generation.manifest
+    vectors = np.zeros((1, index.ladder.num_query_vectors, manifest.dim), np.float32)
+    vectors[..., 0] = 1.0
+    fused = None
+    if manifest.fused_dim is not None:
+        fused = np.eye(1, manifest.fused_dim, dtype=np.float32)
+    query = EncodedQuery(vectors, fused)
+    for rung in index.ladder.rungs:
+        index.search(query, budget=rung)
+    for coarse in index.coarse_choices:
+        index.search(query, budget=index.ladder.rungs[0], coarse=coarse)
+
+
 def cut_hits(
     hits: Sequence[Hit],
     *,

@@ -170,6 +170,7 @@ def _shard(args: ServeArgs, index: str, number: int, coordinator: Application) -
         record=Recorder,
         drift_share=args.drift_share,
         device=settings.device,
+        preload=settings.preload,
     )
 
 

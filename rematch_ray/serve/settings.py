@@ -76,6 +76,12 @@ class ShardSettings(Settings):
         "request, one process fewer; num_replicas then counts ingresses, not ingress_replicas",
     )
 
+    preload: bool = Field(
+        True,
+        description="read the index into memory before the first search, what small budgets need "
+        "first, up to half of the memory that is free",
+    )
+
     @property
     def device(self) -> str | None:
         """Of torch, where a replica scores; None: the CPU."""

@@ -27,7 +27,7 @@ from rematch_ray.serve.autoscaling import WorkMeter
 from rematch_ray.serve.backend import DeadlineError, EncodedQuery, Float32
 from rematch_ray.serve.drifting import DriftWatch
 from rematch_ray.serve.held import HeldGenerations
-from rematch_ray.serve.searching import explain_hits, search_opened, stored_query
+from rematch_ray.serve.searching import explain_hits, search_opened, stored_query, warm_up
 from rematch_ray.serve.wire import Asked, Found, ShardReport
 from rematch_ray.serve.words import WordsAsked, WordsFound, find_words
 
@@ -67,6 +67,7 @@ class Shard:
         record: makes what takes metrics; None takes none.
         drift_share: of the searches that promised a recall; so many are checked.
         device: of torch, where vectors are held and scored; None: the CPU.
+        preload: read what is published into memory before it is searched.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class Shard:
         record: Callable[[], ShardRecorder] | None = None,
         drift_share: float = 0.0,
         device: str | None = None,
+        preload: bool = True,
     ) -> None:
         self._number = number
-        self._held = HeldGenerations(Path(index), number, device=device)
+        self._held = HeldGenerations(Path(index), number, device=device, preload=preload)
+        warm_up(self._held.newest)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="search")
         self._meter = WorkMeter(num_threads)
         self._tell = tell if coordinator is None else _teller(coordinator)

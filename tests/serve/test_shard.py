@@ -18,8 +18,8 @@ from rematch_ray.index.sharding import changes as shard_changes
 from rematch_ray.index.sharding.build import build_sharded
 from rematch_ray.serve.autoscaling import ASKED
 from rematch_ray.serve.backend import DeadlineError
-from rematch_ray.serve.held import HeldGenerations
-from rematch_ray.serve.searching import search_opened, spent_on, stored_query
+from rematch_ray.serve.held import HeldGenerations, Opened
+from rematch_ray.serve.searching import search_opened, spent_on, stored_query, warm_up
 from rematch_ray.serve.sets import _shard
 from rematch_ray.serve.settings import ServeArgs, ShardSettings
 from rematch_ray.serve.shard import Shard
@@ -115,6 +115,73 @@ def test_an_index_of_another_model_is_not_taken(
     (index / "CURRENT").unlink()
     assert not held.look()
     assert hits(held) == {"a", "b", "c"}
+
+
+def test_what_is_published_is_in_memory_before_it_is_searched(index: Path, tmp_path: Path) -> None:
+    held = HeldGenerations(index, preload=True)
+    for number in range(4):
+        add_documents(index, embeddings(tmp_path / f"{number}", 1, number, ids=[f"n{number}"]))
+        assert held.look()
+    assert held._preloader is not None
+    segments = held.newest.generation.segments
+    assert len(segments) == 5
+    assert all(held._preloader.held(segment) for segment in segments)
+    assert len(hits(held)) == 7
+
+
+def searched(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What `warm_up` asks for: rung and coarse choice."""
+    asked = []
+    search = SearchIndex.search
+
+    def watch(self: SearchIndex, *values: Any, **named: Any) -> Any:
+        results = search(self, *values, **named)
+        asked.append((str(named["budget"]), named.get("coarse", "")))
+        assert [len(result.hits) for result in results] == [min(10, len(self))]
+        return results
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SearchIndex, "search", watch)
+        warm_up(opened)
+    return asked
+
+
+@pytest.mark.parametrize("kind", ["scan", "ivf"])
+def test_every_rung_and_choice_is_searched_before_the_first_request(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build(tmp_path, 1)
+    if kind != "scan":
+        path = tmp_path / kind
+        build_index(tmp_path / "embeddings", path, coarse_kind=kind)
+    opened = HeldGenerations(path).newest
+    rungs = [(rung, "") for rung in ("1x1", "2x4", "4x8")]
+    choices = [("1x1", choice) for choice in opened.index.coarse_choices]
+    assert choices
+    assert searched(opened, monkeypatch) == rungs + choices
+
+
+def test_an_index_without_documents_and_one_shard_of_several_are_warmed_up(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete_documents(index, ["a", "b", "c"])
+    assert searched(HeldGenerations(index).newest, monkeypatch)
+    split = build(tmp_path, 2)
+    for number in range(2):
+        assert searched(HeldGenerations(split, number).newest, monkeypatch)
+
+
+def test_a_shard_is_warm_when_it_is_there(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed = []
+    monkeypatch.setattr("rematch_ray.serve.shard.warm_up", warmed.append)
+    shards = [Shard(str(index), 1, preload=preload) for preload in (True, False)]
+    assert warmed == [shard._held.newest for shard in shards]
+    assert [shard._held._preloader is None for shard in shards] == [False, True]
+    for shard in shards:
+        shard.close()
+    args = ServeArgs(index=Path("i"), shard=ShardSettings(preload=False))
+    deployment = _shard(args, "i", 0, None)._bound_deployment  # type: ignore[arg-type]
+    assert deployment.init_kwargs["preload"] is False
 
 
 def test_a_shard_of_a_set_goes_by_what_the_set_names(tmp_path: Path) -> None:
