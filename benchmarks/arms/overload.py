@@ -31,7 +31,7 @@ STEP = 1.15  # between rates that are tried for a capacity
 MOST_STEPS = 12
 SETTLE_S = 4.0  # at the begin of a run: the controller finds its level
 REST_S = 2.0
-# the first searches of a process take up to 1.3 s, those of its first seconds up to 0.2 s: counted,
+# the first searches of a service that had not read its index ahead waited for the disk: counted,
 # they made the unloaded 99th percentile three times what it is
 WARM_S = 8.0
 FAILED_SHARE = 0.001

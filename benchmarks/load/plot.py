@@ -21,24 +21,42 @@ def plot_overload(found: Overload, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharex=True)
+    figure, axes = pyplot.subplots(2, 2, figsize=(10.5, 7), sharex=True)
     _lines(axes[0, 0], found, lambda point: point.p99, "99th percentile, ms", dashed="p50")
     axes[0, 0].axhline(2 * found.unloaded_p99, color="#888", linestyle=":", linewidth=1)
     axes[0, 0].set_yscale("log")
-    _lines(axes[0, 1], found, lambda point: point.good_per_s, "results in time, per second")
+    # of arrivals by chance a few more, or fewer, may have come
+    _lines(
+        axes[0, 1],
+        found,
+        lambda point: min(1.0, point.good_per_s / point.rate),
+        "answered in time, share of the rate aimed at",
+    )
     _lines(axes[1, 0], found, lambda point: point.ndcg, "nDCG@10 of what was answered")
     _budgets(axes[1, 1], found)
     for axis in axes.flat:
         axis.axvline(found.capacity, color="#888", linewidth=1)
         axis.axvline(found.floor_capacity, color="#888", linewidth=1, linestyle="--")
         axis.grid(alpha=0.25)
+    # the steps below capacity are as far apart as those around what the floor bears
+    axes[0, 0].set_xscale("log")
+    axes[0, 0].xaxis.set_major_locator(ticker.FixedLocator(_ticks(found)))
+    axes[0, 0].xaxis.set_major_formatter(ticker.ScalarFormatter())
+    axes[0, 0].xaxis.set_minor_locator(ticker.NullLocator())
     for axis in axes[1]:
         axis.set_xlabel("requests/s (line: capacity, dashed: that of the floor)")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
+
+
+def _ticks(found: Overload) -> list[int]:
+    """Round rates between the smallest and the largest."""
+    rates = [point.rate for point in (*found.on, *found.off)]
+    round_ones = [lead * 10**power for power in range(5) for lead in (1, 2, 5)]
+    return [rate for rate in round_ones if min(rates) <= rate <= max(rates)]
 
 
 def _lines(
@@ -72,7 +90,7 @@ def _budgets(axis: Any, found: Overload) -> None:
     colours = [colormaps["viridis"](1 - n / max(1, len(names))) for n in range(len(names))]
     axis.stackplot(rates, layers, labels=[*names, "no result"], colors=[*colours, "#c0392b"])
     axis.set_ylabel("budget used, controller on")
-    axis.legend(fontsize=8, loc="upper right")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _dot_products(name: str) -> int:
