@@ -93,8 +93,10 @@ class Shard:
         self._recorder = None if record is None else record()
         checked = self._recorder.checked if self._recorder else lambda rung, recall: None
         self._drift = DriftWatch(drift_share, checked)
-        self._ended = threading.Event()
-        threading.Thread(target=self._watch, name="look", daemon=True).start()
+        self._ended, self._news = threading.Event(), threading.Event()
+        # two threads: while one reads a large state into memory the other says that we live
+        for name, chore in (("look", self._look), ("tell", self._report)):
+            threading.Thread(target=self._again, args=(chore,), name=name, daemon=True).start()
 
     async def search(self, asked: Asked) -> Found:
         """The hits of one query, where this shard is the whole index.
@@ -193,24 +195,36 @@ class Shard:
     async def _in_thread(self, run: Callable[..., Answer], *values: Any) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._pool, run, *values)
 
-    def _watch(self) -> None:
-        """Look at the disk and report, once a second, until the process ends."""
-        while True:
+    def _look(self) -> None:
+        """Take what is published by now, and have it told at once; then a second's rest."""
+        if self._held.look():
+            self._news.set()
+        self._ended.wait(LOOK_S)
+
+    def _report(self) -> None:
+        """Tell what is open; then wait for news, at most a second."""
+        self._news.clear()
+        if self._recorder is not None:
+            self._recorder.index(self._number, self._held.newest.index.info())
+        if self._tell is not None:
+            self._tell(ShardReport(self._number, self._replica, self._held.states))
+        self._news.wait(LOOK_S)
+
+    def _again(self, chore: Callable[[], None]) -> None:
+        """Do a chore until the process ends."""
+        while not self._ended.is_set():
             try:
-                self._held.look()
-                if self._recorder is not None:
-                    self._recorder.index(self._number, self._held.newest.index.info())
-                if self._tell is not None:
-                    self._tell(ShardReport(self._number, self._replica, self._held.states))
+                chore()
             except Exception:
                 # nobody waits for this thread: a replica that stops looking would not be noticed
-                logger.exception("looking for a new generation failed")
-            if self._ended.wait(LOOK_S):
-                return
+                name = threading.current_thread().name
+                logger.exception("shard %d: %s failed, tried again", self._number, name)
+                self._ended.wait(LOOK_S)
 
     def close(self) -> None:
         """Stop looking at the disk."""
         self._ended.set()
+        self._news.set()
 
 
 def _waited(arrived: float, left_s: float | None) -> float:

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import logging
+import queue
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import add_documents, delete_documents
+from rematch_ray.index.generation import Generation
+from rematch_ray.index.preload import Preloader
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding import changes as shard_changes
 from rematch_ray.index.sharding.build import build_sharded
@@ -182,6 +186,51 @@ def test_a_shard_is_warm_when_it_is_there(index: Path, monkeypatch: pytest.Monke
     args = ServeArgs(index=Path("i"), shard=ShardSettings(preload=False))
     deployment = _shard(args, "i", 0, None)._bound_deployment  # type: ignore[arg-type]
     assert deployment.init_kwargs["preload"] is False
+
+
+def test_a_replica_that_reads_a_large_state_says_that_it_lives(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, read_it = threading.Event(), threading.Event()
+    take = Preloader.take
+
+    def slowly(self: Preloader, generation: Generation) -> None:
+        if generation.name != "generation-000001":
+            reading.set()
+            assert read_it.wait(60)
+        take(self, generation)
+
+    monkeypatch.setattr(Preloader, "take", slowly)
+    monkeypatch.setattr("rematch_ray.serve.shard.LOOK_S", 0.02)
+    told: queue.Queue[list[str]] = queue.Queue()
+    shard = Shard(str(index), 1, tell=lambda report: told.put(list(report.states)))
+    add_documents(index, embeddings(tmp_path / "more", 1, 5, ids=["d"]))
+    assert reading.wait(60)
+    while not told.empty():
+        told.get()
+    assert [told.get(timeout=60) for _ in range(3)] == [["generation-000001"]] * 3
+    read_it.set()
+    while told.get(timeout=60) == ["generation-000001"]:
+        pass
+    assert list(shard._held.states) == ["generation-000001", "generation-000002"]
+    shard.close()
+
+
+def test_looking_goes_on_after_a_failure(
+    index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rematch_ray.serve.shard.LOOK_S", 0.01)
+    looked = threading.Semaphore(0)
+
+    def fail(self: HeldGenerations) -> bool:
+        looked.release()
+        raise RuntimeError("a disk that went away")
+
+    monkeypatch.setattr(HeldGenerations, "look", fail)
+    shard = Shard(str(index), 1)
+    assert all(looked.acquire(timeout=60) for _ in range(3))
+    assert "a disk that went away" in caplog.text
+    shard.close()
 
 
 def test_a_shard_of_a_set_goes_by_what_the_set_names(tmp_path: Path) -> None:
