@@ -25,8 +25,9 @@ from rematch_ray.serve.keys import KeyRing
 from rematch_ray.serve.leases import LeasedQuota
 from rematch_ray.serve.local_shard import HeldShard, tell_from_thread
 from rematch_ray.serve.media import MediaRoots
-from rematch_ray.serve.metrics import Recorder, collect
+from rematch_ray.serve.metrics import collect
 from rematch_ray.serve.query_log import QueryLog
+from rematch_ray.serve.replica_log import start_replica
 from rematch_ray.serve.router import Parts, Router
 from rematch_ray.serve.routes import make_api
 from rematch_ray.serve.set_backend import PinToSet, SetBackend
@@ -64,7 +65,7 @@ class Ingress:
         self._keys = KeyRing.of(args)
         self._sets = RemoteSets("manager of the sets", sets, deployed, timeout_s=EXCHANGE_TIMEOUT_S)
         self._backend = SetBackend(first, self._reach, self._sets)
-        self._recorder = Recorder()
+        self._recorder = start_replica()
         self._held: dict[str, HeldShard] = {}
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -17,7 +17,7 @@ from typing import Any
 from ray import serve
 
 from rematch_ray.errors import UserError
-from rematch_ray.serve.metrics import Recorder
+from rematch_ray.serve.replica_log import start_replica
 from rematch_ray.serve.sets import build_set, check_pair
 from rematch_ray.serve.settings import ServeArgs
 from rematch_ray.serve.swap import Phase, SetOrders, SetReport, SetSpec, SwapManager
@@ -51,7 +51,7 @@ class Sets:
         self._has_swept = False
         self._chores: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
-        self._record = Recorder()
+        self._record = start_replica()
 
     async def reconfigure(self, config: dict[str, Any] | None) -> None:
         """Takes the pair that the configuration of the deployment names (`user_config`).

@@ -19,8 +19,8 @@ from rematch_ray.errors import UserError
 from rematch_ray.serve.coordinator import Coordinator
 from rematch_ray.serve.encoder import Encoder
 from rematch_ray.serve.load import scale_up_utilisation
-from rematch_ray.serve.metrics import Recorder
 from rematch_ray.serve.pair import fitting_export
+from rematch_ray.serve.replica_log import start_replica
 from rematch_ray.serve.settings import EncoderSettings, ServeArgs, ShardSettings
 from rematch_ray.serve.shard import Shard
 from rematch_ray.serve.swap import SetSpec
@@ -150,7 +150,7 @@ def _encoder(args: ServeArgs, model: str) -> Application:
         max_ongoing_requests=2 * settings.max_batch_size,
         max_queued_requests=settings.max_queued_requests,
         **_scaling(settings),
-    )(Encoder).bind(model, settings, args.limits.max_image_pixels, record=Recorder)
+    )(Encoder).bind(model, settings, args.limits.max_image_pixels, record=start_replica)
 
 
 def _shard(args: ServeArgs, index: str, number: int, coordinator: Application) -> Application:
@@ -167,7 +167,7 @@ def _shard(args: ServeArgs, index: str, number: int, coordinator: Application) -
         settings.num_threads,
         number,
         coordinator,
-        record=Recorder,
+        record=start_replica,
         drift_share=args.drift_share,
         device=settings.device,
         preload=settings.preload,
@@ -206,7 +206,7 @@ def _coordinator(args: ServeArgs, num_shards: int, num_levels: int) -> Applicati
     return serve.deployment(
         name="coordinator", num_replicas=1, ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=1000,
-    )(Coordinator).bind(num_shards, num_levels, args, record=Recorder)  # fmt: skip
+    )(Coordinator).bind(num_shards, num_levels, args, record=start_replica)  # fmt: skip
 
 
 def _writer(args: ServeArgs, index: str, identity: dict[str, Any], encoder: Any) -> Application:
@@ -218,4 +218,4 @@ def _writer(args: ServeArgs, index: str, identity: dict[str, Any], encoder: Any)
         # requests wait in the writer, where they join
         max_ongoing_requests=settings.max_queued_requests,
         max_queued_requests=settings.max_queued_requests,
-    )(Writer).bind(index, identity, encoder, settings, record=Recorder)
+    )(Writer).bind(index, identity, encoder, settings, record=start_replica)

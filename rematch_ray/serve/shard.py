@@ -84,13 +84,14 @@ class Shard:
         preload: bool = True,
     ) -> None:
         self._number = number
+        # before anything is logged: see `replica_log`
+        self._recorder = None if record is None else record()
         self._held = HeldGenerations(Path(index), number, device=device, preload=preload)
         warm_up(self._held.newest)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="search")
         self._meter = WorkMeter(num_threads)
         self._tell = tell if coordinator is None else _teller(coordinator)
         self._replica = uuid.uuid4().hex
-        self._recorder = None if record is None else record()
         checked = self._recorder.checked if self._recorder else lambda rung, recall: None
         self._drift = DriftWatch(drift_share, checked)
         self._ended, self._news = threading.Event(), threading.Event()
