@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,6 +187,21 @@ def test_a_shard_is_warm_when_it_is_there(index: Path, monkeypatch: pytest.Monke
     args = ServeArgs(index=Path("i"), shard=ShardSettings(preload=False))
     deployment = _shard(args, "i", 0, None)._bound_deployment  # type: ignore[arg-type]
     assert deployment.init_kwargs["preload"] is False
+
+
+def test_a_log_is_there_before_the_index_is_read(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(Preloader, "take", lambda self, generation: happened.append("read"))
+    monkeypatch.setattr("rematch_ray.serve.shard.warm_up", lambda opened: happened.append("warm"))
+
+    def record() -> Any:
+        happened.append("log")
+        return SimpleNamespace(index=lambda shard, info: None, checked=None)
+
+    Shard(str(index), 1, record=record).close()
+    assert happened == ["log", "read", "warm"]
 
 
 def test_a_replica_that_reads_a_large_state_says_that_it_lives(
