@@ -201,7 +201,7 @@ def _soak(served: Served, options: argparse.Namespace) -> None:
         rounds = run_soak(
             service, served, options.scratch, rate=options.soak_rate, minutes=options.soak_minutes
         )
-    _print("private memory", soak_table(rounds))
+    _print("memory without files", soak_table(rounds))
     _print("answers", answer_table(rounds))
 
 

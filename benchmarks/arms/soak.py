@@ -1,7 +1,7 @@
 """Our service under steady load with writes going on: what its processes hold, and how it answers.
 
 Searches by vectors and by text (its index has no words) arrive at a rate, documents are written and
-replaced beside them, which makes segments and merges. Private memory of every process of the
+replaced beside them, which makes segments and merges. Memory without a file of every process of the
 service is read once a round.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from load.bodies import text_bodies, vector_bodies
 from load.driver import Load, LoadGenerator
-from meters.job_memory import private_by_title
+from meters.job_memory import heap_by_title
 from shapes.served_corpus import Served
 
 from arms.service import Service
@@ -37,7 +37,7 @@ class Round:
         minutes: since the start.
         searches: of these seconds.
         writes: of these seconds.
-        memory: process -> MiB, private.
+        memory: process -> MiB, without files.
     """
 
     minutes: float
@@ -92,7 +92,7 @@ def run_soak(
                 seed=number,
                 skip=int(number * ROUND_S * rate),
             )
-            memory = private_by_title(service.pid)
+            memory = heap_by_title(service.pid)
             rounds.append(Round(passed / 60, searches, writing.result(), memory))
     return rounds
 

@@ -53,24 +53,31 @@ def watched() -> Iterator[JobMemory]:
         yield memory
 
 
-def private_by_title(root: int) -> dict[str, float]:
-    """MiB of private memory of a process and all below it, by what they call themselves."""
+def heap_by_title(root: int) -> dict[str, float]:
+    """MiB of memory without a file of a process and all below it, by what they call themselves.
+
+    Files that a process alone has mapped count as private, but the system may take them back.
+    """
     parents = _parents()
     sums: dict[str, float] = {}
     for pid in sorted(parents):
         if pid == root or _is_below(pid, parents, root):
             name = title(pid) or _name(pid)
-            sums[name] = sums.get(name, 0.0) + _private(pid)
+            sums[name] = sums.get(name, 0.0) + _mib(pid, "Anonymous")
     return sums
 
 
 def _private(pid: int) -> float:
+    return _mib(pid, "Private_")
+
+
+def _mib(pid: int, field: str) -> float:
+    """Sum of the fields of `smaps_rollup` that begin so; 0 where the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0.0
-    kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
-    return kilobytes / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def _workers() -> Iterator[tuple[int, str]]:
