@@ -121,7 +121,7 @@ def _in_one_service(
     result: dict[str, Any] = {}
     measure = _measure(options)
     beside = []
-    args = service_args(served, options.threads, in_ingress=options.in_ingress)
+    args = _args(served, options)
     port = free_port()
     environment = _environment(options.variant, port)
     with (
@@ -182,7 +182,7 @@ def _one_variant(
 def _larger_texts(options: argparse.Namespace) -> None:
     served = larger(options.folder)
     port = free_port()
-    args = service_args(served, options.threads, in_ingress=options.in_ingress)
+    args = _args(served, options)
     environment = _environment(options.variant, port)
     with (
         Service.ours(args, port, environment=environment) as service,
@@ -250,6 +250,11 @@ def overload_keys(found: Overload) -> dict[str, float]:
     }
 
 
+def _args(served: Served, options: argparse.Namespace) -> dict[str, Any]:
+    encoder = {"num_replicas": options.encoders}
+    return service_args(served, options.threads, in_ingress=options.in_ingress, encoder=encoder)
+
+
 def _environment(variant: str, port: int) -> Mapping[str, str]:
     return VARIANTS[variant].with_ports(port, free_port(), free_port())
 
@@ -289,6 +294,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--in-ingress", action="store_true", help="the index in the process that answers HTTP"
     )
+    parser.add_argument("--encoders", type=int, default=1, help="of text queries, a process each")
     parser.add_argument("--peers", nargs="*", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--plot", type=Path, nargs="*", default=[], help="PNG and SVG to write")
     parser.add_argument("--scratch", type=Path, default=Path("search-vectors") / "serving")
