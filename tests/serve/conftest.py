@@ -6,7 +6,8 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ BUDGETS = {
 
 
 ANYONE = Caller()
+
+
+@pytest.fixture(autouse=True)
+def package_log() -> Iterator[None]:
+    """Afterwards the log of the package is joined to Serve's no more.
+
+    A replica made in this process joins it, and pytest listens to both: the tests after it would
+    find each line twice.
+    """
+    yield
+    package = logging.getLogger("rematch_ray")
+    package.setLevel(logging.NOTSET)
+    package.handlers.clear()
 
 
 class FakeBackend:

@@ -1,11 +1,10 @@
 """What the package logs in a replica stands in that replica's log."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
-from rematch_ray.serve.replica_log import SERVE_LOGGER, start_replica
+from rematch_ray.serve.replica_log import start_replica
 
 
 class Kept(logging.Handler):
@@ -20,16 +19,14 @@ class Kept(logging.Handler):
 
 
 @pytest.fixture
-def serve_log() -> Iterator[logging.Logger]:
-    """Serve's logger without handlers, and all as it was afterwards."""
-    serve, package = logging.getLogger(SERVE_LOGGER), logging.getLogger("rematch_ray")
-    before = [(one, one.level, list(one.handlers)) for one in (serve, package)]
+def serve_log(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """In place of Serve's logger, to whose handlers pytest adds its own."""
+    serve = logging.getLogger("serve_of_this_test")
     serve.handlers.clear()
+    serve.propagate = False
     serve.setLevel(logging.INFO)
-    yield serve
-    for logger, level, handlers in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
+    monkeypatch.setattr("rematch_ray.serve.replica_log.SERVE_LOGGER", serve.name)
+    return serve
 
 
 def test_lines_of_any_module_go_to_serves_log_once(serve_log: logging.Logger) -> None:
