@@ -45,11 +45,20 @@ for inherited in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_RUNTIME_ENV_HOOK
     os.environ.pop(inherited, None)
 
 
+# of a slow test that names no other; pyproject.toml has that of the rest
+SLOW_TIMEOUT_S = 900
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the cluster as `ray`; skip `gpu` and `browser` where there is none."""
+    """Mark what uses the cluster as `ray`; skip `gpu` and `browser` where there is none.
+
+    What is slow gets more time: one that runs out of it ends the whole session, all the others too.
+    """
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
