@@ -12,14 +12,11 @@ small budget never touches the planes above it. Knows nothing of segments or sco
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,7 +25,7 @@ from numpy.typing import NDArray
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import FileEntry
 from rematch_ray.index.maxsim_library import Vectors, address
-from rematch_ray.index.npy import map_npy
+from rematch_ray.index.npy import ArrayWriter, map_npy
 from rematch_ray.index.quantisation import (
     dequantise,
     from_offset,
@@ -50,54 +47,6 @@ def range_name(start: int, stop: int) -> str:
     '4_8'
     """
     return f"{start}_{stop}"
-
-
-class ArrayWriter:
-    """Writes one `.npy` file of a known shape in batches; a context manager.
-
-    Args:
-        path: file to write.
-        shape: final shape, documents first.
-        dtype: element type.
-    """
-
-    def __init__(self, path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-        self.path = path
-        self.shape = tuple(shape)
-        self.dtype = dtype
-        self._rows = 0
-        self._digest = hashlib.sha256()
-        self._file = open(path, "w+b")  # noqa: SIM115 -- closed by __exit__
-        header = {"descr": dtype.str, "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
-        self._file.seek(0)
-        self._digest.update(self._file.read())
-
-    def __enter__(self) -> ArrayWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
-    def append(self, block: NDArray[Any]) -> None:
-        """Adds the next documents, (rows, *shape[1:])."""
-        assert block.shape[1:] == self.shape[1:], (block.shape, self.shape)
-        data = np.ascontiguousarray(block, dtype=self.dtype).tobytes()
-        self._file.write(data)
-        self._digest.update(data)
-        self._rows += len(block)
-
-    def finish(self) -> FileEntry:
-        """Makes the file durable and describes it; all rows must have been written."""
-        assert self._rows == self.shape[0], (self._rows, self.shape)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return FileEntry(bytes=self._file.tell(), sha256=self._digest.hexdigest())
 
 
 class PlaneWriter:

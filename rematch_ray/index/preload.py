@@ -3,12 +3,14 @@
 A search reads planes through memory maps. Where their files are not in memory, it waits for the
 disk page by page, thousands of times where it scores thousands of documents; and of what is in
 memory a system first gives up the pages that no process has mapped. So files are mapped whole, and
-every page of them read once, what small budgets read first; what would take too much memory stays
-on disk, to be read when a search asks for it. Middle floor.
+every page of them read once, in large pages where there are any (npy.py), what small budgets read
+first; what would take too much memory stays on disk, to be read when a search asks for it. Middle
+floor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -113,8 +115,11 @@ def read_through(path: Path) -> mmap.mmap | None:
     except (OSError, ValueError) as gone:
         logger.warning("%s is not read ahead: %s", path, gone)
         return None
-    if hasattr(mmap, "MADV_WILLNEED"):
-        mapped.madvise(mmap.MADV_WILLNEED)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # what is not in memory yet comes in large pages, where there are any; MADV_WILLNEED would
+        # read it into small ones before that
+        with contextlib.suppress(OSError):
+            mapped.madvise(mmap.MADV_HUGEPAGE)
     # a reduction without the interpreter's lock: health checks go on meanwhile
     np.frombuffer(mapped, np.uint8)[:: mmap.PAGESIZE].max()
     return mapped

@@ -18,6 +18,7 @@ from rematch_ray.index.exact import Float32
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.info import bytes_per_document, describe
+from rematch_ray.index.preload import Preloader
 from rematch_ray.index.sharding.opened import current_name, open_generation
 from rematch_ray.scoring.budget import Budget, Ladder
 
@@ -34,9 +35,17 @@ class IndexReader:
         self._manifest = generation.manifest
         self.ladder = Ladder.parse(self._manifest.ladder)
         self.identity: Mapping[str, Any] = self._manifest.identity
+        self._preloader: Preloader | None = None
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str | None = None, hold: bool = False) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        hold: bool = False,
+        preload: bool = False,
+    ) -> Self:
         """Opens the published generation; checks versions and file sizes, reads no vectors.
 
         Args:
@@ -46,6 +55,8 @@ class IndexReader:
                 found. None: the CPU's own kernel, on the files.
             hold: open every file now, so that a writer who deletes it meanwhile does no harm; else
                 files are mapped when first read, and are gone after two more changes.
+            preload: read it into memory now and keep it there, as far as it fits into half of what
+                is free: for a process that searches for long. See `Preloader`.
 
         Raises:
             UserError: not an index, another format version, a damaged one, or no such device.
@@ -54,7 +65,11 @@ class IndexReader:
             from rematch_ray.index.maxsim_device import check_device
 
             check_device(device)
-        return cls(open_generation(Path(path).absolute(), device=device, hold=hold))
+        opened = cls(open_generation(Path(path).absolute(), device=device, hold=hold))
+        if preload:
+            opened._preloader = Preloader()
+            opened._preloader.take(opened._generation)
+        return opened
 
     @property
     def generation(self) -> str:
@@ -71,7 +86,12 @@ class IndexReader:
         if current_name(path) == self._generation.name:
             return self
         held = self._generation.is_held
-        return type(self).open(path, device=self._generation.device, hold=held)
+        newer = type(self).open(path, device=self._generation.device, hold=held)
+        if self._preloader is not None:
+            newer._preloader = self._preloader
+            self._preloader.take(newer._generation)
+            self._preloader.keep([self._generation, newer._generation])
+        return newer
 
     def __len__(self) -> int:
         """Live documents."""

@@ -14,6 +14,7 @@ from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import add_documents
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.preload import Preloader, _of_group, by_use, unmapped_memory
+from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.segment import Segment
 from tests.index.made import unit, write_embeddings
 
@@ -109,6 +110,27 @@ def test_only_what_is_new_is_read(index: Path, tmp_path: Path) -> None:
     assert all(preloader.held(segment) for segment in second.segments)
     preloader.keep([first])
     assert [bool(preloader.held(segment)) for segment in second.segments] == [True, False]
+
+
+def test_an_index_that_is_opened_so_is_in_memory_and_so_is_the_latest(
+    index: Path, tmp_path: Path
+) -> None:
+    def read(opened: SearchIndex) -> list[bool]:
+        segments = opened._generation.segments
+        pages = [in_memory(segment.directory) for segment in segments]
+        return [
+            # some are mapped by the index as well
+            found >= Counter({name: num_pages(segment, name) for name in segment.manifest.files})
+            for segment, found in zip(segments, pages, strict=True)
+        ]
+
+    mapped = SearchIndex.open(index)
+    assert read(mapped) == [False]
+    opened = SearchIndex.open(index, preload=True)
+    assert read(opened) == [True]
+    add_documents(index, vectors(tmp_path / "more", 3, 5))
+    assert read(mapped.latest()) == [True, False]
+    assert read(opened.latest()) == [True, True]
 
 
 def test_a_file_that_is_gone_is_no_error_of_reading_ahead(

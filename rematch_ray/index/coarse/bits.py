@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.scan import ScanList
 from rematch_ray.index.coarse.sizes import BITS
+from rematch_ray.index.npy import ArrayWriter
 from rematch_ray.index.one_bit import (
     GROUP,
     RoughQuery,
@@ -26,7 +27,7 @@ from rematch_ray.index.one_bit import (
     group_bytes,
     roughly_best,
 )
-from rematch_ray.index.planes import CODES, ArrayWriter, Listed, open_array
+from rematch_ray.index.planes import CODES, Listed, open_array
 from rematch_ray.index.queries import Codes
 
 # documents proposed per document wanted, and of all documents at least one in so many

@@ -18,7 +18,8 @@ from rematch_ray.index.coarse.entries import Entries
 from rematch_ray.index.coarse.scan import ScanList
 from rematch_ray.index.coarse.sizes import PACKED
 from rematch_ray.index.maxsim_library import Vectors
-from rematch_ray.index.planes import CODES, ArrayWriter, Listed, open_array
+from rematch_ray.index.npy import ArrayWriter
+from rematch_ray.index.planes import CODES, Listed, open_array
 from rematch_ray.index.quantisation import pack, quantise, to_offset
 
 _BLOCK_DOCUMENTS = 16_384
