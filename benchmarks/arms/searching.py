@@ -75,7 +75,8 @@ class OwnIndex:
                 build_index(documents, folder)
             making = Making(time.perf_counter() - started, memory.peak_bytes)
             kept.write_text(json.dumps(asdict(making)))
-        self.index = SearchIndex.open(folder)
+        # as a replica opens it; the other systems hold their documents in memory too
+        self.index = SearchIndex.open(folder, preload=True)
         self.making = Making(**json.loads(kept.read_text())) if kept.exists() else None
 
 
