@@ -11,35 +11,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
+from arms.fits import (
+    LADDER,
+    add_options,
+    measure_fit,
+    optimisation,
+    paired,
+    processes,
+    report_lines,
+    run_steps,
+)
 
 from rematch_ray.data.demo import write_demo
-from rematch_ray.data.order import OrderSettings, Plan, SourceRows
 from rematch_ray.data.readers.parquet import read_table
-from rematch_ray.data.samples import SampleEncoder
-from rematch_ray.data.schema import items_from_table
-from rematch_ray.evaluation.bootstrap import paired_bootstrap
-from rematch_ray.evaluation.report import markdown_table, plain_table
-from rematch_ray.evaluation.tasks import RetrievalTask, measure_queries
+from rematch_ray.evaluation.report import plain_table
 from rematch_ray.model.settings import ModelSettings
-from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
+from rematch_ray.training.settings import ObjectiveSettings
 from rematch_ray.training.step import Training
 
-BASE = Path(__file__).parents[1] / "rematch_ray" / "assets" / "tiny-base"
-LADDER = ("1x1", "2x4", "4x8")
 METRICS = ("recall@1", "ndcg@10", "family_accuracy")
 ARMS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "end token": (
@@ -65,8 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         write_demo(data, sources=("scenes",), quick=options.quick)
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(options.processes, initializer=_one_thread) as pool:
+        with processes(options.processes) as pool:
             tries = [
                 _job(data, arm, rate, 1000, max(1, steps // 3), "validation", options)
                 for arm in ARMS
@@ -87,8 +86,6 @@ def main(argv: list[str] | None = None) -> int:
                         fit = max(1, round(seconds / chosen[arm]["cpu_per_step"]))
                         jobs.append(_job(data, arm, rate, seed, fit, "test", options, equal="cpu"))
             runs = pool.map(_fit, jobs, chunksize=1)
-            pool.close()  # and wait: a terminated worker leaves its semaphores behind
-            pool.join()
     report = _report(runs, tried, chosen, options, time.time() - started)
     print(plain_table(report["table"]), file=sys.stderr)
     if not options.quick:
@@ -100,13 +97,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps, one seed: does it run?")
+    add_options(parser)
     parser.add_argument("--steps", type=int, default=300, help="steps of the equal-rows runs")
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
-    parser.add_argument("--batch", type=int, default=32, help="pairs per step")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--base", type=Path, default=BASE, help="folder of the base model")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     return parser
 
 
@@ -121,62 +114,27 @@ def _job(
     }  # fmt: skip
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def _fit(job: dict[str, Any]) -> dict[str, Any]:
     """Trains one arm and measures it; CPU-seconds are of the optimisation steps alone."""
     model, objective = ARMS[job["arm"]]
     training = Training.build(
         ModelSettings(base=job["base"], embedding_dim=64, fused_dim=128, **model),
         ObjectiveSettings(hard_negatives="pooled", **objective),
-        OptimisationSettings(
-            learning_rate=job["rate"],
-            new_learning_rate=2 * job["rate"],
-            betas=(0.9, 0.98),
-            warmup_steps=max(1, job["steps"] // 10),
-        ),
+        optimisation(job["rate"], job["steps"]),
         seed=job["seed"],
         total_steps=job["steps"],
     )
     table = read_table(job["data"] / "scenes" / "train", rows="samples")
-    order = OrderSettings(global_batch=job["batch"], sub_batch=job["batch"])
-    plan = Plan((SourceRows("scenes", (table.num_rows,)),), job["seed"], order)
-    encode = SampleEncoder(training.joint.embedder.row_encoder, max_negatives=2, seed=job["seed"])
-    spent = 0.0
-    for step in plan.steps(0, job["steps"]):
-        rows = encode([table.take(step.sub_batches[0].rows)], step.index)
-        batch = training.collate(rows, step=step.index)
-        began = time.process_time()
-        training.step(batch)
-        spent += time.process_time() - began
-    measured = _measure(training, job["data"] / "scenes", job["part"])
+    spent = run_steps(
+        training, "scenes", table, steps=job["steps"], batch=job["batch"], seed=job["seed"]
+    )
+    rungs = ["fused"] if training.joint.settings.w_fused else []
+    rungs += training.joint.embedder.ladder.texts() if training.joint.settings.w_groups else []
+    folder = job["data"] / "scenes"
+    measured = measure_fit(training, folder, job["part"], rungs=rungs, metrics=METRICS)
     best = max(float(np.nanmean(values["ndcg@10"])) for values in measured.values())
     return {**job, "data": "", "cpu": spent, "cpu_per_step": spent / job["steps"], "best": best,
             "measured": measured}  # fmt: skip
-
-
-def _measure(training: Training, folder: Path, part: str) -> dict[str, dict[str, np.ndarray]]:
-    """Rung -> metric -> value per query, over the whole held-out gallery."""
-    model = training.joint.embedder.eval()
-    documents = items_from_table(read_table(folder / "corpus", rows="items"))
-    queries = items_from_table(read_table(folder / f"queries-{part}.parquet", rows="items"))
-    task = RetrievalTask.from_tables(
-        part,
-        [query.id for query in queries],
-        [document.id for document in documents],
-        pq.read_table(folder / f"qrels-{part}.parquet"),
-        families=pq.read_table(folder / "families.parquet"),
-    )
-    query, document = model.encode_query(queries), model.encode_document(documents)
-    rungs = ["fused"] if training.joint.settings.w_fused else []
-    rungs += model.ladder.texts() if training.joint.settings.w_groups else []
-    scores = {rung: model.similarity(query, document, rung).numpy() for rung in rungs}
-    return {
-        rung: {name: measure_queries(task, matrix)[name] for name in METRICS}
-        for rung, matrix in scores.items()
-    }
 
 
 def _report(
@@ -215,44 +173,23 @@ def _report(
 def _difference(
     own: list[dict[str, Any]], reference: Mapping[int, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Joint's fused vector and top budget minus the arm's largest, paired over the test queries.
-
-    Each query's number is the mean over seeds first: seeds are not independent queries.
-    """
+    """Joint's fused vector and top budget minus the arm's largest."""
     rung = list(own[0]["measured"])[-1]
     result = {}
     for mine in ("fused", LADDER[-1]):
         for metric in METRICS:
-            ours = np.mean([reference[r["seed"]]["measured"][mine][metric] for r in own], axis=0)
-            theirs = np.mean([r["measured"][rung][metric] for r in own], axis=0)
-            known = ~(np.isnan(ours) | np.isnan(theirs))
-            interval = paired_bootstrap(ours[known], theirs[known])
-            result[f"{mine} against {rung}, {metric}"] = interval.to_json()
+            ours = [reference[run["seed"]]["measured"][mine][metric] for run in own]
+            theirs = [run["measured"][rung][metric] for run in own]
+            result[f"{mine} against {rung}, {metric}"] = paired(ours, theirs)
     return result
 
 
 def _markdown(report: Mapping[str, Any]) -> str:
-    lines = [
-        "# joint_vs_infonce",
-        "",
-        f"{date.today()}, {report['machine']}, {report['seconds']} s: `{report['command']}`",
-        "",
+    about = [
         "Scenes, test split, gallery of 936 with every swap; means over seeds. The learning rate",
         "of each arm was chosen on validation with a third of the steps.",
-        "",
-        markdown_table(report["table"]),
-        "",
-        "## Paired differences (95 % bootstrap over queries, each the mean of its seeds)",
-        "",
     ]
-    for name, metrics in report["differences"].items():
-        lines += [f"### {name}", ""]
-        lines += [
-            f"- {metric}: {value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
-            for metric, value in metrics.items()
-        ]
-        lines.append("")
-    return "\n".join(lines)
+    return "\n".join(report_lines(report, "joint_vs_infonce", about))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import sys
@@ -21,37 +20,34 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
+from arms.fits import (
+    LADDER,
+    add_options,
+    measure_fit,
+    optimisation,
+    paired,
+    processes,
+    report_lines,
+    run_steps,
+)
 
 from rematch_ray.config import MineSettings
 from rematch_ray.data.demo import write_demo
-from rematch_ray.data.order import OrderSettings, Plan, SourceRows
 from rematch_ray.data.readers.parquet import read_table
-from rematch_ray.data.samples import SampleEncoder
-from rematch_ray.data.schema import (
-    items_from_table,
-    samples_from_table,
-    samples_to_table,
-    write_parquet,
-)
-from rematch_ray.evaluation.bootstrap import paired_bootstrap
-from rematch_ray.evaluation.report import markdown_table, plain_table
-from rematch_ray.evaluation.tasks import RetrievalTask, measure_queries
+from rematch_ray.data.schema import samples_from_table, samples_to_table, write_parquet
+from rematch_ray.evaluation.report import plain_table
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.model.settings import ModelSettings
-from rematch_ray.training.settings import ObjectiveSettings, OptimisationSettings
+from rematch_ray.training.settings import ObjectiveSettings
 from rematch_ray.training.step import Training
 from rematch_ray.workloads.mine import mine
 from rematch_ray.workloads.runtime import connect
 
-BASE = Path(__file__).parents[1] / "rematch_ray" / "assets" / "tiny-base"
-LADDER = ("1x1", "2x4", "4x8")
 RUNGS = ("fused", LADDER[-1])
 PARTS = {"scenes": "test", "emoji": "composed-test"}
 METRICS = ("recall@1", "recall@10", "family_accuracy", "swap")
@@ -78,15 +74,12 @@ def main(argv: list[str] | None = None) -> int:
         ]
         for job in starts:
             _write_rows(job)
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(options.processes, initializer=_one_thread) as pool:
+        with processes(options.processes) as pool:
             first = pool.map(_fit, starts, chunksize=1)
             with connect([]):
                 seconds = [job | _mine(job, limit) for job in starts for limit in LIMITS]
             again = [job | {"arm": AGAIN} for job in starts]
             second = pool.map(_fit, [*again, *seconds], chunksize=1)
-            pool.close()  # and wait: a terminated worker leaves its semaphores behind
-            pool.join()
     report = _report([*first, *second], options, time.time() - started)
     print(plain_table(report["table"]), file=sys.stderr)
     if not options.quick:
@@ -98,15 +91,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps, one seed: does it run?")
+    add_options(parser)
     parser.add_argument("--steps", type=int, default=100, help="steps of each round")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=5e-4, help="learning rate of both rounds")
-    parser.add_argument("--batch", type=int, default=32, help="pairs per step")
     parser.add_argument("--corpora", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--base", type=Path, default=BASE, help="folder of the base model")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     return parser
 
 
@@ -147,10 +136,6 @@ def _mine(job: Mapping[str, Any], arm: str) -> dict[str, Any]:
     return {"arm": arm, "train": out, "mining": kept}
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def _fit(job: dict[str, Any]) -> dict[str, Any]:
     """Trains one round and measures it; CPU-seconds are of the optimisation steps alone."""
     is_first = job["arm"] == "first"
@@ -159,22 +144,20 @@ def _fit(job: dict[str, Any]) -> dict[str, Any]:
         start = Embedder.from_pretrained(job["export"], device="cpu")
         training.joint.embedder.load_state_dict(start.state_dict())
     table = read_table(job["train"], rows="samples")
-    order = OrderSettings(global_batch=job["batch"], sub_batch=job["batch"])
     # another order in the second round, the same in all its arms
-    seed = 2 * job["seed"] + (not is_first)
-    plan = Plan((SourceRows(job["corpus"], (table.num_rows,)),), seed, order)
-    encode = SampleEncoder(training.joint.embedder.row_encoder, max_negatives=2, seed=seed)
-    spent = 0.0
-    for step in plan.steps(0, job["steps"]):
-        rows = encode([table.take(step.sub_batches[0].rows)], step.index)
-        batch = training.collate(rows, step=step.index)
-        began = time.process_time()
-        training.step(batch)
-        spent += time.process_time() - began
+    spent = run_steps(
+        training,
+        job["corpus"],
+        table,
+        steps=job["steps"],
+        batch=job["batch"],
+        seed=2 * job["seed"] + (not is_first),
+    )
     if is_first:
         training.joint.embedder.eval().save_pretrained(job["export"])
     kept = {key: job[key] for key in ("corpus", "rows", "seed", "arm", "steps")}
-    measured = _measure(training, job["data"], PARTS[job["corpus"]])
+    part = PARTS[job["corpus"]]
+    measured = measure_fit(training, job["data"], part, rungs=RUNGS, metrics=METRICS)
     return {**kept, "mining": job.get("mining"), "cpu": spent, "measured": measured}
 
 
@@ -182,40 +165,10 @@ def _build(job: Mapping[str, Any]) -> Training:
     return Training.build(
         ModelSettings(base=job["base"], embedding_dim=64, fused_dim=128, ladder=LADDER, fuse_k=4),
         ObjectiveSettings(preset="joint", hard_negatives="pooled"),
-        OptimisationSettings(
-            learning_rate=job["rate"],
-            new_learning_rate=2 * job["rate"],
-            betas=(0.9, 0.98),
-            warmup_steps=max(1, job["steps"] // 10),
-        ),
+        optimisation(job["rate"], job["steps"]),
         seed=job["seed"],
         total_steps=job["steps"],
     )
-
-
-def _measure(training: Training, folder: Path, part: str) -> dict[str, dict[str, np.ndarray]]:
-    """Rung -> metric -> value per query, over the whole held-out gallery."""
-    model = training.joint.embedder.eval()
-    documents = items_from_table(read_table(folder / "corpus", rows="items"))
-    queries = items_from_table(read_table(folder / f"queries-{part}.parquet", rows="items"))
-    swaps = folder / f"swaps-{part}.parquet"
-    task = RetrievalTask.from_tables(
-        part,
-        [query.id for query in queries],
-        [document.id for document in documents],
-        pq.read_table(folder / f"qrels-{part}.parquet"),
-        families=pq.read_table(folder / "families.parquet"),
-        swaps=pq.read_table(swaps) if swaps.exists() else None,
-    )
-    query, document = model.encode_query(queries), model.encode_document(documents)
-    found = {
-        rung: measure_queries(task, model.similarity(query, document, rung).numpy())
-        for rung in RUNGS
-    }
-    return {
-        rung: {name: values[name] for name in METRICS if name in values}
-        for rung, values in found.items()
-    }
 
 
 def _report(
@@ -261,44 +214,23 @@ def _lines(corpus: str, rows: str, arm: str, own: Sequence[Mapping[str, Any]]) -
 def _differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Each metric at each rung, paired over the test queries.
-
-    Each query's number is the mean over seeds first: seeds are not independent queries.
-    """
+    """Each metric at each rung."""
     result = {}
     for rung in RUNGS:
         for metric in ours[0]["measured"][rung]:
             one, other = (
-                np.mean([run["measured"][rung][metric] for run in runs], axis=0)
-                for runs in (ours, theirs)
+                [run["measured"][rung][metric] for run in runs] for runs in (ours, theirs)
             )
-            known = ~(np.isnan(one) | np.isnan(other))
-            interval = paired_bootstrap(one[known], other[known])
-            result[f"{rung}, {metric}"] = interval.to_json()
+            result[f"{rung}, {metric}"] = paired(one, other)
     return result
 
 
 def _markdown(report: Mapping[str, Any]) -> str:
-    lines = [
-        "# mining_round",
-        "",
-        f"{date.today()}, {report['machine']}, {report['seconds']} s: `{report['command']}`",
-        "",
+    about = [
         "Test splits, whole galleries; means over seeds. `swap`: share of its swaps that a query's",
         "right scene beats. Every second round starts from the same first model and is as long.",
-        "",
-        markdown_table(report["table"]),
-        "",
-        "## Paired differences (95 % bootstrap over queries, each the mean of its seeds)",
-        "",
     ]
-    for name, metrics in report["differences"].items():
-        lines += [f"### {name}", ""]
-        lines += [
-            f"- {metric}: {value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
-            for metric, value in metrics.items()
-        ]
-        lines.append("")
+    lines = report_lines(report, "mining_round", about)
     lines += ["## What was mined (each seed)", ""]
     for name, found in report["mining"].items():
         lines += [f"- {name}: " + "; ".join(json.dumps(one) for one in found)]
