@@ -1,11 +1,11 @@
 """The `.npy` files of an index: written batch by batch, mapped by several threads.
 
 Searches read scattered documents of large files, and wait for the addresses of small pages as much
-as for the documents: with pages of 2 MiB a narrowing rung over a million documents took 0.36 ms
-instead of 0.51, the final one 0.45 instead of 0.57 (benchmarks/results/search.md). A file system
-that has such pages (ext4 since Linux 6.16, XFS) makes them of what is written in pieces that start
-and end at their boundaries, and of what is read for a mapping that asks for them
-(`preload.read_through`). Middle floor.
+as for the documents: a search of a million took 3.1 to 3.5 ms with nearly all files in pages of
+2 MiB, 3.8 to 4.5 with some (benchmarks/results/search.md). A file system that has such pages (ext4
+since Linux 6.16, XFS) makes them of what is written in pieces that start and end at their
+boundaries, and of what is read for a mapping that asks for them (`preload.read_through`). Middle
+floor.
 """
 
 from __future__ import annotations
