@@ -2,7 +2,8 @@
 
 Each query vector finds so many vectors; the documents that hold them are scored from float16
 vectors in memory by `pylate.rank`'s MaxSim. Width = vectors found by each query vector. PyLate's
-PLAID index is fast-plaid: see there.
+PLAID index is fast-plaid: see there. Needs `pip install pylate voyager==2.1.0`: PyLate 1.6 passes
+lists of vectors, which voyager 2.2 does not take.
 """
 
 from __future__ import annotations
