@@ -23,6 +23,8 @@ def address(connect: Callable[..., TestClient]) -> Iterator[str]:
     )
     server = uvicorn.Server(config)
     socket = config.bind_socket()
+    # from here on connections wait for the server, which begins when its thread has its turn
+    socket.listen()
     thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[socket]),))
     thread.start()
     yield f"http://127.0.0.1:{socket.getsockname()[1]}"
