@@ -20,7 +20,8 @@ CoarseList = Literal[
 ]
 COARSE_LISTS: tuple[CoarseList, ...] = get_args(CoarseList)
 # time per entry over that of our own 8-bit scan, and of 8-bit codes in lists: FAISS 1.15 on 300,000
-# vectors, `scan4` and `scan1` on a million (0.20 to 0.24 on another machine); float16 is assumed
+# vectors, `scan4` and `scan1` on a million, with one of 128 proposed (one of 64, as now, on
+# another machine: 0.20 to 0.24); float16 is assumed
 _SCAN_FACTORS = {"scan": 1.0, "scan4": 0.55, "scan1": 0.25, "flat": 3.5, "sq8": 1.75}
 _LIST_FACTORS = {"ivf": 1.0, "ivf_sq8": 1.0, "ivf_pq": 0.45, "ivf_rabitq": 1.15}
 # a query meets long lists more often than short ones

@@ -2,10 +2,10 @@
 
 Searches read scattered documents of large files, and wait for the addresses of small pages as much
 as for the documents: a search of a million took 3.1 to 3.5 ms with nearly all files in pages of
-2 MiB, 3.8 to 4.5 with some (benchmarks/results/search.md). A file system that has such pages (ext4
-since Linux 6.16, XFS) makes them of what is written in pieces that start and end at their
-boundaries, and of what is read for a mapping that asks for them (`preload.read_through`). Middle
-floor.
+2 MiB, 3.8 to 4.5 with some (benchmarks/results/search.md). A file system that has such pages
+(measured on ext4 under Linux 6.18) makes them of what is written in pieces that start and end at
+their boundaries, and of what is read for a mapping that asks for them (`preload.read_through`).
+Middle floor.
 """
 
 from __future__ import annotations

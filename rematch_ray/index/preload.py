@@ -10,7 +10,6 @@ floor.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import mmap
 import os
@@ -115,11 +114,13 @@ def read_through(path: Path) -> mmap.mmap | None:
     except (OSError, ValueError) as gone:
         logger.warning("%s is not read ahead: %s", path, gone)
         return None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    try:
         # what is not in memory yet comes in large pages, where there are any; MADV_WILLNEED would
         # read it into small ones before that
-        with contextlib.suppress(OSError):
-            mapped.madvise(mmap.MADV_HUGEPAGE)
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    except (AttributeError, OSError):  # a system, or a kernel, without them
+        if hasattr(mmap, "MADV_WILLNEED"):
+            mapped.madvise(mmap.MADV_WILLNEED)
     # a reduction without the interpreter's lock: health checks go on meanwhile
     np.frombuffer(mapped, np.uint8)[:: mmap.PAGESIZE].max()
     return mapped
