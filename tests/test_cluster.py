@@ -12,12 +12,16 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+
+from rematch_ray.index.maxsim_library import is_built
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = Path(os.environ.get("RAY_CRD_SCHEMAS", ROOT.parent / "shared" / "kuberay-crds"))
@@ -210,8 +214,23 @@ def test_a_cluster_file_is_what_ray_up_accepts(path: Path) -> None:
 def test_the_image_has_the_pinned_versions_and_copies_what_exists() -> None:
     text = (ROOT / "cluster" / "Dockerfile").read_text()
     assert set(re.findall(r"rayproject/ray:([\d.]+)-py311", text)) == {pinned("ray")}
-    assert f"torch=={pinned('torch')} " in text
+    assert f"torch=={pinned('torch')}\n" in text
     for line in re.findall(r"^COPY --chown=\S+ (.+)$", text, re.MULTILINE):
         *sources, _ = line.split()
         assert all((ROOT / source).exists() for source in sources), line
     assert f"WORKDIR {IMAGE_ROOT}" in text
+
+
+def test_the_image_is_not_built_without_the_kernel() -> None:
+    text = (ROOT / "cluster" / "Dockerfile").read_text()
+    [check] = re.findall(r'^RUN python -c "(.+)"$', text, re.MULTILINE)
+    hidden = "import rematch_ray.index.maxsim_library as library; library.MODULE = 'rematch_ray.no'"
+    assert _status(check) == int(not is_built())
+    assert _status(f"{hidden}; {check}") == 1
+    # sources that lay beside what starts there would be imported in place of what is installed
+    copied = re.findall(r"^COPY --chown=\S+ (.+)$", text.split("\nFROM ")[-1], re.MULTILINE)
+    assert copied == ["constraints.txt ./", "jobs ./jobs"]
+
+
+def _status(code: str) -> int:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode
