@@ -173,7 +173,8 @@ class ValidationSettings(Settings):
     max_documents: int | None = Field(default=None, gt=0)
     """Documents of each set: the right ones, then others drawn by the seed; null = all."""
     metric: str = "recall@10/full"
-    """What `best/` is best in: recall@1 or recall@10 at a budget, mean of the sets or SET/... ."""
+    """What `best/` is best in: recall@1 or recall@10 at a budget, mean of the sets or SET/...;
+    recall@10/fused by default where objective.w_groups is 0 (preset rematch)."""
     batch_rows: int = Field(default=32, gt=0)
     """Items per forward pass."""
     cpus: float = Field(default=1.0, gt=0)
@@ -244,12 +245,39 @@ class RunConfig(Settings):
     """TensorBoard, Weights & Biases, MLflow."""
 
     @model_validator(mode="after")
-    def _rematch_banks(self) -> "RunConfig":
-        """The preset `rematch` has banks of 16 and 16 unless the run names a ladder."""
-        if self.objective.preset != "rematch" or "ladder" in self.model.model_fields_set:
+    def _rematch_sizes(self) -> "RunConfig":
+        """The preset `rematch` has banks of 16 and 16 and a fused vector as wide as the model."""
+        if self.objective.preset != "rematch":
             return self
-        model = self.model.model_copy(update={"ladder": ("16x16",)})
-        object.__setattr__(self, "model", model)
+        own = {"ladder": ("16x16",), "fused_dim": "hidden"}
+        update = {name: own[name] for name in own.keys() - self.model.model_fields_set}
+        object.__setattr__(self, "model", self.model.model_copy(update=update))
+        return self
+
+    @model_validator(mode="after")
+    def _best_in_what_is_trained(self) -> "RunConfig":
+        """Where no budget is trained, `best/` is the best by the fused vector."""
+        validation = self.validation
+        if validation is None or self.objective.w_groups or "metric" in validation.model_fields_set:
+            return self
+        measured = validation.model_copy(update={"metric": "recall@10/fused"})
+        object.__setattr__(self, "validation", measured)
+        return self
+
+    @model_validator(mode="after")
+    def _model_settings_take_effect(self) -> "RunConfig":
+        model, top = self.model, self.model.budgets.top
+        if model.lora is not None and "language" in model.freeze:
+            raise ValueError(
+                "model.freeze names 'language', whose weights model.lora freezes anyhow to train "
+                "adapters beside them: leave either out"
+            )
+        smaller, usual = min(top.r_q, top.r_d), ModelSettings.model_fields["fuse_k"].default
+        if model.fuse_k > smaller and model.fuse_k != usual:
+            raise ValueError(
+                f"model.fuse_k {model.fuse_k} is more than the {smaller} meta tokens of the "
+                f"smaller bank (model.ladder ends in {top}): lower it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -144,6 +144,27 @@ def test_the_rematch_preset_has_banks_of_sixteen_unless_a_ladder_is_named(file: 
     assert read_run(file, ["objective.preset=joint"]).model.ladder[-1] == "16x64"
 
 
+def test_the_rematch_preset_has_a_fused_vector_as_wide_as_the_model(file: Path) -> None:
+    assert read_run(file, ["objective.preset=rematch"]).model.fused_width(2048) == 2048
+    named = ["objective.preset=rematch", "model.fused_dim=256"]
+    assert read_run(file, named).model.fused_width(2048) == 256
+    assert read_run(file).model.fused_width(2048) == 512
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.freeze=[language]", "model.lora={}"], "freeze names 'language'.*adapters"),
+        (["model.fuse_k=40", "model.ladder=[1x1, 16x64]"], "fuse_k 40 is more than the 16"),
+        (["model.min_pixels=5000", "model.max_pixels=4000"], "min_pixels 5000 is above"),
+    ],
+)
+def test_what_would_take_no_effect_is_refused(file: Path, changes: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_run(file, changes)
+    assert read_run(file, ["model.ladder=[1x1]"]).model.fuse_k == 16
+
+
 VALIDATION = (
     "validation={sets: [{name: emoji, queries: q, corpus: c, qrels: r}, {name: n, samples: s}]}"
 )
@@ -180,6 +201,8 @@ def test_the_metric_of_the_best_names_a_rung_of_the_ladder(file: Path) -> None:
     assert read_run(file, changes).validation_metric == "n/recall@1/2x4"
     rematch = [VALIDATION, "objective.preset=rematch", "validation.metric=recall@1/16x16"]
     assert read_run(file, rematch).validation_metric == "recall@1/16x16"
+    # no budget is trained: what is, the fused vector, tells which weights are best
+    assert read_run(file, rematch[:2]).validation_metric == "recall@10/fused"
 
 
 @pytest.mark.parametrize(

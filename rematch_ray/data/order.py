@@ -32,7 +32,8 @@ class OrderSettings(BaseModel):
     sub_batch: int = Field(default=32, gt=0)
     """Pairs per sub-batch; all rows of a sub-batch come from one source."""
     window: int = Field(default=8, gt=0)
-    """Row groups of one source whose rows are shuffled together; a reader holds this many."""
+    """Row groups of one source whose rows are shuffled together; a reader keeps up to twice as many
+    of each source in memory."""
     when_source_ends: Literal["end_epoch", "leave_out"] = "end_epoch"
     """`end_epoch` keeps the mix exact; `leave_out` goes on with the other sources to their end."""
 

@@ -70,8 +70,8 @@ class PromptTokens:
         template: the strings.
 
     Raises:
-        UserError: Yes or No is not one token, a vision token is unknown to the tokenizer, or the
-            matching instruction does not fit into the gap.
+        UserError: Yes or No is not one token, a vision token is unknown to the tokenizer, nothing
+            stands before the answer, or the matching instruction does not fit into the gap.
     """
 
     def __init__(self, tokenizer: Any, template: Template) -> None:
@@ -86,7 +86,17 @@ class PromptTokens:
         self.vision_end = self._single("vision_end", template.vision_end)
         self.yes = self._single("yes", template.yes)
         self.no = self._single("no", template.no)
+        if not self.answer:
+            raise UserError(
+                f"template.answer is {template.answer!r}, no token at all: the matching stage "
+                "reads Yes or No behind its last one; give a text such as 'Yes or No?'"
+            )
         pad = tokenizer.pad_token_id
+        if pad is None and not self.end:
+            raise UserError(
+                f"template.end is {template.end!r}, no token at all, and this tokenizer has no pad "
+                "token, in whose place its first one stands: give either"
+            )
         self.pad: int = pad if pad is not None else self.end[0]
         if len(self.match_instruction) > template.match_gap:
             raise UserError(

@@ -199,7 +199,7 @@ class Backbone(nn.Module):
         if count > len(layers):
             raise UserError(
                 f"model.freeze_layers is {count}, and the base model has {len(layers)} decoder "
-                "layers: lower it, or freeze 'language' as a whole"
+                "layers: lower it, or without model.lora freeze 'language' as a whole"
             )
         for layer in layers[:count]:
             layer.requires_grad_(False)

@@ -48,9 +48,8 @@ def resolve_export(path: str | Path) -> Path:
     folder = Path(path)
     if not folder.exists() and _HUB_ID.match(str(path)):
         folder = _download(str(path))
-    for candidate in (folder, folder / "best", folder / "last"):
-        if (candidate / META_FILE).is_file():
-            return candidate
+    if (export := find_export(folder)) is not None:
+        return export
     if not folder.exists():
         raise UserError(
             f"no model at '{folder}': give an export folder, a run directory or a hub id"
@@ -59,6 +58,12 @@ def resolve_export(path: str | Path) -> Path:
         f"'{folder}' is neither an export (it has no {META_FILE}) nor a run directory "
         "(it has no best/): pass what `train` or `save_pretrained` wrote"
     )
+
+
+def find_export(folder: Path) -> Path | None:
+    """The export in a folder or run directory, None where there is none."""
+    candidates = (folder, folder / "best", folder / "last")
+    return next((found for found in candidates if (found / META_FILE).is_file()), None)
 
 
 def _download(repo_id: str) -> Path:
@@ -127,22 +132,14 @@ def load_embedder(path: str | Path) -> Embedder:
     """
     folder = resolve_export(path)
     meta = read_meta(folder)
-    settings = _settings(meta, folder)
+    settings = export_settings(meta, folder)
     backbone = Backbone.load(folder / "backbone", dtype=getattr(torch, settings.dtype))
     encoder = build_row_encoder(folder / "backbone", settings)
     identity = _recorded_identity(meta, folder)
     model = Embedder(
         backbone, encoder, settings, has_fused=bool(meta["has_fused"]), name=identity.name
     )
-    try:
-        heads = load_file(folder / HEADS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"'{folder / HEADS_FILE}' cannot be read: {error}") from error
-    wanted = {
-        name: tensor.shape
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(_BACKBONE_PREFIX)
-    }
+    heads, wanted = read_heads(folder), head_shapes(model)
     missing, unexpected = sorted(wanted.keys() - heads), sorted(heads.keys() - wanted)
     misshapen = sorted(name for name in wanted.keys() & heads if heads[name].shape != wanted[name])
     if missing or unexpected or misshapen:
@@ -156,10 +153,27 @@ def load_embedder(path: str | Path) -> Embedder:
     return model
 
 
+def read_heads(folder: Path) -> dict[str, Tensor]:
+    """Banks, projections and matcher of an export; UserError when they cannot be read."""
+    try:
+        return load_file(folder / HEADS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"'{folder / HEADS_FILE}' cannot be read: {error}") from error
+
+
+def head_shapes(model: Embedder) -> dict[str, torch.Size]:
+    """Shapes by name of what an export keeps of a model beside its backbone."""
+    return {
+        name: tensor.shape
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_BACKBONE_PREFIX)
+    }
+
+
 def load_row_encoder(path: str | Path) -> RowEncoder:
     """Processors and template of an export, without weights."""
     folder = resolve_export(path)
-    return build_row_encoder(folder / "backbone", _settings(read_meta(folder), folder))
+    return build_row_encoder(folder / "backbone", export_settings(read_meta(folder), folder))
 
 
 def load_identity(path: str | Path) -> ModelIdentity:
@@ -205,6 +219,13 @@ def build_row_encoder(path: str | Path, settings: ModelSettings) -> RowEncoder:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer and image processor at '{path}': {error}") from error
+    least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
+    if least > most:
+        raise UserError(
+            f"model.max_pixels {most} is below the least that images are enlarged to, {least} "
+            f"({'model.min_pixels' if settings.min_pixels else 'the processor of the base'}): "
+            "raise it, or set model.min_pixels"
+        )
     return RowEncoder(
         tokenizer,
         processor,
@@ -229,7 +250,8 @@ def base_template(path: str | Path) -> Template:
         raise UserError(f"'{file}' is not a template: {error}") from error
 
 
-def _settings(meta: dict[str, Any], folder: Path) -> ModelSettings:
+def export_settings(meta: dict[str, Any], folder: Path) -> ModelSettings:
+    """The model settings in what `read_meta` gave; UserError when they are not settings."""
     try:
         return ModelSettings.model_validate(meta["settings"])
     except (KeyError, ValidationError) as error:

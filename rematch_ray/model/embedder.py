@@ -74,19 +74,25 @@ class Embedder(nn.Module):
         self.fused_projection: nn.Module | None = None
         self.matcher: Matcher | None = None
         if has_fused:
-            self.fused_dim = settings.fused_dim or min(hidden_dim, 512)
+            self.fused_dim = settings.fused_width(hidden_dim)
             self.fused_projection = _projection(hidden_dim, self.fused_dim, identity=True)
             self.matcher = Matcher(self.fused_dim, hidden_dim, float(table.norm(dim=1).mean()))
 
     @classmethod
     def build(cls, settings: ModelSettings, *, has_fused: bool = True, name: str = "") -> Embedder:
-        """A new embedder on a base model, banks and heads at their initial values."""
-        from rematch_ray.model.checkpoint import build_row_encoder
+        """An embedder to train: new banks and heads on a base model, or those of an export.
 
-        dtype = getattr(torch, settings.dtype)
-        backbone = Backbone.load(settings.base, dtype=dtype)
-        encoder = build_row_encoder(settings.base, settings)
-        return cls(backbone, encoder, settings, has_fused=has_fused, name=name)
+        Raises:
+            UserError: `settings.base` is neither, or an export of other sizes.
+        """
+        from rematch_ray.model.starting import find_start
+
+        start = find_start(settings.base)
+        backbone = Backbone.load(start.backbone, dtype=getattr(torch, settings.dtype))
+        encoder = start.row_encoder(settings)
+        embedder = cls(backbone, encoder, settings, has_fused=has_fused, name=name)
+        start.load_heads(embedder)
+        return embedder
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | None = None) -> Embedder:

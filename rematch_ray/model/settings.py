@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -39,11 +39,13 @@ class ModelSettings(BaseModel):
     """How an embedder is built from a base model.
 
     Attributes:
-        base: folder or hub id of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model with its processor files.
+        base: folder or hub id of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model with its processor files;
+            or the folder of an export or run, whose banks and heads are then trained on.
         dtype: precision of the backbone; banks, heads, scores and losses stay float32.
         ladder: trained budgets, in order; the last one sets the sizes of both banks.
         embedding_dim: width of the stored vectors; null = the backbone's width, no projection.
-        fused_dim: width of the fused vector; null = the smaller of the backbone's width and 512.
+        fused_dim: width of the fused vector; null = the smaller of the backbone's width and 512,
+            `hidden` = the backbone's width.
         fuse_k: how many of the first meta tokens' states form the fused vector.
         lora: adapters instead of full training; null trains every weight that is not frozen.
         freeze: parts that are not trained: vision, merger, embeddings, language.
@@ -68,7 +70,7 @@ class ModelSettings(BaseModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     ladder: tuple[str, ...] = tuple(DEFAULT_LADDER.texts())
     embedding_dim: int | None = Field(default=128, ge=1)
-    fused_dim: int | None = Field(default=None, ge=1)
+    fused_dim: Annotated[int, Field(ge=1)] | Literal["hidden"] | None = None
     fuse_k: int = Field(default=16, ge=1)
     lora: LoraSettings | None = None
     freeze: tuple[FreezePart, ...] = ()
@@ -106,6 +108,19 @@ class ModelSettings(BaseModel):
         if both:
             raise ValueError(f"freeze and lora.train both name {', '.join(sorted(both))}: drop one")
         return self
+
+    @model_validator(mode="after")
+    def _pixels_fit(self) -> ModelSettings:
+        least, most = self.min_pixels or 1, self.max_pixels or self.min_pixels or 1
+        if least > most:
+            raise ValueError(f"min_pixels {least} is above max_pixels {most}: lower the former")
+        return self
+
+    def fused_width(self, hidden_dim: int) -> int:
+        """F, the width of a fused vector beside a backbone of this width."""
+        if self.fused_dim == "hidden":
+            return hidden_dim
+        return self.fused_dim or min(hidden_dim, 512)
 
     @property
     def budgets(self) -> Ladder:

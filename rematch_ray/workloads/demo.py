@@ -177,14 +177,15 @@ def _evaluation(walk: Walk) -> EvaluationConfig:
 def _skill(walk: Walk) -> dict[str, Any]:
     """Measure what the model writes and answers before and after training."""
     from rematch_ray.model.backbone import Backbone
-    from rematch_ray.model.checkpoint import build_row_encoder
     from rematch_ray.model.embedder import Embedder
+    from rematch_ray.model.starting import find_start
     from rematch_ray.training.pictures import HELD_OUT
     from rematch_ray.training.pretraining import measure_base
 
     trained = Embedder.from_pretrained(walk.model)
-    base = Backbone.load(walk.run.model.base).to(trained.device)
-    encoder = build_row_encoder(walk.run.model.base, walk.run.model)
+    start = find_start(walk.run.model.base)
+    base = Backbone.load(start.backbone).to(trained.device)
+    encoder = start.row_encoder(walk.run.model)
     backbones = {"before": base, "after": trained.backbone}
     limit = 32 if walk.quick else 128
     return {

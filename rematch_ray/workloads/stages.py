@@ -120,11 +120,11 @@ class EncodeSamples:
 @lru_cache(maxsize=1)
 def _sample_encoder(settings: str, max_negatives: int, seed: int) -> "SampleEncoder":
     from rematch_ray.data.samples import SampleEncoder
-    from rematch_ray.model.checkpoint import build_row_encoder
+    from rematch_ray.model.starting import find_start
 
     model = ModelSettings.model_validate_json(settings)
     return SampleEncoder(
-        build_row_encoder(model.base, model),
+        find_start(model.base).row_encoder(model),
         max_negatives=max_negatives,
         seed=seed,
         instructions=model.instructions,

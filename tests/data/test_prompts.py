@@ -1,5 +1,6 @@
 """The fixed wording as tokens: what users cannot forge and what a template must fulfil."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -71,6 +72,21 @@ def test_yes_and_no_must_be_one_token_each(tokenizer: Any) -> None:
         PromptTokens(tokenizer, TINY_TEMPLATE.model_copy(update={"yes": "Certainly not"}))
     with pytest.raises(UserError, match=r"template.image"):
         PromptTokens(tokenizer, TINY_TEMPLATE.model_copy(update={"image": "<|picture|>"}))
+
+
+def test_an_answer_without_a_token_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match=r"template.answer is '', no token at all"):
+        PromptTokens(tokenizer, TINY_TEMPLATE.model_copy(update={"answer": ""}))
+
+
+def test_an_end_may_be_empty_where_the_tokenizer_pads(tokenizer: Any) -> None:
+    without = TINY_TEMPLATE.model_copy(update={"end": ""})
+    assert PromptTokens(tokenizer, without).pad == tokenizer.pad_token_id
+    unpadded = copy.deepcopy(tokenizer)
+    unpadded.pad_token = None
+    assert PromptTokens(unpadded, TINY_TEMPLATE).pad == PromptTokens(unpadded, TINY_TEMPLATE).end[0]
+    with pytest.raises(UserError, match=r"template.end is ''.*no pad token"):
+        PromptTokens(unpadded, without)
 
 
 def test_a_matching_instruction_longer_than_the_gap_is_refused(tokenizer: Any) -> None:
