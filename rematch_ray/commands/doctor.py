@@ -95,10 +95,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         queries = _embed(items, model, options.instruction)
     found = diagnose(
         index,
-        queries.sample(options.max_queries),
+        queries,
         top_k=options.top_k,
         qrels=qrels,
         match=_head(model),
+        max_queries=options.max_queries,
         progress=_say,
     )
     generation = index.generation

@@ -61,19 +61,21 @@ def diagnose(
     counts: Sequence[int] = CANDIDATE_COUNTS,
     timed_queries: int = TIMED_QUERIES,
     seed: int = 0,
+    max_queries: int | None = None,
     progress: Progress = lambda line: None,
 ) -> Diagnosis:
     """Examines an index with queries.
 
     Args:
         index: as opened; it is not written to.
-        queries: at least 20, better 200.
+        queries: at least 20, better 200; those that repeat others are left out.
         top_k: hits that plans are chosen for.
         qrels: query_id, document_id, score; None measures no nDCG.
         match: the matching head; None, or no qrels, measures no gain of it.
         counts: candidate counts to try.
         timed_queries: queries that every plan is timed on.
         seed: of the bootstrap.
+        max_queries: of more that many are taken, by the hash of their ids; None takes all.
         progress: told what is being done.
 
     Returns:
@@ -84,7 +86,12 @@ def diagnose(
     """
     if not len(index):
         raise UserError("the index holds no live document: there is nothing to search")
-    notes = [note for note in (check_queries(queries.ids), queries.unchecked) if note]
+    given = len(queries)
+    queries = queries.distinct(by_id=qrels is not None)
+    repeated = f"{given - len(queries)} of {given} queries repeat others and are left out"
+    notes = [repeated] if len(queries) < given else []
+    queries = queries if max_queries is None else queries.sample(max_queries)
+    notes += [note for note in (check_queries(queries.ids), queries.unchecked) if note]
     choices, left_out = usable_choices(index, queries)
     judgements = None if qrels is None else Judgements.of(qrels, queries.ids, index.ids())
     if judgements is not None and judgements.lost:

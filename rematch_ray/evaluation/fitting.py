@@ -17,7 +17,7 @@ from rematch_ray.evaluation.bootstrap import bootstrap
 from rematch_ray.index.calibration import Row, Share
 from rematch_ray.index.doctor import Trial
 from rematch_ray.index.drift import wilson
-from rematch_ray.index.plan import Plan
+from rematch_ray.scoring.budget import Budget
 
 LEAST_QUERIES = 20
 ENOUGH_QUERIES = 200
@@ -85,10 +85,10 @@ def make_rows(trials: Sequence[Trial], fitted_B: Mask, *, k: int, seed: int = 0)
         Row(
             plan=trial.plan,
             recall={
-                at: _share(found[reported], at, seed, is_truth=trial.plan == Plan(top, None))
+                at: _share(found[reported], at, seed, is_truth=_is_full_truth(trial, top))
                 for at, found in trial.recall.items()
             },
-            own=_share(trial.own[reported], k, seed, is_truth=trial.plan.is_exhaustive),
+            own=_share(trial.own[reported], k, seed, is_truth=trial.is_truth),
             dot_products=trial.dot_products,
             ms=trial.ms,
             stages=trial.stages,
@@ -97,6 +97,11 @@ def make_rows(trials: Sequence[Trial], fitted_B: Mask, *, k: int, seed: int = 0)
         )
         for trial, is_front, is_own in zip(trials, front, own_front, strict=True)
     )
+
+
+def _is_full_truth(trial: Trial, top: Budget) -> bool:
+    """Whether it is what recall is measured against."""
+    return trial.is_truth and trial.plan.budget == top
 
 
 def best_for_cost(cost: NDArray[np.floating], quality: NDArray[np.floating]) -> Mask:

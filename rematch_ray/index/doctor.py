@@ -70,6 +70,7 @@ class Trial:
         dot_products: of one query.
         ms: of a whole search.
         stages: time of each stage, by name.
+        is_truth: whether it is what the truth of its own budget was found by.
     """
 
     plan: Plan
@@ -78,6 +79,7 @@ class Trial:
     dot_products: int
     ms: Timing
     stages: Mapping[str, Timing]
+    is_truth: bool = False
 
 
 def rows_of(query: QueryVectors, rows: slice) -> SomeQueries:
@@ -147,7 +149,9 @@ def try_plan(
         timed_queries: queries searched one by one for the time.
     """
     depth = len(truth.scores[0])
-    if plan.coarse_candidates is None:
+    # without originals hits are ranked by 8-bit scores, and the truth is not
+    is_truth = plan.is_exhaustive and index.keeps_originals
+    if is_truth:
         found = truth.best[str(plan.budget)]
     else:
         # a plan gives no more hits than it keeps, hence fewer for the largest cut-offs
@@ -165,6 +169,7 @@ def try_plan(
         dot_products=plan.dot_products(len(index), coarse=coarse),
         ms=ms,
         stages=stages,
+        is_truth=is_truth,
     )
 
 

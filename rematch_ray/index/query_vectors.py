@@ -51,11 +51,24 @@ class NamedQueries:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def distinct(self, *, by_id: bool = False) -> NamedQueries:
+        """The first of those whose vectors are equal: a repeated query says nothing new.
+
+        Args:
+            by_id: only where the ids are equal too, as each has judgements of its own.
+        """
+        seen: dict[str, int] = {}
+        for row, (name, vectors) in enumerate(zip(self.ids, self.vectors, strict=True)):
+            seen.setdefault(_digest(_bytes_of(vectors)) + (name if by_id else ""), row)
+        return self if len(seen) == len(self) else self._rows(np.array([*seen.values()]))
+
     def sample(self, limit: int) -> NamedQueries:
         """At most so many, chosen by the hash of their ids, in their order."""
         if len(self) <= limit:
             return self
-        rows = np.array(sample_rows(self.ids, limit))
+        return self._rows(np.array(sample_rows(self.ids, limit)))
+
+    def _rows(self, rows: NDArray[np.int64]) -> NamedQueries:
         fused = None if self.fused is None else self.fused[rows]
         ids = [self.ids[row] for row in rows.tolist()]
         return NamedQueries(ids, self.vectors[rows], fused, self.unchecked)

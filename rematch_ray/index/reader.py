@@ -103,6 +103,11 @@ class IndexReader:
         return self._manifest.fused_dim is not None
 
     @property
+    def keeps_originals(self) -> bool:
+        """Whether float16 vectors are kept beside the 8-bit ones: scores are float's then."""
+        return self._generation.has_originals
+
+    @property
     def budgets(self) -> tuple[Budget, ...]:
         """Every rung that can be asked for, the fused one first where there is one."""
         return ((Budget.FUSED,) if self.has_fused else ()) + self.ladder.rungs

@@ -91,6 +91,49 @@ def test_the_table_reports_the_mean_over_the_half_that_was_not_fitted(
     json.dumps(calibration.to_json())
 
 
+def test_repeats_of_a_query_are_worth_no_more_than_one(corpus: Path, queries: NamedQueries) -> None:
+    again = np.tile(np.arange(NUM_QUERIES), 5)
+    names = [f"{IDS[row]}-{place}" for place, row in enumerate(again)]
+    assert queries.fused is not None
+    many = NamedQueries(names, queries.vectors[again], queries.fused[again])
+    kept = NamedQueries(names[:NUM_QUERIES], queries.vectors, queries.fused)
+    index = SearchIndex.open(corpus)
+    found = diagnose(index, many, counts=[20], timed_queries=1)
+    alone = diagnose(index, kept, counts=[20], timed_queries=1)
+    assert [row.recall for row in found.calibration.rows] == [
+        row.recall for row in alone.calibration.rows
+    ]
+    assert found.calibration.queries == alone.calibration.queries
+    assert f"{4 * NUM_QUERIES} of {5 * NUM_QUERIES} queries repeat others" in found.notes[0]
+    # so ten of them, asked a hundred times, are too few still
+    few = NamedQueries(names[:200], many.vectors[np.tile(np.arange(10), 20)], None)
+    with pytest.raises(UserError, match="too few"):
+        diagnose(index, few)
+
+
+def test_without_originals_no_plan_is_promised_to_find_all(
+    queries: NamedQueries, tmp_path: Path
+) -> None:
+    build_index(
+        write_embeddings(tmp_path / "documents", *_documents()), tmp_path / "coded", originals=False
+    )
+    index = SearchIndex.open(tmp_path / "coded")
+    rows = visit(tmp_path / "coded", queries).rows
+    exhaustive = [measured for measured in rows if measured.plan.is_exhaustive]
+    assert len(exhaustive) == len(index.budgets)
+    reported = ~fitted_half(IDS)
+    for measured in exhaustive:
+        assert measured.own.low < 1
+        truth = np.argsort(-index.score_all(queries)[str(measured.plan.budget)], axis=1)[:, :10]
+        ids = index.ids()
+        found = index.search(queries, plan=measured.plan, top_k=10)
+        shares = [
+            len({ids[place] for place in right} & {hit.id for hit in ours.hits}) / 10
+            for right, ours in zip(truth, found, strict=True)
+        ]
+        assert measured.own.mean == pytest.approx(np.mean(np.array(shares)[reported]))
+
+
 def test_ndcg_of_every_budget_is_that_of_its_scores(corpus: Path, queries: NamedQueries) -> None:
     calibration = visit(corpus, queries, qrels=qrels())
     assert calibration.ndcg is not None

@@ -31,6 +31,7 @@ def trial(candidates: int | None, recall: np.ndarray, ms: float, budget: str = "
         dot_products=int(ms * 100),
         ms=Timing(ms, 2 * ms),
         stages={},
+        is_truth=candidates is None,
     )
 
 
