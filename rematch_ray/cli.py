@@ -51,7 +51,7 @@ VERBS = {
     "train": Verb("train an embedder from a run configuration", "train"),
     "mine": Verb("find hard negatives for training rows", "mine"),
     "embed": Verb("embed a corpus, or queries, to shards with a manifest", "embed"),
-    "index": Verb("build, describe or verify an index", "index"),
+    "index": Verb("build, change, describe or verify an index", "index"),
     "search": Verb("search an index by text, image or both, without a server", "search"),
     "evaluate": Verb("measure quality against cost at every budget", "evaluate"),
     "doctor": Verb("measure recall and latency of search plans on your queries", "doctor"),

@@ -46,7 +46,7 @@ def read_settings(
         UserError: no such file, no YAML, an unknown key (with the nearest known one) or a value
             that its key does not allow.
     """
-    where = str(path) if path is not None else "defaults"
+    where = f"{path}: " if path is not None else ""
     values = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(model, values, override)
@@ -54,7 +54,7 @@ def read_settings(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {_one_line(error)}") from error
+        raise UserError(_complaints(error, where, overrides)) from error
 
 
 def describe(model: type[BaseModel]) -> str:
@@ -113,7 +113,7 @@ def _apply(model: type[BaseModel], values: dict[str, Any], override: str) -> Non
     else:
         node[last] = value
     # at once, so that the message names the override and not the file
-    _refuse_unknown(model, values, f"override '{override}'")
+    _refuse_unknown(model, values, f"override '{override}': ")
 
 
 def _child(node: Any, part: str, key: str, override: str) -> Any:
@@ -139,7 +139,7 @@ def _refuse_unknown(model: type[BaseModel], values: Mapping[Any, Any], where: st
         section = key.rpartition(".")[0]
         known = [name for name, _, _ in _walk(model, "")]
         siblings = [name for name in known if name.rpartition(".")[0] == _unindexed(section)]
-        raise UserError(f"{where}: unknown key {key}; {did_you_mean(_unindexed(key), siblings)}")
+        raise UserError(f"{where}unknown key {key}; {did_you_mean(_unindexed(key), siblings)}")
 
 
 def _unindexed(key: str) -> str:
@@ -214,13 +214,31 @@ def _default(field: FieldInfo) -> str:
     return f" = {json.dumps(plain, ensure_ascii=False)}"
 
 
-def _one_line(error: ValidationError) -> str:
-    found = []
+def _complaints(error: ValidationError, where: str, overrides: Sequence[str]) -> str:
+    """What is wrong, in one line, each with the override that said it or else the file."""
+    set_by = {text.partition("=")[0]: text for text in overrides}
+    found: list[str] = []
+    last = ""
     for detail in error.errors(include_url=False):
         key = ".".join(str(part) for part in detail["loc"])
         message = detail["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         given = detail["input"]
-        shown = "" if isinstance(given, dict | list | BaseModel) else f" (given: {given!r})"
-        found.append(f"{key}: {message}{shown}" if key else message)
+        override = next((text for name, text in set_by.items() if _is_within(key, name)), None)
+        place = where if override is None else f"override '{override}': "
+        is_said = override is not None or isinstance(given, dict | list | BaseModel)
+        shown = "" if is_said else f" (given: {given!r})"
+        found.append(
+            ("" if place == last else place) + (f"{key}: " if key else "") + message + shown
+        )
+        last = place
     return "; ".join(found)
+
+
+def _is_within(key: str, section: str) -> bool:
+    """Whether a dotted key is one that an override of `section` set, itself or inside it.
+
+    >>> [_is_within(key, "train.steps") for key in ("train.steps", "train.steps.0", "train")]
+    [True, True, False]
+    """
+    return f"{key}.".startswith(f"{section}.")

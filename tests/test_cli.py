@@ -150,6 +150,18 @@ def test_help_of_train_documents_keys_of_the_configuration(
         assert key in out
 
 
+@pytest.mark.parametrize("name", list(cli.VERBS))
+def test_every_argument_says_what_it_is(name: str) -> None:
+    command = importlib.import_module(f"rematch_ray.commands.{cli.VERBS[name].module}")
+    parsers = [cli.verb_parser(name, command)]
+    for parser in parsers:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+            else:
+                assert action.help, f"{parser.prog}: {action.option_strings or action.dest}"
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -175,6 +187,12 @@ def test_help_of_train_documents_keys_of_the_configuration(
         (["train", "--config", "/no/config.yaml"], "/no/config.yaml"),
         (["serve", "--index", "/no/index"], "/no/index"),
         (["serve", "--index", "x", "--port", "http"], "--port"),
+        (["serve", "--index", "x", "--media-root", "/no/root"], "'/no/root' does not exist"),
+        (["search", "--index", "x", "a", "--out", "sheet.foo"], ".png or .jpg or .webp"),
+        (["search", "--index", "x", "a", "--out", "/dev/null/a.png"], "/dev/null is a file"),
+        (["doctor", "--index", "x", "--queries", "q", "--plot", "p.foo"], ".png or .svg or .pdf"),
+        (["pretrain-tiny", "--out", "/dev/null"], "/dev/null is a file"),
+        (["embed", "--model", "m", "--data", "d", "--out", "o", "batch_rows=-1"], "batch_rows=-1"),
     ],
 )
 def test_a_mistake_in_the_arguments_is_one_line_that_names_it(

@@ -1,6 +1,7 @@
 """Walk the whole path on the shipped corpus: train, embed, index, evaluate, serve three queries.
 
-Steps that an earlier run finished are skipped; the last line says how to start the server.
+Call it from the root of a checkout, whose jobs/configs it follows; it writes into demo-run/. Steps
+that an earlier run finished are skipped; the last line says how to start the server.
 """
 
 from __future__ import annotations

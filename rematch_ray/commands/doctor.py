@@ -8,15 +8,17 @@ model the gain of its matching head. Interrupted, it leaves the index as it was.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rematch_ray.commands.parser import OneLineParser, positive_number
+from rematch_ray.commands.parser import OneLineParser, picture_file, positive_number
 
 if TYPE_CHECKING:
     from rematch_ray.data.item import Item
+    from rematch_ray.data.readers.settings import ReaderSettings
     from rematch_ray.evaluation.diagnosis import Diagnosis
     from rematch_ray.evaluation.head import Match
     from rematch_ray.index.query_vectors import NamedQueries
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: OneLineParser) -> None:
     """Add what ``rematch-ray doctor`` takes."""
-    parser.add_argument("--index", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--index", type=Path, required=True, metavar="DIR", help="what to examine")
     parser.add_argument(
         "--queries",
         type=Path,
@@ -64,7 +66,15 @@ def add_arguments(parser: OneLineParser) -> None:
         help='for rows; default: the one recorded with the model; "" for none',
     )
     parser.add_argument("--format", metavar="NAME", help="format of rows; default: detected")
-    parser.add_argument("--plot", type=Path, metavar="out.png", help="draw quality against cost")
+    parser.add_argument(
+        "--columns", metavar="ROLES", help="which column of rows is what: text=caption,id=key"
+    )
+    parser.add_argument(
+        "--plot",
+        type=picture_file(".png", ".svg", ".pdf"),
+        metavar="out.png",
+        help="draw quality against cost",
+    )
     parser.add_argument(
         "--device", metavar="cuda", help="measure plans there (default: the CPU's kernel)"
     )
@@ -120,12 +130,21 @@ def _model(options: argparse.Namespace, index: SearchIndex, *, needed: bool) -> 
 
 def _read_rows(options: argparse.Namespace) -> list[Item]:
     from rematch_ray.data.readers.judged import read_queries
-    from rematch_ray.data.readers.settings import ReaderSettings
     from rematch_ray.index.query_vectors import sample_rows
 
-    items = read_queries(options.queries, ReaderSettings(format=options.format))
+    items = read_queries(options.queries, _reader(options))
     # before they are embedded, which is the dear part
     return [items[row] for row in sample_rows([item.id for item in items], options.max_queries)]
+
+
+def _reader(options: argparse.Namespace) -> ReaderSettings:
+    from rematch_ray.config_file import read_settings
+    from rematch_ray.data.readers.settings import ReaderSettings
+
+    told = {"format": options.format, "columns": options.columns}
+    return read_settings(
+        ReaderSettings, None, [f"{key}={json.dumps(value)}" for key, value in told.items() if value]
+    )
 
 
 def _embed(items: Sequence[Item], model: Embedder, instruction: str | None) -> NamedQueries:

@@ -41,7 +41,12 @@ def add_arguments(parser: OneLineParser) -> None:
         metavar="DIR",
         help="directory to write, no URI; on a cluster one that every node sees",
     )
-    parser.add_argument("--side", choices=("query", "document"), default="document")
+    parser.add_argument(
+        "--side",
+        choices=("query", "document"),
+        default="document",
+        help="which of the model's banks the rows are for (document)",
+    )
     parser.add_argument(
         "--instruction",
         metavar="TEXT",

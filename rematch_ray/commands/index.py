@@ -19,8 +19,8 @@ def add_arguments(parser: OneLineParser) -> None:
     parser.has_actions = True
     actions = parser.add_subparsers(dest="action", required=True, metavar="<action>")
     build = actions.add_parser("build", help="embedding shards -> index directory")
-    build.add_argument("--embeddings", type=Path, required=True, metavar="DIR")
-    build.add_argument("--out", type=Path, required=True, metavar="DIR")
+    _add_directory(build, "--embeddings", "what 'rematch-ray embed' wrote")
+    _add_directory(build, "--out", "the index; given again, it goes on, or has nothing to do")
     build.add_argument(
         "--shards",
         type=positive_number,
@@ -30,11 +30,11 @@ def add_arguments(parser: OneLineParser) -> None:
     add_coarse_arguments(build)
     _add_lexical_arguments(build)
     add = actions.add_parser("add", help="add documents; those whose ids are there are replaced")
-    add.add_argument("--index", type=Path, required=True, metavar="DIR")
-    add.add_argument("--embeddings", type=Path, required=True, metavar="DIR")
+    _add_directory(add, "--index", "what is changed")
+    _add_directory(add, "--embeddings", "what 'rematch-ray embed' wrote, by the same model")
     delete = actions.add_parser("delete", help="delete documents by their ids")
-    delete.add_argument("--index", type=Path, required=True, metavar="DIR")
-    delete.add_argument("ids", nargs="*", metavar="ID")
+    _add_directory(delete, "--index", "what is changed")
+    delete.add_argument("ids", nargs="*", metavar="ID", help="of the documents")
     delete.add_argument(
         "--ids-from", metavar="FILE", help="a file with an id on each line; - reads standard input"
     )
@@ -43,11 +43,13 @@ def add_arguments(parser: OneLineParser) -> None:
         ("info", "what an index holds: documents, ladder, model, bytes"),
         ("verify", "read every file of an index and check it against its manifest"),
     ):
-        actions.add_parser(action, help=claim).add_argument(
-            "--index", type=Path, required=True, metavar="DIR"
-        )
+        _add_directory(actions.add_parser(action, help=claim), "--index", "an index directory")
     for parser_of_action in actions.choices.values():
         add_json_argument(parser_of_action)
+
+
+def _add_directory(parser: argparse.ArgumentParser, flag: str, what: str) -> None:
+    parser.add_argument(flag, type=Path, required=True, metavar="DIR", help=what)
 
 
 def add_coarse_arguments(build: OneLineParser) -> None:

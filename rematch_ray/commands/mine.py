@@ -26,7 +26,9 @@ def add_arguments(parser: OneLineParser) -> None:
         metavar="PATH",
         help="training rows in any format, a file, a directory or a URI; repeatable",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="training rows with their negatives"
+    )
     parser.add_argument(
         "--corpus",
         type=Path,

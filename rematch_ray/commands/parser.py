@@ -44,6 +44,40 @@ def positive_number(text: str) -> int:
     return number
 
 
+def picture_file(*suffixes: str) -> Callable[[str], Path]:
+    """The type of an argument that names a picture to write, refused before any work is done.
+
+    Args:
+        suffixes: those that can be written.
+
+    >>> picture_file(".png")("sheet.png").name
+    'sheet.png'
+    """
+
+    def check(text: str) -> Path:
+        path = Path(text)
+        if path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} does not say what to write; end it in {' or '.join(suffixes)}"
+            )
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r} is a directory; name a file")
+        if not path.absolute().parent.is_dir() and path.absolute().parent.exists():
+            raise argparse.ArgumentTypeError(f"{path.parent} is a file; name one in a directory")
+        return path
+
+    return check
+
+
+def existing_directory(text: str) -> Path:
+    """The type of an argument that names a directory to read from."""
+    path = Path(text)
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise argparse.ArgumentTypeError(f"{text!r} {what}; name a directory")
+    return path
+
+
 def add_config_arguments(parser: OneLineParser, kind: Kind) -> None:
     """Add ``--config FILE.yaml`` and overrides of its keys.
 
@@ -51,7 +85,13 @@ def add_config_arguments(parser: OneLineParser, kind: Kind) -> None:
         parser: the verb's parser.
         kind: the configuration that ``rematch_ray.config.describe_keys`` lists.
     """
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="FILE.yaml",
+        help="settings, whose keys stand below; key=value replaces what it says",
+    )
     add_overrides(parser, kind)
 
 

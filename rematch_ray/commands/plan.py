@@ -28,7 +28,9 @@ def add_arguments(parser: OneLineParser) -> None:
     """Add what ``rematch-ray plan`` takes."""
     corpus = parser.add_argument_group("what is indexed")
     corpus.add_argument("--docs", required=True, metavar="N", help="documents: 1e9, 10M, 250000")
-    corpus.add_argument("--dim", type=positive_number, default=128, metavar="D")
+    corpus.add_argument(
+        "--dim", type=positive_number, default=128, metavar="D", help="numbers of a vector (128)"
+    )
     corpus.add_argument(
         "--fused-dim", type=_number, default=512, metavar="F", help="512; 0 for a model without"
     )
@@ -43,7 +45,11 @@ def add_arguments(parser: OneLineParser) -> None:
         help="keep float16 vectors beside the 8-bit codes",
     )
     corpus.add_argument(
-        "--payload-bytes", type=positive_number, default=200, metavar="N", help="id and payload"
+        "--payload-bytes",
+        type=positive_number,
+        default=200,
+        metavar="N",
+        help="id and payload (200)",
     )
     corpus.add_argument(
         "--coarse",
@@ -52,11 +58,18 @@ def add_arguments(parser: OneLineParser) -> None:
         help="auto (by size), scan, scan4, scan1, flat, sq8, ivf, ivf_sq8, ivf_pq, ivf_rabitq",
     )
     machine = parser.add_argument_group("one machine, and the load")
-    machine.add_argument("--ram-gib", type=float, default=256.0, metavar="GIB")
-    machine.add_argument("--ssd-gib", type=float, default=4000.0, metavar="GIB")
-    machine.add_argument("--cores", type=positive_number, default=32, metavar="N")
-    machine.add_argument("--gpu-gib", type=float, default=80.0, metavar="GIB")
-    machine.add_argument("--queries-per-second", type=float, default=100.0, metavar="N")
+    for flag, usual, unit, what in (
+        ("--ram-gib", 256.0, "GIB", "main memory of one"),
+        ("--ssd-gib", 4000.0, "GIB", "SSDs of one"),
+        ("--gpu-gib", 80.0, "GIB", "memory of one GPU, where GPUs are counted"),
+        ("--queries-per-second", 100.0, "N", "to be borne by all together"),
+    ):
+        machine.add_argument(
+            flag, type=float, default=usual, metavar=unit, help=f"{what} ({usual:g})"
+        )
+    machine.add_argument(
+        "--cores", type=positive_number, default=32, metavar="N", help="cores of one (32)"
+    )
     machine.add_argument(
         "--ssd-wait-ms",
         type=float,

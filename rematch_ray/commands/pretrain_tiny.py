@@ -11,7 +11,13 @@ from rematch_ray.commands.parser import OneLineParser
 
 def add_arguments(parser: OneLineParser) -> None:
     """Add what ``rematch-ray pretrain-tiny`` takes."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the base model; given again, an interrupted run in it goes on",
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rematch_ray.commands.parser import OneLineParser, positive_number
+from rematch_ray.commands.parser import (
+    OneLineParser,
+    existing_directory,
+    picture_file,
+    positive_number,
+)
 from rematch_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: OneLineParser) -> None:
     """Add what ``rematch-ray search`` takes."""
     parser.add_argument("query", nargs="?", help="text to search for")
-    parser.add_argument("--index", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--index", type=Path, required=True, metavar="DIR", help="what to search")
     parser.add_argument(
         "--image", type=Path, metavar="FILE", help="image to search for, alone or with text"
     )
@@ -86,11 +91,14 @@ def add_arguments(parser: OneLineParser) -> None:
         "of the coarse kind scan1 a few more documents are found",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="sheet.png", help="write a contact sheet of the hits"
+        "--out",
+        type=picture_file(".png", ".jpg", ".webp"),
+        metavar="sheet.png",
+        help="write a contact sheet of the hits",
     )
     parser.add_argument(
         "--media-root",
-        type=Path,
+        type=existing_directory,
         metavar="DIR",
         help="where the pictures of --out lie (default: the working directory)",
     )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from rematch_ray.commands import interruption
 from rematch_ray.commands.listening import keep_up, tune_serve
-from rematch_ray.commands.parser import OneLineParser, positive_number
+from rematch_ray.commands.parser import OneLineParser, existing_directory, positive_number
 from rematch_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def add_arguments(parser: OneLineParser) -> None:
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help="holds an admin's key, for swap"
     )
-    parser.add_argument("--index", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--index", type=Path, required=True, metavar="DIR", help="what to serve")
     parser.add_argument("--model", metavar="CKPT", help="default: the one that the index names")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, help="port to listen on (8000)")
@@ -58,7 +58,7 @@ def add_arguments(parser: OneLineParser) -> None:
     )
     parser.add_argument(
         "--media-root",
-        type=Path,
+        type=existing_directory,
         action="append",
         metavar="DIR",
         help="directory whose images may be shown; repeatable (default on loopback: the working "

@@ -273,7 +273,8 @@ def _spread(corpus: Corpus, plan: Plan, fewest: int, load: _Load) -> tuple[int, 
         replicas = max(1, math.ceil(load.queries_per_second * core_ms / (shards * per_machine)))
         if best is None or shards * replicas < best[0] * best[1]:
             best = shards, replicas
-        shards += 1
+        # of many one more or less says nothing
+        shards += max(1, shards // 100)
     return best
 
 

@@ -64,19 +64,31 @@ class Backbone(nn.Module):
             )
 
     @classmethod
+    def check(cls, path: str | Path) -> None:
+        """Whether a folder or hub id is of a kind of model that is supported, by its config alone.
+
+        Raises:
+            UserError: it is not, or there is none.
+        """
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise _no_base(path, error) from error
+        if config.model_type not in SUPPORTED:
+            raise UserError(
+                f"base model {str(path)!r} is of type {config.model_type!r}; "
+                f"supported: {', '.join(SUPPORTED)}"
+            )
+
+    @classmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Backbone:
         """Loads a base model from a folder or hub id; never runs code that comes with it.
 
         Raises:
             UserError: nothing loadable there, or a kind of model that is not supported.
         """
+        cls.check(path)
         try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            if config.model_type not in SUPPORTED:
-                raise UserError(
-                    f"base model {str(path)!r} is of type {config.model_type!r}; "
-                    f"supported: {', '.join(SUPPORTED)}"
-                )
             model, report = AutoModelForImageTextToText.from_pretrained(
                 path,
                 dtype=dtype,
@@ -85,13 +97,8 @@ class Backbone(nn.Module):
                 use_safetensors=True,
                 output_loading_info=True,
             )
-        except UserError:
-            raise
         except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(
-                f"no base model at {str(path)!r}: give a folder or hub id of a Qwen-VL model "
-                f"({error})"
-            ) from error
+            raise _no_base(path, error) from error
         # transformers fills what is missing with random numbers and goes on
         if missing := sorted(report["missing_keys"]):
             raise UserError(
@@ -276,6 +283,13 @@ class Backbone(nn.Module):
         pixels = weight.new_zeros((side * side, patch_dim))
         grid = torch.tensor([[1, side, side]], device=weight.device)
         return self.image_features(pixels, grid)
+
+
+def _no_base(path: str | Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(
+        f"no base model at {str(path)!r}: give a folder or hub id of a Qwen-VL model ({reason})"
+    )
 
 
 def _lora_update(layer: Any, name: str, key: str, state: Mapping[str, Tensor]) -> Tensor:

@@ -46,7 +46,7 @@ def resolve_export(path: str | Path) -> Path:
         UserError: the path is none of them, or the hub does not give it.
     """
     folder = Path(path)
-    if not folder.exists() and _HUB_ID.match(str(path)):
+    if not folder.exists() and is_hub_id(str(path)):
         folder = _download(str(path))
     if (export := find_export(folder)) is not None:
         return export
@@ -58,6 +58,15 @@ def resolve_export(path: str | Path) -> Path:
         f"'{folder}' is neither an export (it has no {META_FILE}) nor a run directory "
         "(it has no best/): pass what `train` or `save_pretrained` wrote"
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name could be that of a model on the Hugging Face hub.
+
+    >>> [is_hub_id(name) for name in ("Qwen/Qwen3-VL-2B-Instruct", "/mnt/model", "model", "a/b/c")]
+    [True, False, False, False]
+    """
+    return _HUB_ID.match(name) is not None
 
 
 def find_export(folder: Path) -> Path | None:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from rematch_ray.data.prompts import Template
 from rematch_ray.data.rows import RowEncoder
 from rematch_ray.errors import UserError
+from rematch_ray.model.backbone import Backbone
 from rematch_ray.model.checkpoint import (
     build_row_encoder,
     export_settings,
     find_export,
     head_shapes,
+    is_hub_id,
     read_heads,
     read_meta,
 )
@@ -76,6 +78,22 @@ class Start:
             if names:
                 _log.warning("%s: %s, %s", self.export, fate, ", ".join(sorted(names)))
         embedder.load_state_dict(heads, strict=False)
+
+
+def check_base(base: str) -> None:
+    """Refuse early what `Embedder.build` could not begin from, as far as one can see from here.
+
+    Raises:
+        UserError: neither a folder nor a hub id, or a folder of another kind of model.
+    """
+    start = find_start(base)
+    if Path(start.backbone).is_dir():
+        Backbone.check(start.backbone)
+    elif Path(base).exists() or not is_hub_id(base):
+        raise UserError(
+            f"model.base '{base}' {'is a file' if Path(base).exists() else 'does not exist'}: give "
+            "the folder of a base model, an export or a run, or a hub id (OWNER/NAME)"
+        )
 
 
 def find_start(base: str | Path) -> Start:

@@ -98,7 +98,8 @@ def all_keys(
     if not keys and not allow_anonymous:
         raise UserError(
             "refusing to start without API keys: give api_keys or api_keys_file "
-            f"(lines '{LINE}'), or bind to loopback with 'rematch-ray serve'"
+            f"(lines '{LINE}'); 'rematch-ray serve' takes --api-keys-file, and needs none on "
+            "loopback (--host 127.0.0.1, its default)"
         )
     return keys
 

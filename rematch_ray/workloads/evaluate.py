@@ -42,6 +42,8 @@ def evaluate(config: EvaluationConfig, *, show: bool = True) -> dict[str, Any]:
     Raises:
         UserError: index, model or a task's files do not fit together.
     """
+    if config.out.exists() and not config.out.is_dir():
+        raise UserError(f"out: {config.out} is a file; name a directory for the report")
     index = SearchIndex.open(config.index)
     model = Embedder.from_pretrained(_model_path(config, index))
     index.check_model(model.identity)

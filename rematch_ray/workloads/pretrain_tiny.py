@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rematch_ray.errors import UserError
 from rematch_ray.training.pretraining import STATE_FILE, PretrainSettings, pretrain
 
 
@@ -20,6 +21,8 @@ def pretrain_tiny(*, out: Path) -> dict[str, Any]:
         `base` (the folder), `resumed`, and `held_out`: part -> caption loss, exact captions and
         Yes/No accuracy.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a directory for the base model")
     resumed = (out / STATE_FILE).is_file()
     held_out = pretrain(out, PretrainSettings(), say=_say)
     for part, measured in held_out.items():

@@ -21,6 +21,7 @@ from rematch_ray.config import RunConfig
 from rematch_ray.data.demo import write_demo
 from rematch_ray.data.order import Plan
 from rematch_ray.errors import UserError
+from rematch_ray.model.starting import check_base
 from rematch_ray.training.strategies import check_installed, check_strategy
 from rematch_ray.workloads import validation
 from rematch_ray.workloads.run_directory import CheckpointError, RunDirectory
@@ -48,6 +49,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         CheckpointError: checkpoints could not be written; the last good one stands.
         RuntimeError: the workers failed more often than `train.max_failures` allows.
     """
+    check_base(run.model.base)
     if run.data.demo is not None:
         demo = run.data.demo
         write_demo(demo.out.absolute(), sources=demo.corpora, quick=demo.quick)

@@ -248,7 +248,9 @@ def made(**changes: Any) -> Calibration:
 
 def test_advice_names_the_better_coarse_choice_and_what_auto_runs() -> None:
     lines = advice(made(), LADDER_OF_TABLE)
-    assert lines[0].startswith("'auto' now runs first:1000 > 4x8: recall@10 100.0 %, at least 99.4")
+    assert lines[0].startswith(
+        "by this table 'auto' runs first:1000 > 4x8: recall@10 100.0 %, at least 99.4"
+    )
     assert "scoring everything takes 50.0 ms" in lines[0]
     assert any("'fused' misses 7.0 %" in line and "use 'first'" in line for line in lines)
     assert not any("matching" in line or "nDCG" in line for line in lines)

@@ -230,3 +230,20 @@ def test_fewer_or_more_vectors_end_the_default_ladder_there(
     assert cli.main(["plan", "--docs", "1000", "--vectors", vectors, "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["ladder"][-1] == top
+
+
+@pytest.mark.parametrize("documents", [10**12, 10**18])
+def test_a_plan_of_any_size_is_found_in_few_steps(
+    documents: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        tried.append(named["shards"])
+        return query_time(*given, **named)
+
+    monkeypatch.setattr("rematch_ray.index.capacity.query_time", counted)
+    needs = plan_capacity(Corpus(documents), Machine()).budgets
+    # a hundredth more of them each time, from the fewest that hold the index
+    assert len(tried) < 2000
+    assert all(need.shards * need.replicas > documents / 1e8 for need in needs)

@@ -9,7 +9,7 @@ import torch
 from rematch_ray.data.schema import Item
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
-from rematch_ray.model.starting import find_start
+from rematch_ray.model.starting import check_base, find_start
 from tests.tiny import model_settings, new_embedder
 
 
@@ -76,6 +76,24 @@ def test_a_fused_vector_may_be_as_wide_as_the_model(tiny_base: Path) -> None:
     assert wide.fused_dim == wide.backbone.hidden_dim
     assert isinstance(wide.fused_projection, torch.nn.Linear)
     assert torch.equal(wide.fused_projection.weight, torch.eye(wide.backbone.hidden_dim))
+
+
+@pytest.mark.parametrize("base", ["first", "tiny", "Owner/model"])
+def test_what_can_be_begun_from_passes_before_anything_starts(
+    first: tuple[Embedder, Path], tiny_base: Path, base: str
+) -> None:
+    check_base({"first": str(first[1]), "tiny": str(tiny_base)}.get(base, base))
+
+
+def test_what_cannot_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model.base '/no/base' does not exist: give"):
+        check_base("/no/base")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        check_base(str(tmp_path / "file"))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="of type 'bert'; supported: "):
+        check_base(str(tmp_path))
 
 
 def test_limits_of_pixels_that_contradict_are_refused(tiny_base: Path) -> None:

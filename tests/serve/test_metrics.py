@@ -1,4 +1,4 @@
-"""What is counted of a request, and that dashboard, alerts and handbook name metrics that exist."""
+"""What is counted of a request, and that dashboard, alerts and docs name metrics that exist."""
 
 import json
 import re
@@ -215,7 +215,7 @@ def test_alerts_name_metrics_that_exist(repository: Path) -> None:
     assert scrape["scrape_configs"][0]["job_name"] == "ray"
 
 
-def test_the_handbook_lists_every_metric_as_it_is_and_no_other(repository: Path) -> None:
+def test_the_docs_list_every_metric_as_it_is_and_no_other(repository: Path) -> None:
     text = (repository / "docs" / "operations.md").read_text()
     rows = re.findall(r"^\| `(rematch_\w+)` \| (\w+) \| (.+?) \| (.+) \|$", text, re.M)
     assert rows == [(m.name, m.kind, ", ".join(m.labels) or "-", m.help) for m in METRICS]

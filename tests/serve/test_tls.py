@@ -1,4 +1,4 @@
-"""TLS as the handbook tells to switch it on: Serve's own, in front of the real application."""
+"""TLS as docs/operations.md tells to switch it on: Serve's own, before the real application."""
 
 import json
 import socket
@@ -22,7 +22,7 @@ OPENSSL = (
 
 
 def documented_options(repository: Path) -> dict[str, Any]:
-    """`http_options` of the handbook."""
+    """`http_options` of docs/operations.md."""
     text = (repository / "docs" / "operations.md").read_text()
     example = text.split("## TLS")[1].split("```yaml\n")[1].split("```")[0]
     return dict(yaml.safe_load(example)["http_options"])

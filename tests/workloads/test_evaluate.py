@@ -185,3 +185,11 @@ def test_a_missing_table_is_refused_by_path(
     without = task.model_copy(update={"qrels": tmp_path / "none.parquet"})
     with pytest.raises(UserError, match=r"none\.parquet cannot be read"):
         evaluate(config(index, tiny_export, tmp_path / "out", without))
+
+
+def test_a_report_that_would_take_the_place_of_a_file_is_refused_before_anything_is_measured(
+    index: Path, tiny_export: Path, task: TaskSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "report").touch()
+    with pytest.raises(UserError, match=r"out: .*report is a file; name a directory"):
+        evaluate(config(index, tiny_export, tmp_path / "report", task))

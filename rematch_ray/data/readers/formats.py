@@ -242,4 +242,4 @@ def _shown(place: Place) -> str:
 def _choices(rows: Rows | None) -> str:
     fitting = [f for f in formats().values() if rows is None or rows in f.rows]
     listed = "; ".join(f"{known.name}: {known.claim}" for known in fitting)
-    return f"Name the format with --format NAME: {listed}"
+    return f"Name the format (--format, format of a source, or reader.format): {listed}"

@@ -101,7 +101,7 @@ def map_columns(
     if not parts:
         raise SchemaError(
             f"{where}: no column is text or image (columns: {', '.join(schema.names) or 'none'}); "
-            "say which, as in --columns text=caption,image=img,id=key"
+            "say which (--columns, or reader.columns), as in text=caption,image=img,id=key"
         )
     taken = {column for role, column in told if role != "payload"}
     names = tuple(pair for pair in told if pair[0] in NAMES)
