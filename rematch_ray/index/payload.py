@@ -161,22 +161,31 @@ class PayloadStore:
 
     def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
         """Rows of the ids that are here."""
-        found = self._database.execute(
-            "SELECT id, row FROM documents WHERE id IN (SELECT value FROM json_each(?))",
-            (json.dumps(list(ids)),),
-        )
-        return dict(found)
+        return dict(self._holding("SELECT id, row FROM documents WHERE id IN ({values})", ids))
 
     def rows_with(self, field: str, values: Sequence[Any]) -> NDArray[np.int64]:
         """Rows whose field equals one of the values (a list field: holds one of them)."""
         table = (
-            "SELECT row FROM documents WHERE id IN (SELECT value FROM json_each(?1)) AND ?2 = 'id'"
+            "SELECT row FROM documents WHERE id IN ({values}) AND ?2 = 'id'"
             if field == "id"
-            else "SELECT DISTINCT row FROM fields"
-            " WHERE field = ?2 AND value IN (SELECT value FROM json_each(?1))"
+            else "SELECT DISTINCT row FROM fields WHERE field = ?2 AND value IN ({values})"
         )
-        found = self._database.execute(table, (json.dumps(list(values)), field))
+        found = self._holding(table, values, field)
         return np.fromiter((row for (row,) in found), dtype=np.int64)
+
+    def _holding(self, statement: str, values: Sequence[Any], *more: Any) -> Iterator[Any]:
+        """What a statement finds for `values`; some rows may come twice."""
+        # SQLite ends a text in JSON where it holds NUL, another document's id perhaps: bound alone
+        cut = [value for value in values if _holds_nul(value)]
+        listed = [value for value in values if not _holds_nul(value)] if cut else list(values)
+        many = statement.format(values="SELECT value FROM json_each(?1)")
+        yield from self._database.execute(many, (json.dumps(listed), *more))
+        for value in cut:
+            yield from self._database.execute(statement.format(values="?1"), (value, *more))
+
+
+def _holds_nul(value: Any) -> bool:
+    return isinstance(value, str) and "\0" in value
 
 
 def plain_payload(payload: Mapping[str, Any], document_id: str) -> dict[str, Any]:
