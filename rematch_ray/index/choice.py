@@ -6,7 +6,7 @@ floor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -55,6 +55,26 @@ class Table:
     def partly(self) -> Table:
         """This table for searches that a filter, a grouping or an nprobe changes."""
         return replace(self, full=False)
+
+    def possible(
+        self, ladder: Ladder, coarse_choices: Collection[str], *, has_fused: bool
+    ) -> Table:
+        """This table without plans that an index cannot run: a void one may be of another build.
+
+        Args:
+            ladder: the index's.
+            coarse_choices: what its coarse stage can go by.
+            has_fused: whether it has the fused rung.
+        """
+        if self.calibration is None:
+            return self
+        rungs = {*ladder.rungs, Budget.FUSED} if has_fused else {*ladder.rungs}
+        rows = tuple(
+            row
+            for row in self.calibration.rows
+            if rungs.issuperset(row.plan.rungs) and row.plan.coarse in (None, *coarse_choices)
+        )
+        return replace(self, calibration=replace(self.calibration, rows=rows))
 
     @property
     def holds(self) -> bool:

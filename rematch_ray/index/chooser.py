@@ -39,6 +39,7 @@ class Chooser:
         num_live: int,
     ) -> None:
         self._ladder = ladder
+        table = table.possible(ladder, coarse_choices, has_fused=has_fused)
         self._tables = {True: table, False: table.partly()}
         self._has_fused = has_fused
         self._coarse_choices = tuple(coarse_choices)

@@ -46,13 +46,17 @@ class Plan:
                     f"a stage of a plan that keeps {count} documents is not possible: give a whole "
                     "number of at least 1"
                 )
-        rungs = [*(rung for rung, _ in self.narrowing), self.budget]
-        for smaller, larger in pairwise(rungs):
+        for smaller, larger in pairwise(self.rungs):
             if smaller.is_fused or not larger.contains(smaller):
                 raise UserError(
                     f"a plan goes through growing budgets, but {larger} follows {smaller}: leave "
                     "one of them out"
                 )
+
+    @property
+    def rungs(self) -> tuple[Budget, ...]:
+        """The budgets that documents are scored at, the final one last."""
+        return (*(rung for rung, _ in self.narrowing), self.budget)
 
     @property
     def is_exhaustive(self) -> bool:

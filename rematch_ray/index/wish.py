@@ -127,8 +127,7 @@ class Wish:
         Raises:
             UserError: a rung or coarse choice that the index does not have, or as above.
         """
-        stages = [] if plan is None else [plan.budget, *(rung for rung, _ in plan.narrowing)]
-        for stage in stages:
+        for stage in () if plan is None else plan.rungs:
             ladder.resolve(stage, has_fused=has_fused)
         for choice in (coarse, None if plan is None else plan.coarse):
             if choice is not None and choice not in coarse_choices:

@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rematch_ray.errors import UserError
-from rematch_ray.index import store
+from rematch_ray.index import choice, store
 from rematch_ray.index.build import build_index
 from rematch_ray.index.calibration import Calibration
 from rematch_ray.index.calibration_writer import publish_calibration
@@ -20,6 +22,7 @@ from rematch_ray.index.plan import Plan
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding import changes as change_shards
 from rematch_ray.index.sharding.build import build_sharded
+from rematch_ray.index.sharding.sets import calibrate_set, changing
 from rematch_ray.scoring.budget import Budget
 from tests.index.made import GROUPS, queries, unit, write_embeddings
 from tests.index.tables import row, table
@@ -155,6 +158,50 @@ def test_an_index_that_is_built_anew_has_none(
     assert SearchIndex.open(path).info()["calibration"] is None
     with pytest.raises(UserError, match="built anew"):
         publish_calibration(path, measured)
+
+
+def test_a_set_whose_shards_are_built_anew_has_none(embeddings: Path, tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    build_sharded(embeddings, path, 2)
+    calibrate(path)
+    # nothing to build, and changes: kept
+    build_sharded(embeddings, path, 2)
+    change_shards.delete_documents(path, NAMES[:2])
+    change_shards.merge_segments(path)
+    assert not is_void(path)
+    # the shards of which documents were deleted
+    build_sharded(embeddings, path, 2)
+    assert SearchIndex.open(path).info()["calibration"] is None
+    calibrate(path)
+    # all of them, one that was lost among them
+    shutil.rmtree(path / "shard-00000-of-00002")
+    build_sharded(embeddings, path, 2, coarse_keys=["first"])
+    assert SearchIndex.open(path).info()["calibration"] is None
+
+
+@pytest.mark.parametrize(
+    "built",
+    [{"ladder": ["1x1", "4x8"]}, {"coarse_keys": ["fused"], "coarse_kind": "flat"}],
+    ids=["ladder", "coarse"],
+)
+def test_a_void_table_lends_no_plan_that_the_index_cannot_run(
+    built: dict[str, Any], embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "EXHAUSTIVE_COST", 0)  # as of many documents
+    best = row("4x8", 40, 0.999, 1.0, narrowing=[("2x4", 20)], coarse="first")
+    path = tmp_path / "set"
+    build_sharded(embeddings, path, 2)
+    measured = table(best, standing=SearchIndex.open(path).standing)
+    publish_calibration(path, measured)
+    assert Plan.from_json(SearchIndex.open(path).search(queries(1))[0].plan) == best.plan
+    build_sharded(embeddings, path, 2, **built)
+    with changing(path) as held:  # a set as an earlier version left it
+        calibrate_set(path, held, measured.to_json())
+    assert is_void(path)
+    index = SearchIndex.open(path)
+    for asked in ({}, {"budget": "4x8"}, {"filter": {"group": GROUPS[0]}}):
+        [result] = index.search(queries(1), **asked)
+        assert set(result.plan["name"].split()) <= {"all", ">", *index._manifest.ladder}
 
 
 def test_a_coarse_list_of_another_kind_makes_it_void(index: SearchIndex) -> None:

@@ -193,13 +193,19 @@ def publish_set(path: Path, num_shards: int) -> IndexInfo:
         What the index is now: the state before where no shard has published since.
     """
     before = ShardSet.read(path) if is_sharded(path) else None
+    calibration = None if before is None else before.calibration
     entries, shared = [], {}
     for number in range(num_shards):
         name = shard_name(number, num_shards)
         generation = read_current(path / name)
         file = generation_file(path / name, generation)
         entries.append(ShardEntry(name, generation, hash_file(file)))
-        shared = shared_by(GenerationManifest.read(file))
+        manifest = GenerationManifest.read(file)
+        shared = shared_by(manifest)
+        is_new = before is not None and before.shards[number] != entries[number]
+        if is_new and manifest.built == manifest.generation:
+            # a build made it, not a change: perhaps with other rungs or lists than were measured
+            calibration = None
     if before is not None and before.shards == tuple(entries):
         return describe_set(path)
     published = ShardSet(
@@ -208,7 +214,7 @@ def publish_set(path: Path, num_shards: int) -> IndexInfo:
         num_shards=num_shards,
         hash=HASH_RULE,
         shards=tuple(entries),
-        calibration=None if before is None else before.calibration,
+        calibration=calibration,
         **shared,
     )
     return _write_set(path, published)
