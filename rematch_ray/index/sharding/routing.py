@@ -1,10 +1,11 @@
 """Copies of embedding files in the order of shards, so that many shards do not read all of each.
 
-    <first 16 digits of the file's SHA-256>.arrow    of each row group one batch per shard, in order
+    <first 16 digits of the file's SHA-256>-of-<N>.arrow    of each row group one batch for each of
+                                                            the N shards, in order
 
 Arrow without compression: mapped, a shard reads its own rows and no others. As large as the rows in
 memory, made once per file whatever the number of shards, and removed with the build that made them.
-Middle floor.
+One that is there is whole: it is on disk before it has its name. Middle floor.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rematch_ray.errors import UserError
+from rematch_ray.index.manifest import sync_directory, sync_file
 from rematch_ray.index.sharding.hashing import owners, read_keys
 from rematch_ray.index.shards import EmbeddingShards, open_parquet
 
@@ -46,7 +49,7 @@ def count_rows(
     """
     counts = np.zeros(num_shards, np.int64)
     if routed is not None:
-        copy = _copy_of(routed, entry)
+        copy = _copy_of(routed, entry, num_shards)
         if not copy.exists():
             _write_copy(embeddings.verify_file(entry), copy, num_shards)
         with pa.memory_map(str(copy)) as source:
@@ -71,17 +74,27 @@ def routed_batches(
         number: of the shard.
         num_shards: shards of the index.
         rows: most rows of a batch.
+
+    Raises:
+        UserError: the copy holds rows of other shards there.
     """
-    with pa.memory_map(str(_copy_of(routed, entry))) as source:
+    copy = _copy_of(routed, entry, num_shards)
+    with pa.memory_map(str(copy)) as source:
         file = pa.ipc.open_file(source)
         for place in range(number, file.num_record_batches, num_shards):
             batch = file.get_batch(place)
+            # a hash of each id is nothing beside what is written of its row
+            if (owners(read_keys(batch, copy), num_shards) != number).any():
+                raise UserError(
+                    f"{copy} holds rows of other shards where those of shard {number} belong: it "
+                    f"is damaged, remove {routed} and run the same command again"
+                )
             for start in range(0, batch.num_rows, rows):
                 yield batch.slice(start, rows)
 
 
-def _copy_of(routed: Path, entry: Mapping[str, Any]) -> Path:
-    return routed / f"{entry['sha256'][:16]}.arrow"
+def _copy_of(routed: Path, entry: Mapping[str, Any], num_shards: int) -> Path:
+    return routed / f"{entry['sha256'][:16]}-of-{num_shards}.arrow"
 
 
 def _write_copy(path: Path, copy: Path, num_shards: int) -> None:
@@ -99,7 +112,9 @@ def _write_copy(path: Path, copy: Path, num_shards: int) -> None:
                 for number in range(num_shards):
                     rows = pc.take(table, np.flatnonzero(mine == number))
                     writer.write_batch(_one_batch(rows))
+        sync_file(partial)
         os.replace(partial, copy)
+        sync_directory(copy.parent)
     finally:
         partial.unlink(missing_ok=True)
 

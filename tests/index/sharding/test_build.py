@@ -1,6 +1,7 @@
 """Building a set: in steps that may be cut off anywhere, and from embeddings that grow."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -21,7 +22,7 @@ from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding import build as shard_build
 from rematch_ray.index.sharding import changes as shard_changes
 from rematch_ray.index.sharding import training as shard_training
-from rematch_ray.index.sharding.build import build_sharded, building
+from rematch_ray.index.sharding.build import SetBuild, build_sharded, building
 from rematch_ray.index.sharding.hashing import keys_of, shard_name, shard_of
 from rematch_ray.index.sharding.routing import count_rows
 from rematch_ray.index.sharding.rows import ShardRows
@@ -274,6 +275,48 @@ def test_copies_in_the_order_of_shards_give_what_the_files_give(
     monkeypatch.undo()
     assert not (out / ROUTED).exists()
     assert_equals_one_index(out, embeddings)
+
+
+def copy_of(build: SetBuild, num_shards: int) -> Path:
+    """The copy of the first embedding file for so many shards, made."""
+    before = set(build.routed.iterdir())
+    count_rows(build.embeddings, build.entries[0], num_shards, build.routed)
+    [copy] = set(build.routed.iterdir()) - before
+    return copy
+
+
+def test_copies_that_a_killed_build_of_other_shards_left_are_not_read(
+    embeddings: Path, tmp_path: Path
+) -> None:
+    out, left = tmp_path / "out", tmp_path / "left"
+    with building(embeddings, out, 4) as build:
+        for entry in build.entries:
+            count_rows(build.embeddings, entry, 4, build.routed)
+        shutil.copytree(out / ROUTED, left)
+    out.mkdir()
+    left.rename(out / ROUTED)
+    build_sharded(embeddings, out, 3)
+    assert_equals_one_index(out, embeddings)
+
+
+def test_a_copy_in_another_order_is_refused(embeddings: Path, tmp_path: Path) -> None:
+    with building(embeddings, tmp_path / "out", 4) as build:
+        other, copy = copy_of(build, 3), copy_of(build, 4)
+        other.replace(copy)
+        counts = [count_rows(build.embeddings, entry, 4, build.routed) for entry in build.entries]
+        tasks = build.tasks(counts)
+        with pytest.raises(UserError, match=r"holds rows of other shards .* remove .*\.routed"):
+            list(map(build_shard, tasks))
+
+
+def test_a_copy_is_on_disk_before_it_has_its_name(
+    embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    with building(embeddings, tmp_path / "out", 4) as build:
+        copy = copy_of(build, 4)
+        assert synced[-2:] == [copy.stat().st_ino, copy.parent.stat().st_ino]
 
 
 def test_the_coarse_quantiser_is_trained_once_for_all_shards(
