@@ -36,7 +36,9 @@ def add_arguments(parser: OneLineParser) -> None:
     _add_directory(delete, "--index", "what is changed")
     delete.add_argument("ids", nargs="*", metavar="ID", help="of the documents")
     delete.add_argument(
-        "--ids-from", metavar="FILE", help="a file with an id on each line; - reads standard input"
+        "--ids-from",
+        metavar="FILE",
+        help="a UTF-8 file with an id on each line; - reads standard input",
     )
     for action, claim in (
         ("merge", "make one segment of many, without deleted documents: smaller and faster"),
@@ -142,16 +144,25 @@ def _ids(options: argparse.Namespace) -> list[str]:
     """
     ids: list[str] = list(options.ids)
     if options.ids_from is not None:
-        try:
-            text = (
-                sys.stdin.read() if options.ids_from == "-" else Path(options.ids_from).read_text()
-            )
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--ids-from {options.ids_from} cannot be read: {error}") from error
-        ids += filter(None, text.splitlines())
+        ids += _lines_of(options.ids_from)
     if not ids:
         raise UserError("no ids to delete: give them as arguments, or a file with --ids-from")
     return ids
+
+
+def _lines_of(file: str) -> list[str]:
+    """The lines of a file of ids (`-`: of standard input) that are not empty."""
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"--ids-from {file} cannot be read: {error}") from error
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--ids-from {file} is not UTF-8 ({error}): write it as UTF-8") from error
+    # ids may hold what else ends a line for Python: U+2028, form feeds, ...
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    return [line for line in lines if line]
 
 
 def _build(options: argparse.Namespace) -> dict[str, Any]:

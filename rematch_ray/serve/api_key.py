@@ -57,7 +57,7 @@ def read_key_file(path: Path) -> tuple[ApiKey, ...]:
         UserError: it cannot be read, or a line of it is no key.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as unreadable:
         raise UserError(f"api keys file {path} cannot be read: {unreadable}") from unreadable
     keys = []

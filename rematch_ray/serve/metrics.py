@@ -214,7 +214,8 @@ def join(texts: list[str]) -> list[str]:
     remarks: list[str] = []
     for text in texts:
         family = ""
-        for line in text.splitlines():
+        # a label may hold what else ends a line for Python: U+2028, for one
+        for line in text.split("\n"):
             if line.startswith("# node "):
                 remarks.append(line)
             elif line.startswith(("# HELP ", "# TYPE ")):

@@ -169,6 +169,12 @@ def test_a_line_holds_scopes_and_quotas_in_any_order(file: Path) -> None:
     assert found == key("a", "a", scopes={"read", "write"}, requests_per_s=2.5)
 
 
+def test_a_comment_ends_with_its_line(file: Path) -> None:
+    text = f"# until June\u2028old {digest('a')}\r\nb {digest('b')}\r\n"
+    file.write_bytes(text.encode())
+    assert [found.name for found in read_key_file(file)] == ["b"]
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

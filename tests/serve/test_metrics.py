@@ -12,7 +12,7 @@ import yaml
 from rematch_ray.index.search import SearchResult
 from rematch_ray.serve.backend import Answer, SearchPlan, WriteResult
 from rematch_ray.serve.metric_table import METRICS, Metric
-from rematch_ray.serve.metrics import Recorder, Written
+from rematch_ray.serve.metrics import Recorder, Written, join
 from rematch_ray.serve.observation import Facts, RequestRecord, Searched
 
 Series = tuple[str, tuple[str, ...]]
@@ -138,6 +138,12 @@ def test_the_state_of_index_controller_writer_and_drift_is_shown(
     assert found["rematch_ceiling_level"] == 2
     assert found["rematch_recall"] == 0.97
     assert library.values["rematch_documents_written_total", ("added",)] == [3]
+
+
+def test_a_label_may_hold_what_ends_a_line_elsewhere() -> None:
+    sample = 'rematch_a{who="a\u2028b\u0085c"} 1'
+    heading = "# TYPE rematch_a counter"
+    assert join([f"# TYPE ray_rematch_a counter\nray_{sample}\n"]) == [heading, sample]
 
 
 def test_every_metric_of_the_table_is_written(recorder: Recorder, library: Library) -> None:
