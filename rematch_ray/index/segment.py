@@ -190,7 +190,9 @@ class Segment:
         for plane in (*self.planes, *([] if self.fused is None else [self.fused])):
             plane.hold()
         for key in self.coarse_keys:
-            self.coarse(key)
+            # the codes of the others are those of the planes, or in an open file
+            if isinstance(coarse := self.coarse(key), PackedList):
+                coarse.hold()
         if self.manifest.lexical is not None:
             self.postings.hold()
 

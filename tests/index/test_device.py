@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rematch_ray.errors import UserError
 from rematch_ray.index import maxsim_device
 from rematch_ray.index.build import build_index
-from rematch_ray.index.changes import add_documents, delete_documents
+from rematch_ray.index.changes import add_documents, delete_documents, merge_segments
 from rematch_ray.index.maxsim_best import best_of_planes
 from rematch_ray.index.maxsim_library import Vectors
 from rematch_ray.index.plan import Plan
@@ -121,6 +121,24 @@ def test_integer_products_of_few_vectors_are_whole(count: int) -> None:
     found = maxsim_device._by_integers(codes, query)
     assert found.dtype == torch.float32
     assert torch.equal(found, (codes.double() @ query.double().T).float())
+
+
+@pytest.mark.parametrize("kind", ["scan", "scan4", "scan1"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_held_on_a_device_outlives_its_files(
+    device: str, kind: str, tmp_path: Path
+) -> None:
+    write_embeddings(tmp_path / "some", unit((300, 8, 16), 1), unit((300, 24), 2))
+    build_index(tmp_path / "some", tmp_path / "index", coarse_kind=kind)
+    asked = [{"candidates": 60, "coarse": key} for key in ("fused", "first")]
+    index = SearchIndex.open(tmp_path / "index", device=device)
+    before = [answers(index, **each) for each in asked]
+    held = SearchIndex.open(tmp_path / "index", device=device, hold=True)
+    del index
+    delete_documents(tmp_path / "index", ["doc-0000"])
+    merge_segments(tmp_path / "index")
+    delete_documents(tmp_path / "index", ["doc-0001"])
+    assert [answers(held, **each) for each in asked] == before
 
 
 def test_generations_share_what_they_hold_and_let_go_of_it(tmp_path: Path) -> None:

@@ -58,6 +58,12 @@ class PackedList(ScanList):
         self._file = directory / description["file"]
         self._codes = open_array(self._file, shape, CODES)
 
+    def hold(self) -> None:
+        """Copies the codes to the device, where they are searched on one; else they are mapped."""
+        [plane] = self._planes
+        if plane.device is not None:
+            _ = plane.held
+
     @cached_property
     def _planes(self) -> list[Vectors]:
         plane = self._listed[0].plane
