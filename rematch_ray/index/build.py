@@ -14,6 +14,7 @@ from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.generation import CURRENT_FILE, generation_file, read_current
 from rematch_ray.index.lexical.settings import LexicalSettings, choose_lexical
 from rematch_ray.index.manifest import GenerationManifest, TrainedEntry
+from rematch_ray.index.maxsim_int8 import MAX_DIM
 from rematch_ray.index.shards import EmbeddingShards
 from rematch_ray.index.store import (
     IndexInfo,
@@ -61,8 +62,8 @@ def build_index(
 
     Raises:
         UserError: not an embedding directory, query-side embeddings, too few vectors for the
-            ladder, repeated ids, a lexical field without text, `out` holding something else, or
-            another writer at work. Nothing half-written is left.
+            ladder or too long ones, repeated ids, a lexical field without text, `out` holding
+            something else, or another writer at work. Nothing half-written is left.
     """
     out = Path(out)
     if isinstance(embeddings, EmbeddingShards):
@@ -121,6 +122,7 @@ def choose_form(
 ) -> IndexForm:
     """What a build of these embeddings makes; arguments and errors as of `build_index`."""
     rungs = _choose_ladder(shards, ladder)
+    _refuse_long_vectors(shards)
     keys, default_coarse = choose_keys(coarse_keys, coarse, has_fused=bool(shards.fused_dim))
     texts = choose_lexical(lexical, shards.payload_fields())
     if shards.num_rows == 0:
@@ -209,6 +211,15 @@ def _choose_ladder(shards: EmbeddingShards, ladder: Ladder | Sequence[str] | Non
             "per document: give a shorter ladder or embed with a model that makes more"
         )
     return rungs
+
+
+def _refuse_long_vectors(shards: EmbeddingShards) -> None:
+    for what, dim in (("vectors", shards.dim), ("fused vectors", shards.fused_dim or 0)):
+        if dim > MAX_DIM:
+            raise UserError(
+                f"{shards.path} holds {what} of {dim} numbers, an index takes at most {MAX_DIM}: "
+                "embed with a model whose embedding_dim and fused_dim are no larger"
+            )
 
 
 def _rungs_within(shards: EmbeddingShards) -> Ladder:

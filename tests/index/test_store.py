@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from rematch_ray.index import build, planes, shards, store
 from rematch_ray.index.build import build_index
 from rematch_ray.index.changes import delete_documents, merge_segments
 from rematch_ray.index.search import SearchIndex
-from tests.index.made import queries, unit, write_embeddings
+from rematch_ray.index.sharding.build import build_sharded
+from tests.index.made import Vectors, queries, unit, write_embeddings
 
 
 def segment_of(path: Path) -> Path:
@@ -379,6 +381,30 @@ def test_whole_numbers_that_sqlite_cannot_hold_are_refused_by_name(
     write_embeddings(tmp_path / "e", unit((4, 8, 16), 1), None, payloads=payloads)
     with pytest.raises(UserError, match=f"document 'doc-0000': payload field '{field}' is [0-9]+"):
         build_index(tmp_path / "e", tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("dim", "fused_dim", "named"), [(4097, 24, "vectors of 4097"), (16, 5000, "fused vectors of")]
+)
+def test_vectors_too_long_to_be_searched_are_refused_by_a_build(
+    dim: int, fused_dim: int, named: str, tmp_path: Path
+) -> None:
+    vectors, fused = unit((4, 1, dim), 1), unit((4, fused_dim), 2)
+    write_embeddings(tmp_path / "e", vectors, fused, ladder=["1x1"])
+    for make in (build_index, partial(build_sharded, num_shards=2)):
+        with pytest.raises(UserError, match=rf"holds {named} .* at most 4096"):
+            make(tmp_path / "e", tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_the_longest_vectors_are_searched(tmp_path: Path) -> None:
+    vectors, fused = unit((4, 1, 4096), 1), unit((4, 4096), 2)
+    write_embeddings(tmp_path / "e", vectors, fused, ladder=["1x1"])
+    build_index(tmp_path / "e", tmp_path / "index")
+    index = SearchIndex.open(tmp_path / "index")
+    for asked in ({"candidates": "all"}, {"candidates": 2}, {"budget": "fused"}):
+        found = index.search(Vectors(vectors, fused), top_k=1, **asked)
+        assert [result.hits[0].id for result in found] == [f"doc-{row:04d}" for row in range(4)]
 
 
 def test_a_ladder_that_the_vectors_do_not_cover_is_refused(

@@ -29,6 +29,7 @@ from rematch_ray.index.manifest import (
     unfinished_name,
     write_manifest,
 )
+from rematch_ray.index.records import read_record, reading
 from rematch_ray.index.sharding.hashing import HASH_RULE, shard_name
 from rematch_ray.index.store import LOCK_FILE, IndexInfo, describe_index, hold_lock, now, roll_back
 
@@ -93,14 +94,15 @@ class ShardSet:
         """Reads the set of an index directory.
 
         Raises:
-            UserError: missing, unreadable, of another format version or hash rule, or not naming
-                every shard.
+            UserError: missing, unreadable, of another format version or hash rule, without
+                something that belongs to it, or not naming every shard.
         """
         file = path / SET_FILE
         fields = read_manifest(file)
-        fields["ladder"] = tuple(fields["ladder"])
-        fields["shards"] = tuple(ShardEntry(**entry) for entry in fields["shards"])
-        found = cls(**fields)
+        with reading(file):
+            fields["ladder"] = tuple(fields["ladder"])
+            fields["shards"] = tuple(read_record(ShardEntry, each) for each in fields["shards"])
+            found = read_record(cls, fields)
         if found.hash != HASH_RULE:
             raise UserError(
                 f"{file} spreads documents by {found.hash!r}, this software by {HASH_RULE!r}: "

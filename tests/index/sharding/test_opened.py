@@ -235,6 +235,12 @@ def swap(index: Path, first: int, second: int) -> None:
     edit(index, shards=entries)
 
 
+def lose(index: Path, field: str) -> None:
+    fields = json.loads((index / SET_FILE).read_text())
+    del fields[field]
+    (index / SET_FILE).write_text(json.dumps(fields))
+
+
 def shard_of_another_model(index: Path) -> None:
     [file] = (index / shard_name(1, 3) / "generations").iterdir()
     file.write_text(file.read_text().replace("d1" * 32, "e2" * 32))
@@ -256,6 +262,14 @@ DAMAGED: dict[str, Callable[[Path], Any]] = {
     "does not match its checksum in shards.json": touch_manifest,
     "has format version 99": lambda index: edit(index, format_version=99),
     "spreads documents by 'crc32'": lambda index: edit(index, hash="crc32"),
+    r"shards.json is no manifest .*'shards'.* is damaged": lambda index: lose(index, "shards"),
+    r"shards.json is no manifest .*'ladder'.* is damaged": lambda index: lose(index, "ladder"),
+    r"shards.json is no manifest .*'num_shards'.* is damaged": lambda index: lose(
+        index, "num_shards"
+    ),
+    r"shards.json is no manifest .*'three'.* is damaged": lambda index: edit(
+        index, num_shards="three"
+    ),
     "is not JSON": lambda index: (index / SET_FILE).write_text("{"),
     "is missing, its manifest says": lambda index: next(index.rglob("keys.npy")).unlink(),
 }
