@@ -18,11 +18,13 @@ from rematch_ray.index.coarse.sizes import PACKED_FROM_DOCUMENTS, SCANS
 from rematch_ray.index.coarse.training import CoarseWriter
 from rematch_ray.index.generation import Generation, read_current
 from rematch_ray.index.lexical.settings import read_lexical
+from rematch_ray.index.payload_types import join_types
 from rematch_ray.index.revision import (
     Change,
     append_rows,
     delete_known,
     publish_change,
+    refuse_other_fields,
 )
 from rematch_ray.index.segment import Segment
 from rematch_ray.index.shards import EmbeddingBatch, EmbeddingShards
@@ -43,14 +45,16 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
         How many were added and replaced.
 
     Raises:
-        UserError: not an index, embeddings of another model, side, instruction or shape, repeated
-            ids, or another writer at work; the index stays as it was.
+        UserError: not an index, embeddings of another model, side, instruction or shape, a payload
+            field of another kind, repeated ids, or another writer at work; the index stays as it
+            was.
     """
     path, shards = Path(path), EmbeddingShards.open(embeddings)
     read_current(path)
     if shards.num_rows == 0:
         raise UserError(f"{shards.path} holds no rows: embed at least one document")
     with writing(path) as number:
+        refuse_other_fields(shards, Generation(path))
         return append_rows(path, number, shards, batch_rows=batch_rows)
 
 
@@ -106,9 +110,6 @@ def merge_segments(
         if not chosen:
             return Change(describe_index(path))
         segments = [generation.segments[place] for place in chosen]
-        fields: dict[str, str] = {}
-        for segment in segments:
-            fields.update(segment.manifest.fields)
         # a few small ones are no reason to train, but a scan's own kind is passed on: of a shard,
         # the others have it
         keeps_kind = manifest.coarse_kind in SCANS and any(
@@ -132,7 +133,7 @@ def merge_segments(
             fused_dim=manifest.fused_dim,
             planes=generation.planes,
             lexical=read_lexical(manifest.lexical, path),
-            fields=fields,
+            fields=join_types(segment.manifest.fields for segment in segments),
             coarse=lists,
             originals=generation.has_originals,
         )

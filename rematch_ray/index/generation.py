@@ -19,6 +19,7 @@ from rematch_ray.index.coarse.keys import COARSE_KEYS
 from rematch_ray.index.coarse.scan import ScanList
 from rematch_ray.index.filters import check_filter
 from rematch_ray.index.manifest import GenerationManifest
+from rematch_ray.index.payload_types import join_types
 from rematch_ray.index.queries import Codes
 from rematch_ray.index.segment import FUSED_POSITION, Segment
 from rematch_ray.scoring.budget import Budget
@@ -297,10 +298,7 @@ class Generation:
 
     def fields(self) -> dict[str, str]:
         """Payload fields that a filter may name, and their types."""
-        fields = {"id": "string"}
-        for segment in self.segments:
-            fields.update(segment.manifest.fields)
-        return fields
+        return join_types([{"id": "string"}, *(s.manifest.fields for s in self.segments)])
 
     def select(self, filter: Mapping[str, Any] | None) -> NDArray[np.bool_]:
         """Live documents that pass a filter.

@@ -18,6 +18,8 @@ _LIST = re.compile(r"^(?:large_|fixed_size_)?list(?:_view)?<\w+: (.*?)>(?:\[\d+\
 _NUMBER = re.compile(r"^(u?int\d+|float|double|halffloat|float\d+|decimal\d*\(.*)$")
 _TEXT = re.compile(r"^(large_)?(string|utf8)(_view)?$|^(timestamp|date|time|duration|dictionary)")
 _ANY, _LIST_OF_ANY = "anything", "a list"
+# type of a field that is null wherever it stands
+_NOTHING = "null"
 
 
 def field_types(payload: Mapping[str, Any], document_id: str) -> dict[str, str]:
@@ -37,30 +39,47 @@ def field_types(payload: Mapping[str, Any], document_id: str) -> dict[str, str]:
     return dict(_walk(payload, "", document_id, 1))
 
 
-def check_types(given: Mapping[str, str], held: Mapping[str, str], document_id: str) -> None:
-    """Compares the fields of a document with those of an index.
+def check_types(given: Mapping[str, str], held: Mapping[str, str], where: str) -> None:
+    """Compares the fields of documents with those of an index.
 
     Args:
-        given: what `field_types` says.
+        given: what `field_types` or an embedding directory says.
         held: fields of the index and their types; others are new, and welcome.
-        document_id: for messages.
+        where: the fields are from, for messages.
 
     Raises:
-        UserError: a field of another kind than the index holds; names field and document.
+        UserError: a field of another kind than the index holds; names it and where it is from.
     """
     for name, kind in given.items():
-        if (stored := held.get(name)) is not None:
+        if kind == _NOTHING:
+            continue
+        if (stored := held.get(name, _NOTHING)) != _NOTHING:
             if not _agree(kind_of(kind), kind_of(stored)):
                 raise UserError(
-                    f"document '{document_id}': payload field '{name}' is {kind_of(kind)}, the "
-                    f"index holds {kind_of(stored)} there: give that, or use another field"
+                    f"{where}: payload field '{name}' is {kind_of(kind)}, the index holds "
+                    f"{kind_of(stored)} there: give that, or use another field"
                 )
             continue
         if (other := _crossing(name, held)) is not None:
             raise UserError(
-                f"document '{document_id}': payload field '{name}' crosses '{other}', which the "
-                "index holds: a field is a value or has fields of its own, use another name"
+                f"{where}: payload field '{name}' crosses '{other}', which the index holds: a "
+                "field is a value or has fields of its own, use another name"
             )
+
+
+def join_types(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Fields of several documents, files or segments, each of the type of the first value there.
+
+    >>> join_types([{"a": "null", "b": "int64"}, {"a": "string", "b": "double"}])
+    {'a': 'string', 'b': 'int64'}
+    """
+    fields: dict[str, str] = {}
+    for part in parts:
+        for name, kind in part.items():
+            # nulls, and a list without members, say less than what is there
+            if name not in fields or _NOTHING in fields[name]:
+                fields[name] = kind
+    return fields
 
 
 def kind_of(arrow_type: str) -> str:
@@ -88,8 +107,9 @@ def _agree(given: str, stored: str) -> bool:
     return given == stored
 
 
-def _crossing(name: str, held: Iterable[str]) -> str | None:
-    return next((h for h in held if h.startswith(f"{name}.") or name.startswith(f"{h}.")), None)
+def _crossing(name: str, held: Mapping[str, str]) -> str | None:
+    crossing = (h for h in held if h.startswith(f"{name}.") or name.startswith(f"{h}."))
+    return next((h for h in crossing if held[h] != _NOTHING), None)
 
 
 def _walk(

@@ -24,6 +24,7 @@ from rematch_ray.index.generation import SEGMENTS, TOMBSTONES, Generation
 from rematch_ray.index.identity import check_identity
 from rematch_ray.index.lexical.settings import read_lexical
 from rematch_ray.index.manifest import SegmentEntry, hash_file, sync_directory
+from rematch_ray.index.payload_types import check_types
 from rematch_ray.index.segment import Segment
 from rematch_ray.index.sources import RowSource
 from rematch_ray.index.store import (
@@ -119,6 +120,15 @@ def append_rows(
         replaced=known,
         deleted=deleted,
     )
+
+
+def refuse_other_fields(rows: RowSource, generation: Generation) -> None:
+    """Refuses rows whose payload fields are of other kinds than an index holds.
+
+    Raises:
+        UserError: names the first such field.
+    """
+    check_types(rows.payload_fields(), generation.fields(), rows.where)
 
 
 def _refuse_other_vectors(rows: RowSource, generation: Generation) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import hash_file
+from rematch_ray.index.payload_types import join_types
 from rematch_ray.index.shard_columns import (
     DTYPES,
     check_unit_vectors,
@@ -153,14 +154,7 @@ class EmbeddingShards:
 
     def payload_fields(self) -> dict[str, str]:
         """Arrow type of every payload field, nested ones by dotted name."""
-        fields: dict[str, str] = {}
-        for shard in self.manifest["shards"]:
-            file = open_parquet(self.path / shard["file"])
-            if _holds_parents(file):
-                fields.setdefault(PARENT, "string")
-            if "payload" in file.schema_arrow.names:
-                fields.update(_flatten_struct(file.schema_arrow.field("payload").type))
-        return fields
+        return join_types(_fields_of(open_parquet(file)) for file in self.files)
 
     def batches(self, rows: int = 1024) -> Iterator[EmbeddingBatch]:
         """Streams the shards in manifest order, each checked against its checksum first.
@@ -238,6 +232,14 @@ class EmbeddingShards:
 def _with_parent(payload: dict[str, Any], parent: str | None) -> dict[str, Any]:
     """A payload that says which item its own was cut from; what it says itself stays."""
     return payload if parent is None else {PARENT: parent, **payload}
+
+
+def _fields_of(file: pq.ParquetFile) -> dict[str, str]:
+    """Payload fields of a shard and their types."""
+    fields = {PARENT: "string"} if _holds_parents(file) else {}
+    if "payload" in file.schema_arrow.names:
+        fields |= _flatten_struct(file.schema_arrow.field("payload").type)
+    return fields
 
 
 def _holds_parents(file: pq.ParquetFile) -> bool:

@@ -151,7 +151,8 @@ class IndexWriter:
             new: dict[str, str] = {}
             try:
                 for document in write.documents:
-                    check_types(document.fields, fields | new, document.id)
+                    where = f"document '{document.id}'"
+                    check_types(document.fields, fields | new, where)
                     new = {**document.fields, **new}
             except UserError as error:
                 refused.append(error)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.payload import plain_payload
-from rematch_ray.index.payload_types import field_types
+from rematch_ray.index.payload_types import field_types, join_types
 from rematch_ray.index.shard_columns import check_unit_vectors
 from rematch_ray.index.sharding.opened import open_generation
 from rematch_ray.index.shards import EmbeddingBatch
@@ -166,12 +166,7 @@ def rows_of(documents: Sequence[ReadyDocument], form: DocumentForm) -> GivenRows
         form: of the index; its identity must be that of the model that made the vectors.
     """
     fused = [document.fused for document in documents if document.fused is not None]
-    fields: dict[str, str] = {}
-    for document in documents:
-        for name, kind in document.fields.items():
-            # a list without members says less than what is there
-            if name not in fields or "null" in fields[name]:
-                fields[name] = kind
+    fields = join_types(document.fields for document in documents)
     batch = EmbeddingBatch(
         ids=[document.id for document in documents],
         vectors=np.stack([document.vectors for document in documents]),

@@ -15,8 +15,9 @@ import numpy as np
 from rematch_ray.errors import UserError
 from rematch_ray.index import changes
 from rematch_ray.index.changes import Change
-from rematch_ray.index.revision import append_rows
+from rematch_ray.index.revision import append_rows, refuse_other_fields
 from rematch_ray.index.sharding.hashing import route, shard_name
+from rematch_ray.index.sharding.opened import ShardedGeneration
 from rematch_ray.index.sharding.routing import count_rows
 from rematch_ray.index.sharding.rows import ShardRows
 from rematch_ray.index.sharding.sets import (
@@ -45,6 +46,7 @@ def add_documents(path: str | Path, embeddings: str | Path, *, batch_rows: int =
     if shards.num_rows == 0:
         raise UserError(f"{shards.path} holds no rows: embed at least one document")
     with changing(path) as found:
+        refuse_other_fields(shards, ShardedGeneration(path, found))
         entries = shards.manifest["shards"]
         counts = np.sum([count_rows(shards, e, found.num_shards) for e in entries], axis=0)
 
