@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rematch_ray.collectives import gather
 from rematch_ray.data.train_batch import TrainBatch
-from rematch_ray.losses.contrastive import occurs_in
+from rematch_ray.losses.contrastive import margin_mask, occurs_in
 from rematch_ray.losses.matching import draw_negatives
 from rematch_ray.training.chunks import Chunk
 from rematch_ray.training.draws import row_uniforms
@@ -87,17 +87,18 @@ def draw_pairs(batch: TrainBatch, cosine_bn: Tensor, settings: ObjectiveSettings
     hard = batch.negative_slot
     num_documents = cosine_bn.shape[1]
     numbers = row_uniforms(batch.query_ids, batch.step, 4)
-    right = _right_documents(batch)
-    mined = _uses_in_sub_batch(batch) & ~right
+    admissible = ~_right_documents(batch)
     if settings.margin is not None:
-        limit = cosine_bn.gather(1, batch.positive_slot[:, None]) - settings.margin
-        mined = mined & ((cosine_bn < limit) | _labelled(batch))
+        admissible = admissible & margin_mask(
+            cosine_bn, batch.positive_slot, margin=settings.margin, labelled_bC=_labelled(batch)
+        )
+    mined = _uses_in_sub_batch(batch) & admissible
     # columns in the order of ids, so that the draw does not depend on who stands beside whom
     order = batch.document_ids.argsort()
     column = draw_negatives(
         cosine_bn[:, order],
         mined[:, order],
-        (hard >= 0) & ~right.gather(1, hard.clamp(min=0)),
+        (hard >= 0) & admissible.gather(1, hard.clamp(min=0)),
         mined=settings.match_mined,
         temperature=settings.match_temperature,
         uniforms_b2=numbers[:, :2],

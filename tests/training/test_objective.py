@@ -307,10 +307,10 @@ def test_the_margin_may_drop_what_a_miner_found(embedder: Embedder, mode: str) -
     want = torch.cat([torch.eye(2, dtype=torch.bool), torch.tensor(own)], dim=1)
     assert torch.equal(contrast_of(model, batch).mask, want)
     # nor is it ever a pair of the matching stage, whose draw obeys the same margin
-    mined = joint(embedder, margin=5.0, match_mined=1.0)
     cosine = torch.zeros(batch.num_queries, batch.num_documents)
-    drawn = draw_pairs(batch, cosine, mined.settings)
-    assert 1 in drawn.query_rows
+    for share in (0.0, 0.5, 1.0):
+        drawn = draw_pairs(batch, cosine, joint(embedder, margin=5.0, match_mined=share).settings)
+        assert drawn.query_rows.tolist() == [1]
 
 
 def test_two_files_of_one_picture_are_one_document(embedder: Embedder) -> None:

@@ -188,6 +188,23 @@ def test_the_margin_keeps_near_positives_out_but_not_labelled_negatives(
     assert seen == {"h0.0", "d2"}
 
 
+@pytest.mark.parametrize("match_mined", [0.0, 0.5, 1.0])
+def test_the_margin_keeps_what_a_miner_found_out_of_either_draw(
+    embedder: Embedder, match_mined: float
+) -> None:
+    batch = train_batch(embedder, [[text_sample(0, negatives=2)]])
+    assert batch.documents.ids == ("d0", "h0.0", "h0.1")
+    cosine = torch.tensor([[0.5, 0.9, 0.1]])
+    settings = ObjectiveSettings(match_mined=match_mined, margin=0.05, match_temperature=2.0)
+    for mined, want in ((False, {1, 2}), (True, {2})):
+        found = replace(batch, negative_mined=torch.full((1, 2), mined))
+        seen: set[int] = set()
+        for step in range(40):
+            pairs = draw_pairs(replace(found, step=step), cosine, settings)
+            seen |= {*pairs.first_rows.tolist(), *pairs.second_rows.tolist()}
+        assert seen - {0} == want
+
+
 def test_draws_change_with_the_step(batch: TrainBatch) -> None:
     assert len({str(drawn(batch, step)) for step in range(6)}) == 6
     assert drawn(batch, 3) == drawn(batch, 3)
