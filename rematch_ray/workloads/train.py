@@ -218,6 +218,7 @@ class Progress:
 
     def __init__(self, run: RunConfig, directory: RunDirectory) -> None:
         self._run = run
+        self._log = directory.metrics
         self._tail = directory.tail()
         self._shown_at = 0.0
         self._steps: deque[dict[str, Any]] = deque(maxlen=STEPS_SHOWN)
@@ -252,6 +253,8 @@ class Progress:
     def _read(self) -> list[str]:
         """Take in what is new in the log; return lines about events that were not said yet."""
         news = self._tail.read()
+        for number in news.damaged:
+            _say(f"{self._log}: line {number} is no record, it was half written: left out")
         if news.anew:  # the workers were restarted: all events come again
             self._events, self._checkpoint = 0, ""
             self._steps.clear()

@@ -24,6 +24,24 @@ def test_a_tail_reads_each_record_once_and_waits_for_the_end_of_a_line(tmp_path:
     assert (second.anew, second.records) == (False, [{"step": 1}])
 
 
+def test_a_line_that_was_cut_spoils_no_other_and_is_named_once(tmp_path: Path) -> None:
+    """Rank 0 is killed as it writes; the driver, and then a new rank 0, go on in the same file."""
+    journal, tail = Journal(tmp_path / "log"), Tail(tmp_path / "log")
+    journal.append({"step": 0})
+    for cut in (b'{"step": 1, "met', b"\xff\0", b"7"):
+        with (tmp_path / "log").open("ab") as file:
+            file.write(cut)
+        Journal(tmp_path / "log").append({"event": "validation"})
+    news = tail.read()
+    assert news.records == [{"step": 0}, *[{"event": "validation"}] * 3]
+    assert news.damaged == [2, 4, 6]
+    journal.append({"step": 1})
+    assert (tail.read().records, tail.read().damaged) == ([{"step": 1}], [])
+    journal.keep(list(journal.records()))
+    assert len((tmp_path / "log").read_text().splitlines()) == 5
+    assert tail.read().damaged == []
+
+
 def test_a_tail_begins_again_when_the_file_is_written_anew(tmp_path: Path) -> None:
     journal, tail = Journal(tmp_path / "log"), Tail(tmp_path / "log")
     for step in range(3):

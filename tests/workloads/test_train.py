@@ -159,6 +159,24 @@ def test_steps_that_are_done_again_are_forgotten_and_a_half_written_line_is_left
     assert [r.get("step") for r in directory.records()] == [None, 0, 1, 2]
 
 
+def test_a_damaged_line_of_the_log_is_named_and_the_run_goes_on(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_config(tiny_base, samples, tmp_path)
+    directory = RunDirectory(run.directory)
+    directory.open(run)
+    directory.log({"event": "step", "step": 0})
+    with directory.metrics.open("a") as file:
+        file.write('{"event": "st')
+    directory.log({"event": "note", "at": 1, "text": "from the driver"})
+    progress = Progress(run, directory)
+    assert "metrics.jsonl: line 2 is no record" in capsys.readouterr().err
+    directory.forget_steps_from(0)
+    assert [r["event"] for r in directory.records()] == ["note"]
+    progress.show(last=True)
+    assert "is no record" not in capsys.readouterr().err
+
+
 def test_workers_that_do_not_divide_a_step_are_told_what_it_costs(
     tiny_base: Path, samples: dict[str, Path], tmp_path: Path
 ) -> None:
