@@ -116,13 +116,18 @@ def _mean(losses: Sequence[JointLoss], shares: Sequence[float]) -> JointLoss:
         zero = losses[0].total.detach().new_zeros(())
         return {name: weighted([values.get(name, zero) for values in maps]) for name in names}
 
+    # a part's loss is weighted by its share, so the square of its gradient by the share's square
+    squares = [
+        {name: share * value for name, value in loss.vector_gradients.items()}
+        for loss, share in zip(losses, shares, strict=True)
+    ]
     broken = [loss.broken for loss in losses if loss.broken is not None]
     return JointLoss(
         weighted([loss.total for loss in losses]),
         merged([loss.parts for loss in losses]),
         weighted([loss.groups for loss in losses]),
         merged([loss.accuracy for loss in losses]),
-        merged([loss.vector_gradients for loss in losses]),
+        merged(squares),
         merged([loss.statistics for loss in losses]),
         torch.cat(broken) if broken else None,
     )

@@ -114,6 +114,23 @@ def test_two_parts_are_two_smaller_batches(tiny_base: Path) -> None:
         gradients(model, batch, parts=3)
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_the_gradients_at_the_vectors_are_those_of_the_whole_in_any_number_of_parts(
+    tiny_base: Path, parts: int
+) -> None:
+    """Every part holds the same rows, so each row has the same negatives in a part as in all."""
+    model = build(tiny_base, {"w_match": 0}, {})
+    model.probe_vectors = True
+    group = [text_sample(n, negatives=1) for n in range(3)]
+    batch = train_batch(model.embedder, [group] * parts)
+    want, _ = gradients(model, batch)
+    for options in ({}, {"chunk_tokens": CHUNK}):
+        got, _ = gradients(model, batch, parts=parts, **options)
+        assert got.vector_gradients.keys() == want.vector_gradients.keys() != set()
+        for name, value in want.vector_gradients.items():
+            torch.testing.assert_close(got.vector_gradients[name], value, atol=0, rtol=1e-3)
+
+
 def test_every_rank_makes_the_same_calls_whatever_it_holds(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
