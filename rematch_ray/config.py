@@ -100,6 +100,9 @@ class TrainSettings(Settings):
     """Steps whose batches data tasks make before they are taken; more where encoding is slow."""
     prefetch_steps: int = Field(default=2, ge=0)
     """Steps whose batches a training process holds ready."""
+    start_from: Path | None = None
+    """Checkpoint of another run of the same model to begin with (RUN/checkpoint_0000100): weights,
+    optimiser and steps done, under this run's settings and data; null = begin with model.base."""
     checkpoint_every: int = Field(default=100, gt=0)
     """Steps between checkpoints; one is always written after the last step."""
     keep_checkpoints: int = Field(default=2, gt=0)

@@ -49,10 +49,10 @@ TOP_LIBRARIES = {"ray", "fastapi", "starlette", "uvicorn"}
 WORKLOADS = [
     "autoscaling", "runtime", "journal", "run_directory", "pauses", "stages", "ahead", "stream",
     "staging", "disk", "ledger", "shard_files", "embedding_job", "account", "shards",
-    "validation", "tracking", "training_plot", "watch", "bad_rows", "checkpoints", "preemption",
-    "loop", "train", "embed_data", "embed_stages", "embed_progress", "embed_actor", "embed",
-    "mining_tasks", "mining_job", "mining_inputs", "mining_runs", "mining_galleries", "mine",
-    "build_index", "evaluate", "pretrain_tiny",
+    "validation", "tracking", "training_plot", "watch", "bad_rows", "checkpoints", "resuming",
+    "preemption", "loop", "train", "embed_data", "embed_stages", "embed_progress", "embed_actor",
+    "embed", "mining_tasks", "mining_job", "mining_inputs", "mining_runs", "mining_galleries",
+    "mine", "build_index", "evaluate", "pretrain_tiny",
     "stamps", "showcase", "demo_lines", "demo",
 ]  # fmt: skip
 

@@ -6,7 +6,8 @@ Middle floor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +47,18 @@ def parameter_groups(model: nn.Module, settings: OptimisationSettings) -> list[d
         *({**group([p], new_rate, 0.0), "bounds": _BOUNDED[n]} for n, p in named if n in _BOUNDED),
     ]
     return [entry for entry in groups if entry["params"]]
+
+
+@contextmanager
+def own_settings(optimizer: Optimizer) -> Iterator[None]:
+    """Whatever is loaded inside, the groups keep their rates, decay, averages' shares and bounds.
+
+    A state holds those that it was written under, and a run may go on under others.
+    """
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    yield
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def kept_in_bounds(optimizer: Optimizer) -> Optimizer:

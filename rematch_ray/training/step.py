@@ -205,6 +205,8 @@ class Training:
     def load(self, directory: str | Path) -> None:
         """Restores what `save` wrote; under ddp and fsdp2 what either wrote, at any world size.
 
+        Rates, decay and averages' shares stay those of the settings.
+
         Raises:
             UserError: the strategy cannot read it.
         """
@@ -222,8 +224,8 @@ class Training:
     def _check_finite(self, name: str, value: float, batch: TrainBatch, loss: JointLoss) -> None:
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the {name} is {value} at step {self.steps_done} ({blame(batch, loss)}): mend "
-                "the rows, lower optimisation.learning_rate, or raise the temperatures"
+                f"the {name} is {value} at step {self.steps_done} ({blame(batch, loss)}): lower "
+                "optimisation.learning_rate, mend the rows, or raise the temperatures"
             )
 
     def _metrics(self, loss: JointLoss) -> dict[str, float]:

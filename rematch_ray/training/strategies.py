@@ -161,7 +161,7 @@ class Strategy(Protocol):
         """As `save`; done when every rank's part is written."""
 
     def load(self, directory: Path) -> int:
-        """Restores what `save` wrote; returns steps done."""
+        """Restores what `save` wrote, but for rates, decay and betas; returns steps done."""
 
     def full_state(self) -> dict[str, Tensor]:
         """All weights in main memory on rank 0 under the model's own names; {} elsewhere."""

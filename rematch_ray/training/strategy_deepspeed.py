@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from rematch_ray.collectives import rank, world_size
 from rematch_ray.errors import UserError
 from rematch_ray.training.objective import JointModel
-from rematch_ray.training.parameters import kept_in_bounds
+from rematch_ray.training.parameters import kept_in_bounds, own_settings
 from rematch_ray.training.settings import OptimisationSettings
 from rematch_ray.training.state import DEEPSPEED, first_failure
 from rematch_ray.training.strategies import StrategySettings, deepspeed_config
@@ -229,7 +229,8 @@ class DeepSpeedStrategy:
                     f"'{directory}' was written under deepspeed with {key} {about[name]}, and it "
                     f"is {now} now: set it back (ddp and fsdp2 resume at any number of processes)"
                 )
-        self.wrapped.load_checkpoint(str(folder), tag=_TAG)
+        with own_settings(self.optimizer):
+            self.wrapped.load_checkpoint(str(folder), tag=_TAG)
         return int(about["steps_done"])
 
     def full_state(self) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from rematch_ray.collectives import world_size
 from rematch_ray.errors import UserError
 from rematch_ray.training.background import BackgroundWriter
 from rematch_ray.training.objective import JointModel
-from rematch_ray.training.parameters import kept_in_bounds
+from rematch_ray.training.parameters import kept_in_bounds, own_settings
 from rematch_ray.training.settings import OptimisationSettings
 from rematch_ray.training.state import full_weights, load_state, save_state, training_state
 from rematch_ray.training.strategies import StrategySettings
@@ -113,7 +113,8 @@ class TorchStrategy:
 
     def load(self, directory: Path) -> int:
         """Restores what ddp or fsdp2 wrote on any number of ranks; returns steps done."""
-        return load_state(self._model, self.optimizer, directory)
+        with own_settings(self.optimizer):
+            return load_state(self._model, self.optimizer, directory)
 
     def full_state(self) -> dict[str, Tensor]:
         """All weights in main memory on rank 0 under the model's own names; {} elsewhere."""

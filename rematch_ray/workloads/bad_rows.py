@@ -52,6 +52,8 @@ class BadRows:
             return ""
         return (
             f"{self._in_epoch} of the {self._rows} training rows of epoch {epoch} cannot be "
-            f"encoded, more than data.max_bad_share {self._share:g} allows; mend or remove them: "
+            f"encoded, more than data.max_bad_share {self._share:g} allows ("
             + "; ".join(reasons[:REASONS_SHOWN])
+            + "): raise it and give the same command, or mend or remove the rows and train on "
+            "under another `name` with train.start_from"
         )

@@ -5,12 +5,10 @@ processes agree whether to go on, so that a request to stop or a refused row end
 same step. Top floor.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,8 +27,9 @@ from rematch_ray.training.measures import Meter, Work, WorkCounter
 from rematch_ray.training.step import Training
 from rematch_ray.training.strategies import precision_of
 from rematch_ray.workloads.bad_rows import BadRows
-from rematch_ray.workloads.checkpoints import STATE, TRAINER, Checkpoints
+from rematch_ray.workloads.checkpoints import Checkpoints
 from rematch_ray.workloads.preemption import Preemption
+from rematch_ray.workloads.resuming import restore
 from rematch_ray.workloads.run_directory import RunDirectory
 from rematch_ray.workloads.stages import EncodeSamples
 from rematch_ray.workloads.stream import RankStep, TrainingData, batches, rank_steps, split
@@ -38,6 +37,10 @@ from rematch_ray.workloads.stream import RankStep, TrainingData, batches, rank_s
 REASONS_KEPT = 3
 MARK_BITS = 2**40 - 1
 NO_WORK = Work()
+HOW_ON = (
+    "with another learning rate the same command goes on from the last checkpoint; for other rows "
+    "or temperatures train on under another `name` with train.start_from (docs/training.md)"
+)
 
 
 def train_rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
     accepted, preemption = BadRows(run.data, data.plan), Preemption()
     try:
         training = _build(run)
-        start = done = _restore(training, data, accepted)
+        start = done = restore(training, run, data, accepted)
     except UserError as error:  # the same on every rank: a strategy, a base, a checkpoint
         return {"refused": str(error), "steps": 0}
     _announce(directory, start)
@@ -83,7 +86,7 @@ def train_rank(config: dict[str, Any]) -> dict[str, Any]:
         try:
             metrics = training.step(batch)
         except FloatingPointError as error:  # the same on every rank: the loss is a mean over them
-            return _leave(checkpoints, {"refused": str(error), "steps": done})
+            return _leave(checkpoints, {"refused": f"{error}; {HOW_ON}", "steps": done})
         done = given.index + 1
         meter.look()
         if rank() == 0:
@@ -138,29 +141,6 @@ def _build(run: RunConfig) -> Training:
         device=ray.train.torch.get_device(),
         name=run.name,
     )
-
-
-def _restore(training: Training, data: TrainingData, accepted: BadRows) -> int:
-    """Load the last checkpoint, if any, and return the step to go on with.
-
-    Bad rows are counted on from there.
-
-    Raises:
-        UserError: it was made on other data, or the strategy cannot read it.
-    """
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    folder = Path(checkpoint.path)
-    saved = json.loads((folder / TRAINER).read_text())
-    if saved["plan"] != data.plan.digest:
-        raise UserError(
-            f"{folder} was made on other data or another order of it (plan {saved['plan'][:12]}, "
-            f"now {data.plan.digest[:12]}); put the data back, or train under another name"
-        )
-    training.load(folder / STATE)
-    accepted.go_on(saved.get("bad_rows", {}))  # an earlier release did not keep them
-    return int(saved["index"])
 
 
 def _announce(directory: RunDirectory, start: int) -> None:

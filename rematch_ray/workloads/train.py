@@ -24,6 +24,7 @@ from rematch_ray.errors import UserError
 from rematch_ray.model.starting import check_base
 from rematch_ray.training.strategies import check_installed, check_strategy
 from rematch_ray.workloads import validation
+from rematch_ray.workloads.resuming import check_start
 from rematch_ray.workloads.run_directory import CheckpointError, RunDirectory
 from rematch_ray.workloads.runtime import Background, Bundle, connect
 from rematch_ray.workloads.stream import TrainingData, open_data
@@ -63,13 +64,16 @@ def train(run: RunConfig) -> dict[str, Any]:
     if finished is not None:
         _say(f"run {run.name} is finished ({finished['steps']} steps): {run.directory}")
         return {**finished, "skipped": True}
+    if not directory.has_begun():
+        check_start(run)
     if run.train.min_workers < run.train.max_workers:
         # just after a node is gone Ray still counts on it, and waits so long before it counts anew
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_WAIT_S)
     with connect(_bundles(run)) as is_own_cluster:
         if idle := idle_line(run.train.max_workers, data.plan):
             _say(idle)
-        directory.open(run)
+        if others := directory.open(run):
+            _say(others)
         trainer = LocalTrainer if is_own_cluster else TorchTrainer
         return _fit(_with_absolute_paths(run), data, directory, trainer)
 
@@ -87,6 +91,9 @@ def _with_absolute_paths(run: RunConfig) -> RunConfig:
     if run.validation is not None:
         found = validation.with_absolute_paths(run.validation)
         run = run.model_copy(update={"validation": found})
+    if run.train.start_from is not None:
+        start = run.train.start_from.expanduser().absolute()
+        run = run.model_copy(update={"train": run.train.model_copy(update={"start_from": start})})
     return run.model_copy(update={"storage": run.storage.expanduser().absolute()})
 
 

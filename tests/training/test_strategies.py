@@ -519,6 +519,33 @@ def test_a_state_that_one_rank_cannot_write_is_refused_by_all_and_they_go_on(
     run_ranks(_meets_full_disks, tmp_path, tiny_base, name)
 
 
+def _goes_on_slower(folder: Path, base: Path) -> None:
+    """On two ranks: a state is continued at other rates, with another decay."""
+    cell = CELLS["shared_kv"]
+    rates = {"learning_rate": 1e-6, "new_learning_rate": 1e-5, "weight_decay": 0.0}
+    for name, strategy in STRATEGIES.items():
+        if name.startswith("zero") and find_spec("deepspeed") is None:
+            continue
+        training = build(base, cell, strategy)
+        training.step(mine(training, 0))
+        training.save(folder / name)
+        resumed = build(base, replace(cell, optimisation=rates), strategy)
+        resumed.load(folder / name)
+        before = resumed.strategy.full_state()
+        resumed.step(mine(resumed, 1))
+        groups = resumed.optimizer.param_groups
+        assert {group["peak"] for group in groups} == {1e-6, 1e-5}, name
+        assert {group["weight_decay"] for group in groups} == {0.0}, name
+        for weight, value in resumed.strategy.full_state().items():
+            assert float((value - before[weight]).abs().max()) < 2e-5, (name, weight)
+
+
+def test_a_state_is_continued_at_the_rates_of_the_settings_under_every_strategy(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run_ranks(_goes_on_slower, tmp_path, tiny_base)
+
+
 def _learn_fast(folder: Path, base: Path) -> None:
     """On two ranks: temperatures at a rate that takes them past a bound at once."""
     learned = {"learn_temperatures": True, "temperature_fused": 0.15, "temperature_maxsim": 0.15}

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray.data
@@ -12,6 +13,7 @@ import ray.train
 import yaml
 from ray.train.torch import TorchTrainer
 
+from rematch_ray.config import RunConfig
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
 from rematch_ray.training.strategies import StrategySettings
@@ -68,11 +70,16 @@ def test_a_killed_worker_and_a_stopped_run_lose_no_step_and_repeat_none(
     # the next run goes on with three processes, which do not divide a step's four sub-batches;
     # rank 2 meets a disk without room for its part of a checkpoint
     alone = run_config(tiny_base, samples, tmp_path, num_workers=3)
+    # at another rate, and a chunk at a time
+    alone = other(alone, optimisation={"learning_rate": 1e-5, "chunk_tokens": 400})
     state = run.directory / "checkpoint_0000024" / "state"
     state.mkdir(parents=True)
     (state / "__2_0.distcp").symlink_to("/dev/full")
     finished = train(alone)
-    [note] = records(run, "note")
+    [rates, note] = records(run, "note")
+    assert rates["text"].endswith("on: optimisation.learning_rate 1e-05, before 0.0001")
+    learned = [r["metrics"]["learning_rate"] for r in records(run, "step")]
+    assert max(learned[: stopped["steps"]]) > 5e-5 and max(learned[stopped["steps"] :]) <= 1e-5
     assert "checkpoint_0000024 could not be written ([Errno 28] No space left" in note["text"]
     assert "stands: checkpoint_0000020" in note["text"]
     assert not state.exists()
@@ -97,6 +104,15 @@ def test_a_killed_worker_and_a_stopped_run_lose_no_step_and_repeat_none(
     again = train(alone)
     assert again["skipped"]
     assert again["metrics"] == finished["metrics"]
+
+    # another run begins with a checkpoint of this one, under other settings
+    cut = run.directory / "checkpoint_0000028"
+    begun = other(alone, train={"num_workers": 1, "start_from": cut}, data={"max_negatives": 0})
+    begun = other(begun, objective={"temperature_fused": 0.05}).model_copy(update={"name": "on"})
+    assert train(begun)["steps"] == STEPS
+    [start] = records(begun, "start")
+    assert start["from_step"] == 28
+    assert [r["step"] for r in records(begun, "step")] == list(range(28, STEPS))
 
 
 def test_a_run_goes_on_only_with_the_settings_it_began_with(
@@ -131,6 +147,83 @@ def test_a_run_goes_on_only_with_the_settings_it_began_with(
         directory.result(run.model_copy(update={"strategy": half}))
     with pytest.raises(UserError, match=r"seed=0, now seed=3"):
         directory.result(run.model_copy(update={"seed": 3}))
+    begun = run_config(tiny_base, samples, tmp_path, start_from=tmp_path / "checkpoint_0000004")
+    with pytest.raises(UserError, match=r"train.start_from=None"):
+        directory.result(begun)
+
+
+def other(run: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """The run with other values of some keys, `section={key: value}`."""
+    return run.model_copy(
+        update={n: getattr(run, n).model_copy(update=keys) for n, keys in sections.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": {"max_bad_share": 0.2}},
+        {"model": {"gradient_checkpointing": True}},
+        {"objective": {"match_form": "packed"}},
+        {"optimisation": {"chunk_tokens": 500, "probe_every": 0}},
+    ],
+)
+def test_what_changes_no_result_may_change_when_a_run_goes_on(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run = run_config(tiny_base, samples, tmp_path)
+    directory = RunDirectory(run.directory)
+    assert directory.open(run) == ""
+    changed = other(run, **change)
+    assert directory.result(changed) is None
+    assert directory.open(changed) == ""
+    assert list(directory.records()) == []
+
+
+def test_other_rates_are_taken_and_noted_and_what_else_is_learned_by_names_the_way(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_config(tiny_base, samples, tmp_path)
+    directory = RunDirectory(run.directory)
+    directory.open(run)
+    hot = other(run, objective={"temperature_fused": 0.05})
+    with pytest.raises(UserError, match=r"another `name`, or delete"):
+        directory.result(hot)
+    directory.log({"event": "checkpoint", "at": 4, "name": "checkpoint_0000004"})
+    with pytest.raises(UserError, match=r"train\.start_from=.*/run/checkpoint_0000004 takes over"):
+        directory.result(hot)
+    slow = other(run, optimisation={"learning_rate": 1e-5, "new_learning_rate": 1e-4})
+    assert directory.result(slow) is None
+    said = directory.open(slow)
+    assert said == (
+        "from step 4 on: optimisation.learning_rate 1e-05, before 0.0001, "
+        "optimisation.new_learning_rate 0.0001, before null"
+    )
+    assert records(run, "note") == [{"event": "note", "at": 4, "text": said}]
+    assert directory.open(slow) == ""
+
+
+def test_a_run_goes_on_under_a_release_that_knows_other_keys(
+    tiny_base: Path, samples: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_config(tiny_base, samples, tmp_path)
+    directory = RunDirectory(run.directory)
+    directory.open(run)
+    config = run.directory / "config.yaml"
+    written = yaml.safe_load(config.read_text())
+    # an earlier release did not know keys that have a default: they count as not set
+    del written["objective"]["match_temperature"], written["model"]["max_text_tokens"]
+    del written["data"]["order"]["window"], written["track"]
+    config.write_text(yaml.safe_dump(written))
+    assert directory.result(run) is None
+    changed = other(run, model={"max_text_tokens": 9})
+    with pytest.raises(UserError, match=r"max_text_tokens=4096, now model.max_text_tokens=9"):
+        directory.result(changed)
+    # a later one knows keys that this one does not
+    written["objective"]["w_later"] = 1.0
+    config.write_text(yaml.safe_dump(written))
+    with pytest.raises(UserError, match=r"another release began .*unknown key objective.w_later"):
+        directory.result(run)
 
 
 def test_only_a_cluster_of_this_program_trains_without_a_cleaner(tmp_path: Path) -> None:
