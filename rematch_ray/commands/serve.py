@@ -1,7 +1,8 @@
 """Serve an index over HTTP on Ray Serve, with the search page at / and the API's at /docs.
 
-Starts Ray in this process (or joins the cluster that RAY_ADDRESS names) and runs until Ctrl-C. On
-loopback no API key is needed; any other address asks for --api-keys-file.
+Starts Ray in this process, or joins the cluster that RAY_ADDRESS names, whose Serve must not listen
+elsewhere, and runs until Ctrl-C. On loopback no API key is needed; any other address asks for
+--api-keys-file.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rematch_ray.commands import interruption
+from rematch_ray.commands import interruption, joining
 from rematch_ray.commands.listening import keep_up, tune_serve
 from rematch_ray.commands.parser import OneLineParser, existing_directory, positive_number
 from rematch_ray.errors import UserError
 
 if TYPE_CHECKING:
+    from ray.serve import Application
+
     from rematch_ray.serve.settings import ServeArgs
 
 APPLICATION = "rematch-ray"
@@ -99,7 +103,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--url and --api-key-file belong to 'rematch-ray serve swap'")
     args, shards = _settings(options)
     args.read_keys()
-    _check_port(options.host, options.port)
+    is_joined = bool(os.environ.get("RAY_ADDRESS"))
+    if not is_joined:
+        _check_port(options.host, options.port)
     proxy_port = tune_serve(options.host, options.port, with_haproxy=options.haproxy)
     from rematch_ray.workloads.runtime import Bundle, connect
 
@@ -112,27 +118,31 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(f"starting Ray Serve for {options.index} ...", file=sys.stderr, flush=True)
     from ray import serve
 
+    from rematch_ray.serve.app import build
+
     def start_again() -> None:
         serve.shutdown()
-        _start(args, options.host, proxy_port)
-        _wait_until_ready(f"{url}readyz")
+        _start_serve(options.host, proxy_port)
+        _deploy(build(args), f"{url}readyz")
 
     with connect(bundles):
         interruption.install()  # Ray's own handler prints a native stack and aborts
-        _start(args, options.host, proxy_port)
-        _wait_until_ready(f"{url}readyz")
-        seconds = time.perf_counter() - started
-        print(f"ready after {seconds:.0f} s: {url} (API: {url}docs), Ctrl-C ends", file=sys.stderr)
-        sys.stderr.flush()
-        with contextlib.suppress(KeyboardInterrupt):  # the way to end a server, not a failure
-            if proxy_port == options.port:
-                threading.Event().wait()
-            reached_as = _spoken(options.host).strip("[]")
-            keep_up(options.host, options.port, reached_as, start_again)
-        print("stopping ...", file=sys.stderr, flush=True)
-        # a cluster of our own ends with us, but a log is closed by the replica that writes it
-        if os.environ.get("RAY_ADDRESS") or options.query_log is not None:
-            serve.delete(APPLICATION)
+        _start_serve(options.host, proxy_port)
+        application = build(args)
+        with _taken_away(is_joined):
+            _deploy(application, f"{url}readyz")
+            seconds = time.perf_counter() - started
+            said = f"ready after {seconds:.0f} s: {url} (API: {url}docs), Ctrl-C ends"
+            print(said, file=sys.stderr, flush=True)
+            with contextlib.suppress(KeyboardInterrupt):  # the way to end a server, not a failure
+                if proxy_port == options.port:
+                    threading.Event().wait()
+                reached_as = _spoken(options.host).strip("[]")
+                keep_up(options.host, options.port, reached_as, start_again)
+            print("stopping ...", file=sys.stderr, flush=True)
+            # a cluster of our own ends with us, but a log is closed by the replica that writes it
+            if options.query_log is not None and not is_joined:
+                serve.delete(APPLICATION)
     return {"url": url, "seconds_until_ready": round(seconds, 1)}
 
 
@@ -221,17 +231,44 @@ def _check_port(host: str, port: int) -> None:
             ) from taken
 
 
-def _start(args: ServeArgs, host: str, port: int) -> None:
+def _start_serve(host: str, port: int) -> None:
+    """Start Serve where it does not run; refuse one that listens elsewhere."""
     from ray import serve
     from ray.serve.config import HTTPOptions
-    from ray.serve.schema import LoggingConfig
-
-    from rematch_ray.serve.app import build
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=quiet)
-    serve.run(build(args), name=APPLICATION, route_prefix="/", logging_config=quiet)
+    if (running := joining.running_at()) is None:
+        if os.environ.get("RAY_ADDRESS"):  # else it was looked at before Ray was started
+            _check_port(host, port)
+        serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=_quiet())
+        running = joining.running_at()  # somebody else may have been quicker
+    joining.refuse_elsewhere(running, host, port)
+
+
+def _deploy(application: Application, ready_url: str) -> None:
+    """Start the application and wait until it answers."""
+    from ray import serve
+
+    serve.run(application, name=APPLICATION, route_prefix="/", logging_config=_quiet())
+    _wait_until_ready(ready_url)
+
+
+def _quiet() -> Any:
+    from ray.serve.schema import LoggingConfig
+
+    return LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+@contextlib.contextmanager
+def _taken_away(is_joined: bool) -> Iterator[None]:
+    """Leave no application behind on a cluster that goes on, whatever ends us."""
+    from ray import serve
+
+    try:
+        yield
+    finally:
+        if is_joined:
+            serve.delete(APPLICATION)
 
 
 def _wait_until_ready(url: str) -> None:
