@@ -149,12 +149,19 @@ class Searcher:
     async def _paid(
         self, caller: Caller, decision: Decision, ask: Callable[[], Awaitable[Found]]
     ) -> Found:
-        """What the shards say, out of the caller's quota; what fails costs no dot products."""
-        expected, spent = decision.option.dot_products, 0
+        """What the shards say, out of the caller's quota.
+
+        What fails costs no dot products. What its caller has left costs what was expected: nothing
+        ends a search that a shard has begun.
+        """
+        expected = spent = decision.option.dot_products
         self._quota.spend(caller.name, expected)
         try:
             found = await ask()
             spent = found.dot_products
+        except Exception:
+            spent = 0
+            raise
         finally:
             self._quota.settle(caller.name, expected, spent)
         return found

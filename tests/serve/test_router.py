@@ -363,6 +363,24 @@ async def test_a_search_counts_once_and_pays_for_what_it_found(shard: LocalShard
     assert left() == (5, 100_000 - 2 * 60 * 32)
 
 
+@pytest.mark.parametrize("deadline_s", [None, 0.05])
+async def test_a_caller_that_goes_pays_for_the_search_it_began(
+    shard: LocalShard, monkeypatch: pytest.MonkeyPatch, deadline_s: float | None
+) -> None:
+    monkeypatch.setattr(deadline, "GRACE_S", 0.05)
+    clock = Clock()
+    quotas = {"small": Quota.of(None, 100_000, burst_s=1)}
+    router = router_over([shard], quota=LeasedQuota(quotas, clock), clock=clock)
+    router.quota.state("small")
+    router.quota.grant("small", Lease(0, 100_000, 60.0, 0.0, 0.0, 0.0))
+    shard.search = Mute(shard.search)  # type: ignore[method-assign,assignment]
+    plan = replace(FULL, deadline=deadline_s and clock.now + deadline_s)
+    with pytest.raises((TimeoutError, DeadlineError)):
+        await asyncio.wait_for(router.search(query(), plan, Caller("small")), 0.2)
+    await asyncio.sleep(0.1)
+    assert router.quota.state("small").remaining_dot_products == 100_000 - 60 * 32
+
+
 async def test_a_search_that_its_quota_cannot_pay_is_refused_before_it_has_vectors(
     shard: LocalShard,
 ) -> None:
