@@ -222,6 +222,7 @@ class _Slice:
     """What a replica holds of one bucket, and what it owes to it."""
 
     def __init__(self, limit: Limit, now: float) -> None:
+        self._burst = limit.burst
         self._credit = CREDIT_SHARE * limit.burst
         self._held = 0.0
         self._valid_until = now
@@ -268,11 +269,15 @@ class _Slice:
         return self.owed + max(self._per_s * _AHEAD_S - self.held(now), 0.0)
 
     def grant(self, tokens: float, now: float, valid_until: float, bucket_holds: float) -> None:
+        # a ledger that has not read of the quota yet leases without end, and would go on to be
+        # obeyed for as long as the slice is renewed
+        tokens = min(tokens, self._burst)
         paid = min(tokens, self.owed)
         self.owed -= paid
-        self._held = self.held(now) + tokens - paid
+        self._held = min(self.held(now) + tokens - paid, self._burst)
         self._valid_until = valid_until
-        self._bucket_holds = bucket_holds
+        self._bucket_holds = min(bucket_holds, self._burst)
 
     def remaining(self, now: float) -> float:
-        return max(self.held(now) + self._bucket_holds - self.owed, 0.0)
+        left = self.held(now) + self._bucket_holds - self.owed
+        return min(max(left, 0.0), self._burst)

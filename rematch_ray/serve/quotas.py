@@ -7,6 +7,7 @@ callers, nothing of keys, requests or Ray.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -47,8 +48,8 @@ class Quota:
         """A quota from settings.
 
         Args:
-            requests_per_s: None does not limit.
-            dot_products_per_s: None does not limit.
+            requests_per_s: None, like an infinite one, does not limit.
+            dot_products_per_s: likewise.
             burst_s: how many seconds' worth a bucket holds; one request at least.
 
         >>> Quota.of(0.1, None, burst_s=2)
@@ -126,7 +127,9 @@ class TokenBucket:
 
 
 def _limit(per_s: float | None, burst_s: float, *, least: float = 0.0) -> Limit | None:
-    return None if per_s is None else Limit(per_s, max(least, per_s * burst_s))
+    if per_s is None or math.isinf(per_s * burst_s):
+        return None
+    return Limit(per_s, max(least, per_s * burst_s))
 
 
 @dataclass

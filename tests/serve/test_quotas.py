@@ -210,6 +210,30 @@ def test_a_changed_quota_holds_from_the_next_lease_on() -> None:
     assert math.isinf(service.ledger.lease(KEY, 50, 0).requests)
 
 
+def test_a_quota_that_the_ledger_has_not_read_of_yet_holds_all_the_same() -> None:
+    quotas: dict[str, Quota] = {}
+    service = Replicas(1, quotas)
+    replica = LeasedQuota({KEY: Quota.of(10, 1000, burst_s=2)}, service.clock)
+    service.replicas = [replica]
+    assert service.admits(0, 100)
+    service.exchange(0)
+    headers = replica.state(KEY).headers()
+    assert (headers["ratelimit-remaining"], headers["ratelimit-limit"]) == ("20", "20")
+    assert (headers["ratelimit-dot-products-remaining"], headers["ratelimit-reset"]) == (
+        "2000",
+        "0",
+    )
+    quotas[KEY] = Quota.of(10, 1000, burst_s=2)
+    # the burst that was leased blindly, the bucket's own, and the credit
+    assert sum(service.admits(0) for _ in range(1000)) <= 21
+    service.exchange(0)
+    assert sum(service.admits(0) for _ in range(1000)) <= 21
+
+
+def test_a_rate_without_end_is_no_limit() -> None:
+    assert Quota.of(math.inf, 1e308, burst_s=2).is_unlimited
+
+
 def test_headers_say_what_is_left_and_when_it_is_full() -> None:
     service = Replicas(1, {KEY: Quota.of(10, None, burst_s=2)})
     service.admits(0)
