@@ -1,8 +1,8 @@
 """The deployment that changes sets: brings a new one up, removes the old one, tells the routers.
 
 One replica per application. The state machine stands in `swap`; this does its chores on Serve. It
-keeps nothing on disk: a replica that starts anew goes by what the routers serve, and removes sets
-that nobody does. No request passes through it.
+keeps nothing on disk: a replica that starts anew goes by what the routers serve, also where its
+configuration names another pair, and removes sets that nobody does. No request passes through it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rematch_ray.serve.settings import ServeArgs
 from rematch_ray.serve.swap import Phase, SetOrders, SetReport, SetSpec, SwapManager
 
 TICK_S = 0.2
+Pair = tuple[str, str | None]
 # routers of a deployment that is being replaced still use their sets
 FOREIGN_S = 10.0
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Sets:
 
     def __init__(self, args: ServeArgs, first: SetSpec, deployed: str) -> None:
         self._args = args
+        self._first = first
         self._deployed = deployed
         self._application = serve.get_replica_context().app_name
         self._manager = SwapManager(
@@ -46,7 +48,8 @@ class Sets:
             warm_timeout_s=args.swap.warm_timeout_s,
             drain_timeout_s=args.swap.drain_timeout_s,
         )
-        self._wish: tuple[str, str | None] | None = None
+        self._wish: Pair | None = None
+        self._is_wish_of_start = False
         self._foreign_at: float | None = None
         self._has_swept = False
         self._chores: set[asyncio.Task[None]] = set()
@@ -56,6 +59,10 @@ class Sets:
     async def reconfigure(self, config: dict[str, Any] | None) -> None:
         """Takes the pair that the configuration of the deployment names (`user_config`).
 
+        Serve calls this when the configuration changes, and once in every replica that starts,
+        before anybody else calls. Of a start it counts only while the first set serves: what the
+        routers have moved on to came after it, or from it.
+
         Raises:
             UserError: it names anything but `index` and `model`.
         """
@@ -64,6 +71,7 @@ class Sets:
         if not {"index"} <= set(config) <= {"index", "model"}:
             raise UserError(f"user_config of 'sets' takes index and model, not {sorted(config)}")
         self._wish = (str(config["index"]), config.get("model"))
+        self._is_wish_of_start = self._task is None
 
     async def exchange(self, report: SetReport, deployed: str) -> SetOrders:
         """Takes a router's report, gives it its orders."""
@@ -120,15 +128,25 @@ class Sets:
 
     async def _when_quiet(self) -> None:
         if self._wish is not None:
-            (index, model), self._wish = self._wish, None
-            try:
-                await self.swap(index, model)
-            except UserError as refused:
-                logger.warning("user_config of 'sets': %s", refused)
+            wish, self._wish = self._wish, None
+            await self._fulfil(wish)
         is_alone = self._foreign_at is None or time.monotonic() - self._foreign_at > FOREIGN_S
         if not self._has_swept and is_alone:
             self._has_swept = True
             self._begin(self._sweep())
+
+    async def _fulfil(self, wish: Pair) -> None:
+        """Begin the change that the configuration asks for, unless it is one of long ago."""
+        serving = self._manager.serving
+        if self._is_wish_of_start and serving != self._first:
+            if wish != (serving.index, serving.model):
+                logger.warning("%s serves on, although user_config of 'sets' names %s: swap to it, "
+                               "if that is still wanted", serving.index, wish[0])  # fmt: skip
+            return
+        try:
+            await self.swap(*wish)
+        except UserError as refused:
+            logger.warning("user_config of 'sets': %s", refused)
 
     def _begin(self, chore: Any) -> None:
         task = asyncio.create_task(chore)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,10 @@ def sets(monkeypatch: pytest.MonkeyPatch) -> Sets:
     monkeypatch.setattr(set_manager, "TICK_S", 0.01)
     monkeypatch.setattr("rematch_ray.serve.swap.LISTEN_S", 0.0)
     monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="app"))
+    # no test is to start a set, nor Ray for it
+    monkeypatch.setattr(set_manager, "build_set", lambda *values: None)
+    monkeypatch.setattr(serve, "run", lambda *values, **options: None)
+    monkeypatch.setattr(serve, "delete", lambda name: None)
     sets = Sets(ServeArgs(index=Path("/a"), allow_anonymous=True), OLD, "deployed")
     sets._has_swept = True
     return sets
@@ -55,6 +60,52 @@ async def test_it_goes_on_after_a_look_that_failed(
     assert "the file system is away" in caplog.text
 
 
+async def test_a_manager_that_starts_anew_keeps_what_came_after_its_configuration(
+    sets: Sets, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[Path] = []
+
+    def check(index: Path, *rest: Any) -> SetSpec:
+        asked.append(index)
+        return replace(NEW, index=str(index))
+
+    async def looked_at(serving: SetSpec) -> None:
+        for _ in range(10):
+            await sets.exchange(SetReport("router", serving), "deployed")
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(set_manager, "check_pair", check)
+    later = SetSpec("app-set-2", "/c", "/model-c")
+    await sets.reconfigure({"index": "/b", "model": "/model-b"})
+    await looked_at(later)
+    assert (asked, (await sets.status())["serving"]["index"]) == ([], "/c")
+    assert "/c serves on, although user_config of 'sets' names /b" in caplog.text
+    # a change of the configuration is not a start
+    await sets.reconfigure({"index": "/d"})
+    await looked_at(later)
+    assert asked == [Path("/d")]
+    assert (await sets.status())["phase"] == "warming"
+
+
+async def test_a_manager_that_starts_takes_its_configuration_where_the_first_pair_serves(
+    sets: Sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(set_manager, "check_pair", lambda *pair: NEW)
+    await sets.reconfigure({"index": "/b"})
+    await until(lambda status: status["phase"] == "warming", sets)
+
+
+async def test_a_manager_that_starts_anew_says_nothing_of_a_configuration_that_is_served(
+    sets: Sets, caplog: pytest.LogCaptureFixture
+) -> None:
+    await sets.reconfigure({"index": NEW.index, "model": NEW.model})
+    for _ in range(10):
+        await sets.exchange(SetReport("router", NEW), "deployed")
+        await asyncio.sleep(0.01)
+    assert (await sets.status())["serving"]["index"] == NEW.index
+    assert caplog.text == ""
+
+
 async def test_a_set_that_does_not_come_up_ends_the_change_whatever_went_wrong(
     sets: Sets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +114,6 @@ async def test_a_set_that_does_not_come_up_ends_the_change_whatever_went_wrong(
 
     monkeypatch.setattr(set_manager, "check_pair", lambda *pair: NEW)
     monkeypatch.setattr(set_manager, "build_set", broken)
-    monkeypatch.setattr(serve, "delete", lambda name: None)
     await until(lambda status: status["phase"] == "serving", sets)
     await sets.swap("/b", None)
     status = await until(lambda status: status["last"] is not None, sets)
