@@ -1,8 +1,9 @@
 """How a router follows the coordinator: reports a few times a second, goes by the last orders.
 
 A coordinator that falls silent is obeyed for a while; then the router serves without a ceiling and
-says so. The state of the index moves with the orders, after its facts have been fetched, so that no
-request waits for them. Knows shards and coordinator by protocols, and no Ray.
+says so. The state of the index moves with the orders, once its facts have been fetched, so that no
+request waits for them; nor does the next exchange. Knows shards and coordinator by protocols, and
+no Ray.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from rematch_ray.errors import UserError
 from rematch_ray.serve.backend import NotReadyError, OverloadedError
@@ -96,6 +97,7 @@ class Follower:
         self._is_silent = False
         self._admitted: Admitted | None = None
         self._task: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
         self.waits = Waits(clock)
         self.refused = 0
 
@@ -121,8 +123,9 @@ class Follower:
 
     def stop(self) -> None:
         """End to report: nobody asks any more."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in (self._task, self._moving):
+            if task is not None:
+                task.cancel()
 
     async def admitted(self) -> Admitted:
         """What a request that comes now is admitted to.
@@ -165,7 +168,7 @@ class Follower:
             )
 
     async def exchange(self) -> None:
-        """Report once and take orders."""
+        """Report once and take orders; a state that they name is moved on to in the background."""
         assert self._coordinator is not None
         try:
             orders = await self._coordinator.exchange(self._report())
@@ -181,13 +184,21 @@ class Follower:
             self._is_silent = False
         for key, lease in orders.leases.items():
             self._quota.grant(key, lease)
-        if orders.state is not None and (
-            self._admitted is None or orders.state != self._admitted.state
-        ):
-            try:
-                await self._adopt(orders.state)
-            except (NotReadyError, OverloadedError, GenerationGoneError, UserError) as error:
-                logger.warning("not moving on to %s yet: %s", orders.state.name, error)
+        # one at a time: what is ordered meanwhile is ordered by the exchange after it, too
+        if self._is_ahead(orders.state) and (self._moving is None or self._moving.done()):
+            self._moving = asyncio.create_task(self._move_on(orders.state))
+
+    def _is_ahead(self, state: State | None) -> TypeGuard[State]:
+        return state is not None and (self._admitted is None or state != self._admitted.state)
+
+    async def _move_on(self, state: State) -> None:
+        try:
+            await self._adopt(state)
+        except (NotReadyError, OverloadedError, GenerationGoneError, UserError) as error:
+            logger.warning("not moving on to %s yet: %s", state.name, error)
+        except Exception:
+            # nobody awaits this task; the next exchange tries again
+            logger.exception("moving on to %s failed", state.name)
 
     async def _follow(self) -> None:
         while True:
@@ -199,6 +210,7 @@ class Follower:
             await asyncio.sleep(EXCHANGE_S)
 
     async def _adopt(self, state: State) -> Admitted:
+        before = self._admitted
         parts = await asyncio.gather(
             *(
                 shard.ask("facts", state.name, generation)
@@ -206,7 +218,9 @@ class Follower:
             )
         )
         live = tuple(part.live for part in parts)
-        self._admitted = Admitted(state, Planner(summed(parts, state.name)), live)
+        if self._admitted is None or self._admitted is before:
+            # else a request moved on meanwhile; the next exchange sees whether that is as ordered
+            self._admitted = Admitted(state, Planner(summed(parts, state.name)), live)
         return self._admitted
 
     def _report(self) -> RouterReport:

@@ -89,6 +89,7 @@ class Shard:
         self._held = HeldGenerations(Path(index), number, device=device, preload=preload)
         warm_up(self._held.newest)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="search")
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="facts")
         self._meter = WorkMeter(num_threads)
         self._tell = tell if coordinator is None else _teller(coordinator)
         self._replica = uuid.uuid4().hex
@@ -158,8 +159,12 @@ class Shard:
         )
 
     async def facts(self, state: str, generation: str) -> IndexFacts:
-        """What a router needs to know of a state of the index; GenerationGoneError."""
-        return await self._in_thread(self._held.facts, state, generation)
+        """What a router needs to know of a state of the index; GenerationGoneError.
+
+        Not behind searches: a router that waits for it stays on the state before.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._aside, self._held.facts, state, generation)
 
     async def states(self) -> Mapping[str, str]:
         """What is open: name of a state -> generation of this shard, the published one last."""

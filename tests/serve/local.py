@@ -1,5 +1,6 @@
 """Shards, encoder and coordinator in this process, as a router sees them over handles."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 from rematch_ray.index.build import build_index
 from rematch_ray.index.sharding.build import build_sharded
 from rematch_ray.serve.backend import EncodedQuery, NotReadyError
+from rematch_ray.serve.follower import Follower
 from rematch_ray.serve.router import Parts, Router
 from rematch_ray.serve.shard import Shard
-from rematch_ray.serve.wire import Asked, Found, Orders, RouterReport
+from rematch_ray.serve.wire import Asked, Found, Orders, RouterReport, State
 from tests.index.made import GROUPS, queries, unit, write_embeddings
 
 Payload = Mapping[str, Any]
@@ -118,6 +120,23 @@ class StubCoordinator:
         return self.orders
 
 
+class Mute:
+    """Answers when it is let go; counts who gave up."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.may_answer = asyncio.Event()
+        self.given_up = 0
+
+    async def __call__(self, *values: Any) -> Any:
+        try:
+            await self.may_answer.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        return await self.real(*values)
+
+
 class Clock:
     """Time that stands still until it is moved."""
 
@@ -136,3 +155,18 @@ def router_over(shards: list[LocalShard], **options: Any) -> Router:
     parts = {name: options.pop(name) for name in ("coordinator", "writer") if name in options}
     encoder = options.pop("encoder", StubEncoder())
     return Router(Parts(encoder=encoder, shards=shards, **parts), **options)
+
+
+def state(number: int) -> State:
+    name = f"generation-{number:06}"
+    return State(name, (name,))
+
+
+async def moved_to(follower: Follower, number: int) -> None:
+    """Exchange until the router has moved on."""
+    for _ in range(200):
+        await follower.exchange()
+        if (current := follower.current) and current.state == state(number):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(follower.current)

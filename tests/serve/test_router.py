@@ -25,17 +25,20 @@ from rematch_ray.serve.follower import OBEYED_S
 from rematch_ray.serve.leases import LeasedQuota
 from rematch_ray.serve.quotas import Lease, Quota
 from rematch_ray.serve.router import Router
-from rematch_ray.serve.wire import GenerationGoneError, Orders, State
+from rematch_ray.serve.wire import GenerationGoneError, Orders
 from tests.index.tables import row, table
 from tests.serve.local import (
     Clock,
     LocalShard,
+    Mute,
     StubCoordinator,
     StubEncoder,
     embeddings,
+    moved_to,
     query,
     router_over,
     shards_of,
+    state,
 )
 
 FULL = SearchPlan(budget="4x8")
@@ -79,8 +82,8 @@ async def test_a_request_stays_on_the_generation_it_was_admitted_to(
     add_documents(index, embeddings(tmp_path / "more", 1, 5, ids=["new"]))
     shard.shard._held.look()
     assert (await router.search(query(), FULL)).result.generation == "generation-000001"
-    coordinator.orders = Orders(state=State("generation-000002", ("generation-000002",)))
-    await router.follower.exchange()
+    coordinator.orders = Orders(state=state(2))
+    await moved_to(router.follower, 2)
     answer = await router.search(query(), FULL)
     assert (answer.result.generation, answer.result.live) == ("generation-000002", 61)
 
@@ -239,23 +242,6 @@ async def test_deadlines_lower_auto_and_end_what_is_late(shard: LocalShard) -> N
     assert (hurried.result.budget, hurried.degraded) == ("2x4", ("deadline",))
     explicit = await router.search(query(), replace(FULL, deadline=clock.now + 60))
     assert explicit.result.budget == "4x8"
-
-
-class Mute:
-    """Answers when it is let go; counts who gave up."""
-
-    def __init__(self, real: Any) -> None:
-        self.real = real
-        self.may_answer = asyncio.Event()
-        self.given_up = 0
-
-    async def __call__(self, *values: Any) -> Any:
-        try:
-            await self.may_answer.wait()
-        except asyncio.CancelledError:
-            self.given_up += 1
-            raise
-        return await self.real(*values)
 
 
 def soon(router: Router, **asked: Any) -> SearchPlan:

@@ -279,6 +279,18 @@ async def test_waiting_for_a_thread_is_measured(index: Path) -> None:
     shard.close()
 
 
+async def test_facts_do_not_wait_for_searches(index: Path) -> None:
+    shard = Shard(str(index), num_threads=1)
+    end = threading.Event()
+    release = asyncio.get_running_loop().run_in_executor(shard._pool, end.wait)
+    [(state, generation)] = (await shard.states()).items()
+    facts = await asyncio.wait_for(shard.facts(state, generation), 10)
+    assert facts.live == 3
+    end.set()
+    await release
+    shard.close()
+
+
 async def test_work_is_counted_as_it_was_asked_for(index: Path) -> None:
     shard = Shard(str(index), num_threads=1)
     for _ in range(3):
