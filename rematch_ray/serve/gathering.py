@@ -8,7 +8,7 @@ model.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,14 +31,6 @@ class ToEncode:
     item: Item
     instruction: str | None
     side: Side
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """A text, and what its caller waits for."""
-
-    asked: ToEncode
-    answer: asyncio.Future[EncodedQuery]
 
 
 class EncoderClient(Matcher, Protocol):
@@ -85,7 +77,8 @@ class GatheringEncoder:
         self._most = most
         self._replicas = replicas
         self._most_waiting = most_waiting
-        self._waiting: deque[_Waiting] = deque()
+        # what each caller waits for, in the order that they came
+        self._waiting: OrderedDict[asyncio.Future[EncodedQuery], ToEncode] = OrderedDict()
         self._calls: set[asyncio.Future[Any]] = set()
 
     async def encode(self, item: Item, instruction: str | None, side: Side) -> EncodedQuery:
@@ -101,9 +94,13 @@ class GatheringEncoder:
         if len(self._waiting) >= self._most_waiting:
             raise OverloadedError("every replica's queue is full; try again in a moment")
         answer: asyncio.Future[EncodedQuery] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(ToEncode(item, instruction, side), answer))
+        self._waiting[answer] = ToEncode(item, instruction, side)
         self._send()
-        return await answer
+        try:
+            return await answer
+        finally:
+            # who goes makes room at once
+            self._waiting.pop(answer, None)
 
     async def match(self, query_fused: Any, document_fused: Any) -> Any:
         """See `Matcher.match`."""
@@ -126,35 +123,37 @@ class GatheringEncoder:
     def _send(self) -> None:
         """Call for what waits, as far as calls may be made."""
         while self._waiting and len(self._calls) < self._allowed():
-            asked: list[_Waiting] = []
+            asked: dict[asyncio.Future[EncodedQuery], ToEncode] = {}
             while self._waiting and len(asked) < self._most:
-                one = self._waiting.popleft()
-                if not one.answer.done():  # whoever asked may have gone
-                    asked.append(one)
+                answer, one = self._waiting.popitem(last=False)
+                if not answer.done():  # whoever asked may be going
+                    asked[answer] = one
             if asked:
                 self._call(asked)
 
     def _allowed(self) -> int:
         return self._replicas * (2 if 2 * len(self._waiting) >= self._most else 1)
 
-    def _call(self, asked: list[_Waiting]) -> None:
-        call = asyncio.ensure_future(self._encoder.encode_many([one.asked for one in asked]))
+    def _call(self, asked: Mapping[asyncio.Future[EncodedQuery], ToEncode]) -> None:
+        call = asyncio.ensure_future(self._encoder.encode_many(list(asked.values())))
         self._calls.add(call)
-        call.add_done_callback(lambda call: self._ended(call, asked))
+        call.add_done_callback(lambda call: self._ended(call, list(asked)))
 
-    def _ended(self, call: asyncio.Future[Any], asked: list[_Waiting]) -> None:
+    def _ended(
+        self, call: asyncio.Future[Any], answers: Sequence[asyncio.Future[EncodedQuery]]
+    ) -> None:
         self._calls.discard(call)
         if call.cancelled():  # the loop ends
-            for one in asked:
-                one.answer.cancel()
+            for answer in answers:
+                answer.cancel()
             return
         failed = call.exception()
-        answers = [failed] * len(asked) if failed else call.result()
-        for one, answer in zip(asked, answers, strict=True):
-            if one.answer.done():
+        said = [failed] * len(answers) if failed else call.result()
+        for answer, one in zip(answers, said, strict=True):
+            if answer.done():
                 continue
-            if isinstance(answer, BaseException):
-                one.answer.set_exception(answer)
+            if isinstance(one, BaseException):
+                answer.set_exception(one)
             else:
-                one.answer.set_result(answer)
+                answer.set_result(one)
         self._send()

@@ -152,6 +152,20 @@ async def test_one_too_many_is_refused() -> None:
     assert not any(task.done() for task in tasks[:3])
 
 
+async def test_who_goes_while_it_waits_makes_room_at_once() -> None:
+    slow = SlowEncoder()
+    encoder = gathering(slow, most_waiting=2)
+    tasks = await ask(encoder, "a", "b", "c")
+    for gone in tasks[1:]:
+        gone.cancel()
+    await settled()
+    tasks += await ask(encoder, "d", "e", "f")
+    with pytest.raises(OverloadedError, match="queue is full"):
+        await tasks[5]
+    await slow.let_go(0)
+    assert slow.calls == [["a"], ["d", "e"]]
+
+
 async def test_images_and_long_texts_go_alone() -> None:
     slow = SlowEncoder()
     encoder = gathering(slow)
