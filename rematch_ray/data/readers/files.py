@@ -6,6 +6,8 @@ fsspec (hf://, memory://, abfs://, ...). It does not know what is in a file. Mid
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,13 +22,25 @@ from rematch_ray.errors import UserError
 NATIVE = ("s3", "gs", "gcs")
 # what a file system raises for what is not there, may not be read or cannot be reached
 FAILURES = (OSError, pa.ArrowException)
+# between the times that a file is asked for: a store that is busy says so for a moment
+RETRY_SECONDS = (0.5, 2.0)
 
 
 _BLOCK_BYTES = 8 * 2**20
+# of names that no file can have, for which a row may ask nevertheless; a store's are shorter
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+_NAME_BYTES = 1200
 
 
 class Damaged(UserError):
     """Content that storage gives and that is not what it should be; what came before it was."""
+
+
+class StorageError(UserError):
+    """Storage that fails at a file it may well hold: the fault of no row, so it ends the reading.
+
+    Whoever makes a bad row of a `UserError` lets this one pass.
+    """
 
 
 @dataclass(frozen=True)
@@ -146,22 +160,48 @@ def open_file(path: str) -> pa.NativeFile:
 
 
 def read_bytes(path: str, *, limit: int | None = None) -> bytes:
-    """The content of a file.
+    """The content of a file; storage that fails is asked again after half a second, and two.
 
     Args:
         path: path or URI.
         limit: largest size accepted, in bytes.
 
     Raises:
-        UserError: it cannot be read, or is larger than the limit.
+        UserError: no file is there, or it is larger than the limit.
+        StorageError: storage fails each time, or refuses to give the file.
     """
-    with open_file(path) as file:
+    for seconds in (*RETRY_SECONDS, None):
         try:
-            if limit is not None and (size := file.size()) > limit:
-                raise UserError(f"{path}: {size} bytes; at most {limit} are read")
-            return file.read()
+            return _content(path, limit)
         except FAILURES as error:
-            raise UserError(f"{path}: cannot be read: {error}") from error
+            if _is_absent(path, error):
+                raise UserError(f"{path}: cannot be opened: {error}") from error
+            if seconds is None or isinstance(error, PermissionError):
+                raise StorageError(f"{path}: storage does not give it: {error}") from error
+            time.sleep(seconds)
+    raise AssertionError("the last try returns or raises")
+
+
+def _content(path: str, limit: int | None) -> bytes:
+    system, inner = filesystem(path)
+    with system.open_input_file(inner) as file:
+        if limit is not None and (size := file.size()) > limit:
+            raise UserError(f"{path}: {size} bytes; at most {limit} are read")
+        return file.read()
+
+
+def _is_absent(path: str, error: Exception) -> bool:
+    """Whether what failed is that no file of this name is there, and storage says so."""
+    if isinstance(error, pa.ArrowInvalid) or getattr(error, "errno", None) in _NO_NAME:
+        return True
+    if is_uri(path) and len(path.encode()) > _NAME_BYTES:
+        return True
+    try:
+        # asked anew: some file systems take every failure for a file that is not there
+        system, inner = filesystem(path)
+        return system.get_file_info(inner).type != pafs.FileType.File
+    except FAILURES:
+        return False
 
 
 def is_stored(path: str, begin: int = 0, num_bytes: int = 2**62) -> bool:

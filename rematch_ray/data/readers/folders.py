@@ -13,7 +13,14 @@ from posixpath import basename, splitext
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.files import FileEntry, Place, join, parent, read_bytes
+from rematch_ray.data.readers.files import (
+    FileEntry,
+    Place,
+    StorageError,
+    join,
+    parent,
+    read_bytes,
+)
 from rematch_ray.data.readers.folder_tables import METADATA, read_table, table_units
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
@@ -115,6 +122,8 @@ def _row(name: str, mapped: Mapped, unit: Unit) -> Row:
             **_captions(unit.path, unit.options["beside"][name]),
         }
         row = item_of(name, contents, mapped, unit.settings, folder=unit.path, where=where)
+    except StorageError:
+        raise
     except UserError as error:
         return error_row(str(error), id=name, source=unit.settings.source)
     for part in row.get("parts") or ():
@@ -147,6 +156,8 @@ def _schema(folder: str, beside: dict[str, tuple[str, ...]], settings: ReaderSet
     for name in sampled([name for name, found in beside.items() if found]):
         try:
             rows.append(values_of(name, _captions(folder, beside[name])))
+        except StorageError:
+            raise
         # its row will say so
         except UserError:
             continue

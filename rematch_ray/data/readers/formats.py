@@ -136,6 +136,7 @@ def read_data(unit: Unit) -> Iterator[pa.RecordBatch]:
 
     Raises:
         UserError: the file is gone, changed since it was listed, or is damaged as a whole.
+        StorageError: storage fails at it, or at what its rows refer to.
     """
     known = formats()[unit.format]
     for batch in known.read_unit(unit):

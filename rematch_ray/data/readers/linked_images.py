@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.files import is_uri
+from rematch_ray.data.readers.files import StorageError, is_uri
 from rematch_ray.data.readers.references import with_images
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -41,6 +41,9 @@ def load_images(
 
     Yields:
         Batches of the table's columns and, where images were opened, `error`.
+
+    Raises:
+        StorageError: storage fails at an image.
     """
     if not _has_links(table):
         yield from [table] if isinstance(table, pa.RecordBatch) else table.to_batches()
@@ -56,6 +59,8 @@ def _loaded(row: Row, settings: ReaderSettings) -> Row:
         for item in items_of(row):
             if item.get("parts"):
                 item["parts"] = with_images(item["parts"], settings, settings.image_root or "")
+    except StorageError:
+        raise
     except UserError as refused:
         return error_row(str(refused), id=row.get("id"), source=row.get("source"))
     return row

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.batches import error_row, is_text
+from rematch_ray.data.readers.files import StorageError
 from rematch_ray.data.readers.references import with_images
 from rematch_ray.data.readers.sample_rows import Row, image_part, text_part
 from rematch_ray.data.readers.settings import ROLES, SAMPLE_ROLES, ReaderSettings
@@ -126,6 +127,9 @@ def item_row(
 
     Returns:
         The item, or an error row with what is known of it.
+
+    Raises:
+        StorageError: storage fails at an image.
     """
     names = _names(values, mapped, settings)
     try:
@@ -135,6 +139,8 @@ def item_row(
         if not parts:
             raise UserError(f"neither text nor image in {', '.join(c for _, c in mapped.parts)}")
         loaded = with_images(parts, settings, folder)
+    except StorageError:
+        raise
     except UserError as error:
         return bad_row(str(error), values, mapped, settings, where=where)
     return {**names, "parts": loaded, "payload": payload_row(values, mapped)}

@@ -15,7 +15,14 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.files import FileEntry, Place, join, parent, read_bytes
+from rematch_ray.data.readers.files import (
+    FileEntry,
+    Place,
+    StorageError,
+    join,
+    parent,
+    read_bytes,
+)
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -83,6 +90,8 @@ def _num_pages(entry: FileEntry) -> int:
     try:
         with _opened(entry.path) as document:
             return len(document)
+    except StorageError:
+        raise
     except UserError:
         return 0
 
@@ -110,6 +119,8 @@ def _file_rows(name: str, unit: Unit) -> Iterator[Row]:
                     }
                 except UserError as error:
                     yield {**error_row(str(error), id=page_id, source=source), "parent_id": name}
+    except StorageError:
+        raise
     except UserError as error:
         yield error_row(str(error), id=name, source=source)
 

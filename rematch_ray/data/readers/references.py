@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from rematch_ray.data.media import ITEM_IMAGES
+from rematch_ray.data.readers.batches import is_text
 from rematch_ray.data.readers.files import is_uri, join, read_bytes
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.web import fetch
@@ -44,6 +45,7 @@ def with_images(
     Raises:
         UserError: an image is missing, or may not be read; names the reference. Or there are too
             many of them.
+        StorageError: storage fails at one.
     """
     given = [dict(part) for part in parts]
     num_images = sum(part.get("kind") == "image" for part in given)
@@ -68,6 +70,7 @@ def load_image(reference: str, settings: ReaderSettings, folder: str) -> bytes:
 
     Raises:
         UserError: it is missing, empty, too large, outside the root or on a host not allowed.
+        StorageError: storage fails at it.
     """
     if reference[:5].lower() == "data:":
         content = _data_uri(reference)
@@ -112,6 +115,8 @@ def path_inside(reference: str, root: str) -> str:
         or inside in ("..", ".")
     ):
         raise _outside(reference, root)
+    if not is_text(name):
+        raise UserError(f"image {shown(reference)} cannot be found: its name is not UTF-8")
     path = join(base, inside)
     if not is_uri(path):
         try:

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from rematch_ray.data.readers.files import FAILURES, Damaged, is_uri, open_file
+from rematch_ray.data.readers.files import (
+    FAILURES,
+    Damaged,
+    StorageError,
+    is_stored,
+    is_uri,
+    open_file,
+)
 from rematch_ray.data.readers.references import IMAGE_BYTES
 from rematch_ray.data.readers.sidecars import CONTENTS
 from rematch_ray.errors import UserError
@@ -56,18 +63,30 @@ def groups(path: str, begin: int, end: int, *, with_contents: bool) -> Iterator[
 
     Raises:
         Damaged: the archive ends early or is no archive; says at which byte.
+        StorageError: it cannot be read, and nothing says that it is damaged.
     """
     current: Group | None = None
-    for member, place, stream in _members(path, begin):
-        key, suffix = split_name(member.name)
-        if current is None or key != current.key:
-            if current is not None:
-                yield current
-            if place >= end:
-                return
-            current = Group(key, place)
-        if with_contents:
-            _add(current, member, suffix, stream)
+    place = begin
+    try:
+        for member, stream in _members(path, begin):
+            place = member.offset
+            key, suffix = split_name(member.name)
+            if current is None or key != current.key:
+                if current is not None:
+                    yield current
+                if place >= end:
+                    return
+                current = Group(key, place)
+            if with_contents:
+                _add(current, member, suffix, stream)
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        where = f"{path}, from byte {place}"
+        # tarfile's own errors are no OSError
+        if isinstance(error, OSError) and not _is_damaged(path, begin):
+            raise StorageError(f"{where}: cannot be read: {error}") from error
+        raise Damaged(f"{where}: the archive is damaged: {error}") from error
     if current is not None:
         yield current
 
@@ -106,23 +125,28 @@ def _add(group: Group, member: tarfile.TarInfo, suffix: str, stream: tarfile.Tar
             raise tarfile.ReadError("the archive ends inside a member")
 
 
-def _members(path: str, begin: int) -> Iterator[tuple[tarfile.TarInfo, int, tarfile.TarFile]]:
-    """Regular files of an archive, hidden ones left out, with the byte of each header."""
-    place = begin
+def _members(path: str, begin: int) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """Regular files of an archive, hidden ones left out."""
+    with _stream(path, begin) as tar:
+        for member in tar:
+            # what was read would otherwise be kept for every member
+            tar.members = []  # type: ignore[attr-defined]
+            tar.pax_headers = {}
+            name = member.name.rpartition("/")[2]
+            if member.isreg() and not name.startswith(".") and name:
+                yield member, tar
+
+
+def _is_damaged(path: str, begin: int) -> bool:
+    """Whether an archive fails a second time, and not because storage does."""
     try:
-        with _stream(path, begin) as tar:
-            for member in tar:
-                place = member.offset
-                # what was read would otherwise be kept for every member
-                tar.members = []  # type: ignore[attr-defined]
-                tar.pax_headers = {}
-                name = member.name.rpartition("/")[2]
-                if member.isreg() and not name.startswith(".") and name:
-                    yield member, place, tar
-    except _DAMAGE as error:
-        if isinstance(error, UserError):
-            raise
-        raise Damaged(f"{path}, from byte {place}: the archive is damaged: {error}") from error
+        for _ in _members(path, begin):
+            pass
+    except UserError:
+        return False
+    except _DAMAGE:
+        return is_stored(path, begin)
+    return False
 
 
 # types of headers that say more of the member behind them than its own has room for

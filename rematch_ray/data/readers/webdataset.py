@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.files import Damaged, FileEntry, Place
+from rematch_ray.data.readers.files import Damaged, FileEntry, Place, StorageError
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.mapping import Mapped
 from rematch_ray.data.readers.sample_rows import Row
@@ -104,6 +104,8 @@ def _row(group: Group, mapped: Mapped, unit: Unit) -> Row:
         return item_of(
             group.key, group.contents, mapped, unit.settings, folder=unit.path, where=where
         )
+    except StorageError:
+        raise
     except UserError as error:
         return error_row(str(error), id=group.key, source=unit.settings.source)
 

@@ -8,15 +8,18 @@ from typing import ClassVar
 import fsspec
 import pyarrow.fs as pafs
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from rematch_ray.data.readers import files
-from rematch_ray.data.readers.files import absolute_path, look, read_bytes
-from rematch_ray.data.readers.formats import list_data
+from rematch_ray.data.readers.files import StorageError, absolute_path, look, read_bytes
+from rematch_ray.data.readers.formats import list_data, read_data
+from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import fingerprint
-from rematch_ray.data.schema import Item, items_to_table, write_parquet
+from rematch_ray.data.schema import Item, Part, items_to_table, write_parquet
 from rematch_ray.errors import UserError
-from tests.data.readers.corpora import read_items, texts, write_lines
+from tests.data.readers.corpora import errors, good, read_items, texts, write_lines
+from tests.data.readers.pdfs import pdf
+from tests.data.readers.stores import FailingStore, stored
 from tests.data.readers.test_webdataset import numbered
 from tests.data.readers.test_webdataset import write as write_tar
 from tests.tiny import png
@@ -154,3 +157,108 @@ def test_a_file_larger_than_asked_for_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
     with pytest.raises(UserError, match="5 bytes; at most 4 are read"):
         read_bytes(str(tmp_path / "a"), limit=4)
+
+
+@pytest.fixture(params=["image", "caption", "named image", "linked image", "pdf"])
+def files_by_row(request, tmp_path: Path) -> tuple[Path, str]:
+    """A corpus whose rows are made of files, or name them, and the name of one of these."""
+    kind, folder = request.param, tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("a.png", "b.png") if kind != "pdf" else ():
+        (folder / name).write_bytes(png("red"))
+    if kind == "caption":
+        (folder / "b.txt").write_text("words")
+    if kind == "named image":
+        write_lines(folder / "rows.jsonl", [{"image": "a.png"}, {"image": "b.png"}])
+    if kind == "linked image":
+        rows = [Item.of(Part("image", uri=name), id=name) for name in ("a.png", "b.png")]
+        write_parquet(items_to_table(rows), folder / "rows.parquet")
+    if kind == "pdf":
+        pytest.importorskip("pypdfium2")
+        (folder / "a.pdf").write_bytes(pdf(["one"]))
+        (folder / "b.pdf").write_bytes(pdf(["two", "three"]))
+    return folder, {"caption": "b.txt", "pdf": "b.pdf"}.get(kind, "b.png")
+
+
+def read_all(units: list) -> list[dict]:
+    return [row for unit in units for batch in read_data(unit) for row in batch.to_pylist()]
+
+
+def test_storage_that_fails_for_a_moment_spoils_no_row(files_by_row, monkeypatch) -> None:
+    folder, name = files_by_row
+    uri = stored(folder, monkeypatch)
+    units = list_data(uri)
+    FailingStore.failures[name] = 2
+    rows = read_all(units)
+    assert len(rows) >= 2
+    assert not errors(rows)
+    assert FailingStore.asked.count(name) >= 3
+
+
+def test_storage_that_goes_on_failing_ends_the_reading(files_by_row, monkeypatch) -> None:
+    folder, name = files_by_row
+    uri = stored(folder, monkeypatch)
+    units = list_data(uri)
+    FailingStore.failures[name] = 100
+    with pytest.raises(StorageError, match=rf"{name}: storage does not give it: .*503 slow down"):
+        read_all(units)
+
+
+def test_storage_that_fails_while_listing_ends_the_listing(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("pypdfium2")
+    (tmp_path / "a.pdf").write_bytes(pdf([f"page {n}" for n in range(40)]))
+    uri = stored(tmp_path, monkeypatch)
+    FailingStore.failures["a.pdf"] = 100
+    with pytest.raises(StorageError, match="503 slow down"):
+        list_data(uri)
+    FailingStore.failures["a.pdf"] = 1
+    assert len(list_data(uri, ReaderSettings(unit_files=10))) == 4
+
+
+def test_a_failure_that_looks_like_a_missing_file_is_none(tmp_path, monkeypatch) -> None:
+    """fsspec's isfile takes every failure for no; what stands there is asked again."""
+    (tmp_path / "a.png").write_bytes(png("red"))
+    uri = stored(tmp_path, monkeypatch)
+    monkeypatch.setattr(FailingStore, "isfile", lambda self, path: False)
+    with pytest.raises(StorageError):
+        read_bytes(f"{uri}/a.png")
+    with pytest.raises(UserError, match="cannot be opened") as raised:
+        read_bytes(f"{uri}/gone.png")
+    assert not isinstance(raised.value, StorageError)
+
+
+def test_what_may_not_be_read_is_not_asked_for_again(tmp_path, monkeypatch) -> None:
+    (tmp_path / "a.png").write_bytes(png("red"))
+    uri = stored(tmp_path, monkeypatch)
+    FailingStore.failures["a.png"] = 100
+    monkeypatch.setattr(FailingStore, "error", PermissionError(13, "not yours"))
+    with pytest.raises(StorageError, match="not yours"):
+        read_bytes(f"{uri}/a.png")
+    assert FailingStore.asked == ["a.png"]
+
+
+@pytest.mark.parametrize("root", ["", "memory://elsewhere"])
+def test_a_name_that_no_file_can_have_is_a_bad_row(folder: Path, root: str) -> None:
+    into_memory(folder / "tables" / "pictures", "elsewhere")
+    names = ["gone.png", "a b.png/x", "x" * 5000, "\ud800.png", "..", "a\0b", "../elsewhere"]
+    path = write_lines(folder / "tables" / "pictures" / "rows.jsonl", [{"image": n} for n in names])
+    rows = read_items(path, **({"image_root": root} if root else {}))
+    assert len(errors(rows)) == len(names)
+    assert not good(rows)
+
+
+def test_an_archive_that_storage_stops_giving_is_not_damaged(tmp_path, monkeypatch) -> None:
+    write_tar(tmp_path / "a.tar", numbered(1000))
+    uri = stored(tmp_path, monkeypatch)
+    units = list_data(uri)
+    read, failing = MemoryFile.read, [True]
+
+    def once(self: MemoryFile, size: int = -1) -> bytes:
+        if self.tell() > 500_000 and failing:
+            raise OSError(failing.pop() and "503 slow down")
+        return read(self, size)
+
+    monkeypatch.setattr(MemoryFile, "read", once)
+    with pytest.raises(StorageError, match=r"a\.tar, from byte \d+: cannot be read: 503"):
+        read_all(units)
+    assert len(read_all(units)) == 1000

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 
@@ -130,6 +131,18 @@ def test_an_archive_that_ends_early_keeps_what_came_before(tmp_path: Path, cut: 
     assert 7 < len(good(rows)) < 11
     [reason] = errors(rows)
     assert "the archive is damaged" in reason
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_an_archive_that_ends_inside_a_file_keeps_what_came_before(
+    tmp_path: Path, name: str
+) -> None:
+    members = [(f"{n}.jpg", random.Random(n).randbytes(100_000)) for n in range(3)]
+    content = write(tmp_path / name, members).read_bytes()[:250_000]
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    rows = read_items(tmp_path)
+    assert [r["id"] for r in rows] == ["0", "1", None]
+    assert "the archive is damaged" in errors(rows)[0]
 
 
 def test_damage_in_the_middle_is_not_the_end(tmp_path: Path) -> None:
