@@ -1,7 +1,8 @@
 """PDF files: format `pdf`, a row per page: the page drawn as an image, its text in the payload.
 
 `id` is `name.pdf#page=3`, `parent_id` the file's path below the folder. A file or page that cannot
-be drawn is a row with a reason. Drawing is PDFium's, through pypdfium2. Middle floor.
+be drawn is a row with a reason, and so are all pages behind many that are not there: how many there
+are is only what the file says. Drawing is PDFium's, through pypdfium2. Middle floor.
 """
 
 from __future__ import annotations
@@ -43,8 +44,16 @@ PAYLOAD = pa.struct(
 FILE_BYTES = 2**31 - 1
 # small files that one read task opens
 UNIT_PDFS = 64
+# pages in a row that are not there, after which a file is taken to have no more
+LOST_PAGES = 32
 POINTS_PER_INCH = 72
+# a JPEG's sides end a little above
+SIDE_PIXELS = 65_000
 JPEG_QUALITY = 92
+
+
+class _Lost(UserError):
+    """A page that the file counts and does not have."""
 
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
@@ -53,10 +62,8 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
         raise UserError(f"{place.path}: no *{SUFFIX} file")
     folder = place.path if place.is_folder else parent(place.path)
     for group in _groups(entries, settings.unit_bytes):
-        begins = [0]
-        if len(group) == 1:
-            begins = list(range(0, _num_pages(group[0]), settings.unit_files)) or [0]
-        for begin in begins:
+        begins = [0] if len(group) > 1 else _begins(group[0], settings.unit_files)
+        for begin, end in zip(begins, [*begins[1:], 2**31]):
             yield Unit(
                 format=NAME,
                 path=folder,
@@ -65,7 +72,7 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
                 num_bytes=sum(entry.size for entry in group) // len(begins),
                 first_row=begin,
                 begin=begin,
-                end=begin + settings.unit_files if begin != begins[-1] else 2**31,
+                end=end,
                 members=tuple(entry.name for entry in group),
                 stamp=",".join(entry.stamp for entry in group),
                 payload=PAYLOAD,
@@ -85,15 +92,27 @@ def _groups(entries: Sequence[FileEntry], unit_bytes: int) -> Iterator[list[File
     yield group
 
 
-def _num_pages(entry: FileEntry) -> int:
-    """Pages of a file, 0 for one that cannot be opened: reading says why."""
+def _begins(entry: FileEntry, unit_pages: int) -> list[int]:
+    """The first pages of a file's pieces; one that cannot be opened is one: reading says why."""
     try:
         with _opened(entry.path) as document:
-            return len(document)
+            more = range(unit_pages, len(document), unit_pages)
+            return [0, *(begin for begin in more if _has_pages(document, begin, entry.name))]
     except StorageError:
         raise
     except UserError:
-        return 0
+        return [0]
+
+
+def _has_pages(document: Any, begin: int, name: str) -> bool:
+    """Whether one of the pages from here is there, before so many are lost that reading ends."""
+    for number in range(begin, min(begin + LOST_PAGES, len(document))):
+        try:
+            _loaded(document, number, name).close()
+        except _Lost:
+            continue
+        return True
+    return False
 
 
 def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
@@ -103,44 +122,92 @@ def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
 
 
 def _file_rows(name: str, unit: Unit) -> Iterator[Row]:
-    source = unit.settings.source
     try:
         with _opened(join(unit.path, name)) as document:
             if not len(document):
                 raise UserError(f"{join(unit.path, name)}: no pages")
-            for number in range(unit.begin, min(unit.end, len(document))):
-                page_id = f"{name}#page={number + 1}"
-                try:
-                    yield {
-                        "id": page_id,
-                        "parent_id": name,
-                        "source": source,
-                        **_page(document, number, name, unit.settings),
-                    }
-                except UserError as error:
-                    yield {**error_row(str(error), id=page_id, source=source), "parent_id": name}
+            yield from _page_rows(document, name, unit)
     except StorageError:
         raise
     except UserError as error:
-        yield error_row(str(error), id=name, source=source)
+        yield error_row(str(error), id=name, source=unit.settings.source)
+
+
+def _page_rows(document: Any, name: str, unit: Unit) -> Iterator[Row]:
+    lost: list[Row] = []
+    end = min(unit.end, len(document))
+    for number in range(unit.begin, end):
+        try:
+            row = _page(document, number, name, unit.settings)
+        except _Lost as error:
+            lost.append(_bad_page(str(error), number, name, unit))
+            if len(lost) == LOST_PAGES:
+                first = number + 1 - LOST_PAGES
+                told = (
+                    f"{name}: {LOST_PAGES} pages from page {first + 1} on are not there; pages "
+                    f"{first + 1} to {end} are left out"
+                )
+                yield _bad_page(told, first, name, unit)
+                return
+            continue
+        except UserError as error:
+            row = _bad_page(str(error), number, name, unit)
+        yield from lost
+        yield row
+        lost = []
+    yield from lost
+
+
+def _bad_page(reason: str, number: int, name: str, unit: Unit) -> Row:
+    row = error_row(reason, id=_page_id(name, number), source=unit.settings.source)
+    return {**row, "parent_id": name}
 
 
 def _page(document: Any, number: int, name: str, settings: ReaderSettings) -> Row:
     import pypdfium2
 
     try:
-        with closing(document[number]) as page:
+        with closing(_loaded(document, number, name)) as page:
             image = _drawn(page, settings)
             with closing(page.get_textpage()) as text_page:
                 text = text_page.get_text_bounded()
-    except (pypdfium2.PdfiumError, ValueError, MemoryError) as error:
+    except _Lost:
+        raise
+    # OSError: Pillow's encoder
+    except (pypdfium2.PdfiumError, ValueError, MemoryError, OSError) as error:
         raise UserError(f"{name}, page {number + 1}: cannot be drawn: {error}") from error
-    payload = {"file": name, "page": number + 1, "num_pages": len(document), "text": _clean(text)}
-    return {"parts": [{"kind": "image", "image": image}], "payload": payload}
+    return {
+        "id": _page_id(name, number),
+        "parent_id": name,
+        "source": settings.source,
+        "parts": [{"kind": "image", "image": image}],
+        "payload": {
+            "file": name,
+            "page": number + 1,
+            "num_pages": len(document),
+            "text": _clean(text),
+        },
+    }
+
+
+def _page_id(name: str, number: int) -> str:
+    return f"{name}#page={number + 1}"
+
+
+def _loaded(document: Any, number: int, name: str) -> Any:
+    """A page that the caller closes."""
+    import pypdfium2
+
+    try:
+        return document[number]
+    except pypdfium2.PdfiumError as error:
+        raise _Lost(f"{name}, page {number + 1}: cannot be drawn: {error}") from error
 
 
 def scale(width: float, height: float, settings: ReaderSettings) -> float:
     """Pixels per point at which a page is drawn; both sides are then rounded up to whole pixels.
+
+    No side has more than 65,000, and both together not more than the settings say.
 
     Args:
         width: of the page in points (1/72 inch).
@@ -157,7 +224,7 @@ def scale(width: float, height: float, settings: ReaderSettings) -> float:
         raise ValueError(f"a page of {width} x {height} points")
     wanted = settings.pdf_dpi / POINTS_PER_INCH
     most = math.sqrt(settings.pdf_pixels / (width * height))
-    return min(wanted, most)
+    return min(wanted, most, SIDE_PIXELS / max(width, height))
 
 
 def _drawn(page: Any, settings: ReaderSettings) -> bytes:

@@ -81,6 +81,69 @@ def test_a_page_that_cannot_be_drawn_spoils_no_other(tmp_path: Path) -> None:
     assert (rows[1]["id"], rows[1]["parent_id"]) == ("a.pdf#page=2", "a.pdf")
 
 
+@pytest.mark.parametrize("box", ["0 0 40000 20", "0 0 20 40000", "0 0 1000000 0.001"])
+def test_a_page_of_any_shape_is_drawn_within_what_a_jpeg_holds(tmp_path: Path, box: str) -> None:
+    (tmp_path / "a.pdf").write_bytes(pdf(["x"], box=box))
+    (tmp_path / "b.pdf").write_bytes(pdf(["fine"]))
+    strip, page = read_items(tmp_path)
+    assert 60_000 < max(drawn(strip).size) <= 65_001
+    width, height = [float(n) for n in box.split()[2:]]
+    sides = drawn(strip).size
+    assert sides[0] * sides[1] < 4_100_000
+    assert (sides[0] > sides[1]) == (width > height)
+    assert page["payload"]["text"] == "fine"
+
+
+def test_what_cannot_be_encoded_is_a_row_with_a_reason(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.pdf").write_bytes(pdf(["x", "y"]))
+    save, failures = Image.Image.save, [OSError("encoder error -2 when writing image file")]
+
+    def once(self: Image.Image, *given: object, **named: object) -> None:
+        if failures:
+            raise failures.pop()
+        save(self, *given, **named)
+
+    monkeypatch.setattr(Image.Image, "save", once)
+    rows = read_items(tmp_path)
+    assert "a.pdf, page 1: cannot be drawn: encoder error" in errors(rows)[0]
+    assert [r["payload"]["text"] for r in good(rows)] == ["y"]
+
+
+def counting(pages: list[str], count: int) -> bytes:
+    """A PDF that says it has so many pages."""
+    return pdf(pages).replace(f"/Count {len(pages)}".encode(), f"/Count {count}".encode())
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_pages_that_are_only_counted_are_one_bad_row(tmp_path: Path, others: int) -> None:
+    (tmp_path / "a.pdf").write_bytes(counting(["one"], 20_000))
+    for n in range(others):
+        (tmp_path / f"b{n}.pdf").write_bytes(pdf(["other"]))
+    assert len(list_data(tmp_path)) == 1
+    rows = read_items(tmp_path)
+    assert good(rows)[0]["id"] == "a.pdf#page=1"
+    assert len(good(rows)) == 1 + others
+    assert errors(rows) == [
+        "a.pdf: 32 pages from page 2 on are not there; pages 2 to 20000 are left out"
+    ]
+    assert [(r["id"], r["parent_id"]) for r in rows if r["error"]] == [("a.pdf#page=2", "a.pdf")]
+
+
+def test_pages_behind_a_gap_are_read_by_the_piece_that_begins_there(tmp_path: Path) -> None:
+    whole = pdf([f"page {n}" for n in range(200)])
+    for n in range(10, 110):
+        whole = whole.replace(b" %d 0 R" % (5 + 2 * n), b" 3 0 R")
+    (tmp_path / "a.pdf").write_bytes(whole)
+    units = list_data(tmp_path, ReaderSettings(unit_files=50))
+    assert [(unit.begin, unit.end) for unit in units] == [(0, 100), (100, 150), (150, 2**31)]
+    rows = read_items(tmp_path, unit_files=50)
+    assert [r["payload"]["page"] for r in good(rows)] == [*range(1, 11), *range(111, 201)]
+    first, *single = errors(rows)
+    assert "32 pages from page 11 on are not there; pages 11 to 100 are left out" in first
+    assert len(single) == 10
+    assert "a.pdf, page 101: cannot be drawn" in single[0]
+
+
 def test_many_small_files_are_one_piece_and_a_long_one_several(tmp_path: Path) -> None:
     for n in range(70):
         (tmp_path / f"{n:02}.pdf").write_bytes(pdf([f"file {n}"]))
