@@ -136,13 +136,18 @@ def parent(path: str) -> str:
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path or URI, and the path inside it."""
+    """The file system of a path or URI, and the path inside it.
+
+    Options of pyarrow's own stand behind the bucket alone, `s3://bucket?region=eu-west-1/key`: a
+    name below it, which data may hold, is a name and nothing else.
+    """
     if not is_uri(path):
         return _local(), path
     scheme, _, rest = path.partition("://")
     if scheme in NATIVE:
-        system, _ = _native(scheme, rest.partition("/")[0])
-        return system, rest
+        bucket, slash, key = rest.partition("/")
+        system, _ = _native(scheme, bucket)
+        return system, bucket.partition("?")[0] + slash + key
     return _through_fsspec(scheme), rest if scheme != "memory" else f"/{rest.lstrip('/')}"
 
 
@@ -231,6 +236,9 @@ def _entries(place: Place) -> Iterator[FileEntry]:
         name = _path_of(info, place)[len(base) :].lstrip("/")
         if info.type == pafs.FileType.File and not _hidden(name):
             path = info.path if scheme is None else f"{scheme}://{info.path.lstrip('/')}"
+            if scheme in NATIVE:
+                # with the bucket's options
+                path = join(place.path if place.is_folder else parent(place.path), name)
             # some stores know no time
             stamp = f"{info.size}:{info.mtime_ns or 0}"
             yield FileEntry(path, name, info.size or 0, stamp)

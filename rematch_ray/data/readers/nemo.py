@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -20,8 +21,6 @@ from rematch_ray.data.readers.beir import document_parts
 from rematch_ray.data.readers.files import (
     FileEntry,
     Place,
-    is_uri,
-    join,
     open_file,
     parent,
     read_bytes,
@@ -29,6 +28,7 @@ from rematch_ray.data.readers.files import (
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.joined import USES, named, open_documents, with_corpus
 from rematch_ray.data.readers.mmeb import listed
+from rematch_ray.data.readers.references import path_inside, shown
 from rematch_ray.data.readers.row_files import MEDIA, UNIT_ROWS, Layout, converted
 from rematch_ray.data.readers.sample_rows import Row, content, item, sample
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -116,14 +116,23 @@ def _list_units(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[
 
 
 def _corpus_of(entry: FileEntry, given: Any) -> str:
+    """The corpus that a file names, which somebody else may have written: it lies beside it."""
     paths = [one.get("path") for one in listed(given) if isinstance(one, Mapping)]
     if len(paths) != 1 or not isinstance(paths[0], str):
         raise UserError(
             f"{entry.path} names {len(paths)} corpora; one is read for a source: split the rows by "
             "corpus_id, or set `corpus` where all documents lie in one"
         )
-    alone = is_uri(paths[0]) or paths[0].startswith("/")
-    return paths[0] if alone else join(parent(entry.path), paths[0])
+    folder = parent(entry.path)
+    if posixpath.normpath(paths[0]) == ".":
+        return folder
+    try:
+        return path_inside(paths[0], folder)
+    except UserError as error:
+        raise UserError(
+            f"{entry.path} names the corpus {shown(paths[0])}, which does not lie below the folder "
+            "of that file; say where it lies with `corpus`, if you mean to read it"
+        ) from error
 
 
 def _read_unit(unit: Unit) -> Iterator[pa.RecordBatch]:

@@ -108,6 +108,29 @@ def test_an_object_store_is_reached_by_pyarrow_itself(folder, monkeypatch, schem
     assert unit.path == f"{scheme}://tables/rows.jsonl"
 
 
+def test_options_of_a_store_stand_behind_the_bucket_and_nowhere_else(folder, monkeypatch) -> None:
+    asked = []
+
+    def connect(*bucket: str) -> tuple[pafs.FileSystem, str]:
+        asked.append(bucket)
+        return pafs.SubTreeFileSystem(str(folder), pafs.LocalFileSystem()), ""
+
+    monkeypatch.setattr(files, "_native", connect)
+    rows = read_items("s3://tables?region=eu-west-1/")
+    assert texts(rows[0]) == ["row 0", png("red")]
+    assert set(asked) == {("s3", "tables?region=eu-west-1")}
+    [unit] = list_data("s3://tables?region=eu-west-1")
+    assert unit.path == "s3://tables?region=eu-west-1/rows.jsonl"
+    asked.clear()
+    (folder / "tables" / "pictures").rename(folder / "tables" / "pictures?region=x")
+    with pytest.raises(UserError, match="no such file"):
+        list_data("s3://tables/other?endpoint_override=127.0.0.1:1")
+    name = "pictures?region=x/a b.png"
+    write_lines(folder / "tables" / "rows.jsonl", [{"image": name}])
+    assert texts(read_items("s3://tables")[0]) == [png("red")]
+    assert set(asked) == {("s3", "tables")}
+
+
 def test_hidden_files_are_none(folder: Path) -> None:
     (folder / "images" / ".cache").mkdir()
     (folder / "images" / ".cache" / "b.png").write_bytes(b"x")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rematch_ray.data.readers import files
 from rematch_ray.data.readers.files import look
 from rematch_ray.data.readers.formats import detect, list_data
 from rematch_ray.errors import UserError
@@ -57,6 +58,44 @@ def test_what_cannot_be_read_is_refused(folder: Path) -> None:
     empty = write_json(folder / "empty.json", {"path": "wiki"}, [])
     with pytest.raises(UserError, match="no rows in"):
         list_data(empty)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "../wiki",
+        "wiki/../../wiki",
+        "/etc",
+        "s3://bucket/wiki",
+        "s3://bucket?endpoint_override=127.0.0.1:1&scheme=http",
+        "memory://bucket/wiki",
+        "file:///etc",
+        "link",
+    ],
+)
+def test_a_corpus_that_the_data_names_lies_beside_it(folder: Path, monkeypatch, named: str) -> None:
+    (folder / "inside").mkdir()
+    (folder / "inside" / "link").symlink_to(folder / "wiki")
+    asked = []
+    monkeypatch.setattr(files, "_native", lambda *bucket: asked.append(bucket))
+    row = {"question": "what", "pos_doc": [{"id": "d1"}]}
+    path = write_json(folder / "inside" / "train.json", [{"path": named}], [row])
+    with pytest.raises(UserError, match=r"names the corpus .* not lie below .* with `corpus`"):
+        list_data(path)
+    assert not asked
+    # unless the user says so
+    [sample], _ = read(path, corpus=str(folder / "wiki"), corpus_copy=str(folder / "copy"))
+    assert sample.positives[0].item.text == "text 1"
+
+
+@pytest.mark.parametrize("named", ["wiki", "./wiki/", "wiki?region=x/../wiki", "WHOLE/wiki"])
+def test_a_corpus_below_the_folder_is_found(folder: Path, named: str) -> None:
+    row = {"question": "what", "pos_doc": [{"id": "d1"}]}
+    named = named.replace("WHOLE", str(folder))
+    path = write_json(folder / "train.json", [{"path": named}], [row])
+    assert len(read(path, corpus_copy=str(folder / "copy"))[0]) == 1
+    beside = write_json(folder / "wiki" / "train.json", [{"path": "."}], [row])
+    assert len(read(beside, corpus_copy=str(folder / "copy"))[0]) == 1
 
 
 def test_inline_rows_hold_their_texts(tmp_path: Path) -> None:
