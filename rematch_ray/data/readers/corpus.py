@@ -26,7 +26,7 @@ from rematch_ray.data.readers.files import FAILURES, FileEntry, look
 from rematch_ray.data.readers.line_files import read_file_lines
 from rematch_ray.data.readers.parquet import row_groups
 from rematch_ray.data.readers.row_files import JSONL, PARQUET, columns_of
-from rematch_ray.data.readers.row_group import parquet_file
+from rematch_ray.data.readers.row_group import batch_rows, parquet_file
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.errors import UserError
 
@@ -152,8 +152,10 @@ def _write(entry: FileEntry, path: Path) -> None:
 def _parquet(path: str) -> Iterator[pa.RecordBatch]:
     with parquet_file(path) as file:
         name = next(name for name in IDS if name in file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
-            yield batch.append_column(_ID, batch.column(name).cast(pa.string()))
+        for number in range(file.metadata.num_row_groups):
+            rows = batch_rows(path, file.metadata, number)
+            for batch in file.iter_batches(rows, [number], use_threads=False):
+                yield batch.append_column(_ID, batch.column(name).cast(pa.string()))
 
 
 def _lines(entry: FileEntry) -> Iterator[pa.RecordBatch]:

@@ -7,9 +7,10 @@ memory than a reader has. It does not know units or what the columns mean. Middl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rematch_ray.data.readers.files import FAILURES, Damaged, filesystem, is_stored
@@ -17,6 +18,8 @@ from rematch_ray.errors import UserError
 
 BATCH_ROWS = 256
 BATCH_BYTES = 16 * 2**20
+# in which a dictionary is looked for; the first that is no null has it
+LOOK_ROWS = 32
 # of a column, read from storage at once; without it a column is fetched whole
 BUFFER_BYTES = 2 * 2**20
 
@@ -52,7 +55,7 @@ def group_batches(
         with parquet_file(path) as file:
             check_group(file, path, number, num_rows=num_rows)
             for batch in file.iter_batches(
-                batch_size=_batch_rows(file.metadata.row_group(number), columns),
+                batch_size=batch_rows(path, file.metadata, number, columns),
                 row_groups=[number],
                 columns=columns,
                 use_threads=False,
@@ -80,15 +83,69 @@ def check_group(file: pq.ParquetFile, path: str, number: int, *, num_rows: int |
         )
 
 
-def _batch_rows(group: pq.RowGroupMetaData, columns: Sequence[str] | None) -> int:
-    """Rows of a batch, by what the footer says of their bytes."""
-    chunks = map(group.column, range(group.num_columns))
-    num_bytes = sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
+def batch_rows(
+    path: str, footer: pq.FileMetaData, number: int, columns: Sequence[str] | None = None
+) -> int:
+    """Rows of a row group that have about 16 MiB together once they are decoded, at most 256.
+
+    The footer counts what stands in a dictionary once, however many rows have it. So where that
+    could be much, the longest value of a dictionary is taken for that of every row.
+
+    Args:
+        path: the file.
+        footer: of the file.
+        number: of the row group.
+        columns: those that are decoded; None = all.
+    """
+    group = footer.row_group(number)
+    chunks = [
+        chunk
+        for chunk in map(group.column, range(group.num_columns))
         if columns is None or _top(chunk.path_in_schema, columns)
-    )
+    ]
+    stated = sum(chunk.total_uncompressed_size for chunk in chunks)
+    coded = [c for c in chunks if c.has_dictionary_page and "BYTE_ARRAY" in c.physical_type]
+    most = {c.path_in_schema: c.total_uncompressed_size for c in chunks}
+    # as if every value were all that the column holds
+    most |= {c.path_in_schema: c.total_uncompressed_size * c.num_values for c in coded}
+    for chunk in sorted(coded, key=lambda c: -most[c.path_in_schema]):
+        name, size = chunk.path_in_schema, chunk.total_uncompressed_size
+        is_little = most[name] * len(coded) <= stated
+        if is_little or BATCH_ROWS * sum(most.values()) <= BATCH_BYTES * group.num_rows:
+            break
+        longest = _longest_value(path, footer, number, name)
+        if longest is not None:
+            most[name] = max(size, longest * chunk.num_values)
+    num_bytes = sum(most.values())
     return max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, num_bytes)))
+
+
+def _longest_value(path: str, footer: pq.FileMetaData, number: int, column: str) -> int | None:
+    """Bytes of the longest value in the dictionary of a column; None where it cannot be told."""
+    system, inner = filesystem(path)
+    # what goes wrong here goes wrong again when the rows are read, which says so
+    with suppress(*FAILURES), system.open_input_file(inner) as source:
+        file = pq.ParquetFile(
+            source, metadata=footer, read_dictionary=[column], buffer_size=BUFFER_BYTES
+        )
+        return _longest(file.iter_batches(LOOK_ROWS, [number], [column], use_threads=False))
+    return None
+
+
+def _longest(batches: Iterator[pa.RecordBatch]) -> int | None:
+    """Bytes of the longest value in a dictionary, which is whole in the first rows that use it."""
+    for batch in batches:
+        column = batch.column(0)
+        while pa.types.is_nested(column.type):
+            column = column.field(0) if pa.types.is_struct(column.type) else column.values
+        kind = column.type
+        if pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal(kind):
+            return kind.byte_width
+        if not pa.types.is_dictionary(kind):
+            return None
+        if len(column.dictionary):
+            return int(pc.max(pc.binary_length(column.dictionary)).as_py())
+    return 0
 
 
 def _top(path: str, columns: Sequence[str]) -> bool:
@@ -104,7 +161,8 @@ def _is_damaged(path: str, number: int) -> bool:
         return False
     try:
         with parquet_file(path) as file:
-            for _ in file.iter_batches(_batch_rows(group, None), [number], use_threads=False):
+            rows = batch_rows(path, file.metadata, number)
+            for _ in file.iter_batches(rows, [number], use_threads=False):
                 pass
     except FAILURES:
         return _is_stored(path, group)

@@ -4,6 +4,7 @@ import base64
 import csv
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers import lines, references
 from rematch_ray.data.readers.formats import list_data, read_data
 from rematch_ray.data.readers.lines import lines_between
+from rematch_ray.data.readers.row_group import group_batches
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.errors import UserError
 from tests.data.readers.corpora import errors, good, read_items, texts, write_lines
@@ -318,6 +320,50 @@ def test_a_large_row_group_is_never_held_as_a_whole(large_group: Path) -> None:
         found += len(batch)
     assert found == 30_000
     assert most < 12 * 2**20
+
+
+def picture_of_all(kind: str) -> pa.Table:
+    """600 rows, all but the first with one picture of 256 KiB."""
+    picture = random.Random(0).randbytes(2**18)
+    cells: list = [None, *[picture] * 599]
+    if kind == "list":
+        cells = [[], *[[picture]] * 599]
+    if kind == "struct":
+        cells = [None, *[{"bytes": picture, "path": "a.png"}] * 599]
+    ids = [str(n) for n in range(600)]
+    column = pa.array(cells, pa.binary(2**18) if kind == "fixed" else None)
+    return pa.table({"id": ids, "text": ids, "image": column})
+
+
+@pytest.mark.parametrize("kind", ["bytes", "list", "struct", "fixed"])
+def test_a_picture_that_a_file_holds_once_is_not_decoded_for_many_rows(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(picture_of_all(kind), path, dictionary_pagesize_limit=2**30)
+    assert path.stat().st_size < 2**20
+    [unit] = list_data(path, ReaderSettings(columns="image=image,text=text,id=id"))
+    before, most, found = pa.total_allocated_bytes(), 0, 0
+    for batch in group_batches(str(path), 0, num_rows=600):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert batch.nbytes < 20 * 2**20
+        assert batch.column("id").to_pylist() == [str(found + n) for n in range(len(batch))]
+        found += len(batch)
+    assert found == 600
+    assert most < 64 * 2**20
+    if kind != "fixed":
+        read = sum(len(batch) for batch in read_data(unit))
+        assert read == 600
+
+
+def test_short_texts_of_a_large_dictionary_are_decoded_256_at_a_time(tmp_path: Path) -> None:
+    texts = [f"text {n} " * 20 for n in range(2000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    column = pq.read_metadata(tmp_path / "a.parquet").row_group(0).column(0)
+    assert column.has_dictionary_page
+    assert column.total_uncompressed_size > 256 * 1024
+    batches = group_batches(str(tmp_path / "a.parquet"), 0, num_rows=2000)
+    assert [len(batch) for batch in batches] == [256] * 7 + [208]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 1, 2), (0, 2, 0)])
