@@ -24,7 +24,7 @@ from rematch_ray.data.readers.units import Unit, fingerprint, payload_type
 from rematch_ray.model.checkpoint import resolve_export
 from rematch_ray.workloads.disk import held, streaming, writing
 from rematch_ray.workloads.embed_actor import ActorSettings, EmbedActor
-from rematch_ray.workloads.embed_data import list_items, tells_every_change
+from rematch_ray.workloads.embed_data import list_items, read_as, tells_every_change
 from rematch_ray.workloads.embed_progress import (
     Done,
     InputRows,
@@ -92,6 +92,7 @@ def embed(
     settings = settings or EmbedSettings()
     export, target = resolve_export(model).absolute(), output_directory(out)
     units = list_items(data, reader)
+    say(read_as(units, detected=reader is None or reader.format is None))
     job = Job.of(export, settings, side=side, instruction=instruction, data=fingerprint(units))
     manifest = read_manifest(target, job)
     if manifest is not None and _nothing_is_left(target, manifest, job, units, settings):

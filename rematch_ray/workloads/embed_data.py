@@ -1,8 +1,11 @@
-"""The data of an embedding job: its units, and whether these tell every change. Top floor."""
+"""The data of an embedding job: its units, what they are in words, and whether they tell every
+change. Top floor.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from rematch_ray.data.readers.files import join
 from rematch_ray.data.readers.formats import list_data
 from rematch_ray.data.readers.parquet import NAME as OWN_FORMAT
 from rematch_ray.data.readers.parquet import parquet_file
@@ -17,6 +20,21 @@ def list_items(
     given = [data] if isinstance(data, str | Path) else list(data)
     paths = [p if "://" in str(p) else Path(p).expanduser().absolute() for p in given]
     return list_data(paths, reader, rows="items")
+
+
+def read_as(units: Sequence[Unit], *, detected: bool) -> str:
+    """What is read, for people: how many files in which format."""
+    files: dict[str, set[str]] = {}
+    for unit in units:
+        # the documents of MMEB-eval are those that the rows of several files name
+        for piece in unit.options.get("pieces", (unit,)):
+            named = files.setdefault(unit.format, set())
+            named.update(join(piece.path, name) for name in piece.members or ("",))
+    told = ", ".join(
+        f"{len(names)} file{'s' if len(names) > 1 else ''} as {name}"
+        for name, names in files.items()
+    )
+    return f"reading {told} ({'detected' if detected else 'as named'})"
 
 
 def tells_every_change(units: Sequence[Unit]) -> bool:

@@ -66,6 +66,20 @@ def test_a_role_that_no_column_can_have_is_named_with_those_that_can(
     assert "'txt' is no role of a column; did you mean text?" in line
 
 
+def test_what_is_read_and_in_which_format_is_told_and_a_mixed_folder_refused(
+    told: Told, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_export: Path
+) -> None:
+    line = told(data, tmp_path / "out")
+    assert "would leave out 1 that hold rows too (lines.jsonl)" in line
+    (tmp_path / "out").write_text("in the way")
+    given = ["embed", "--model", str(tiny_export), "--out", str(tmp_path / "out"), "--data"]
+    assert main([*given, str(data / "items.parquet"), "--data", str(data / "items.parquet")]) == 2
+    assert "reading 1 file as rematch (detected)" in capsys.readouterr().err
+    named = ["--format", "jsonl", "--columns", "text=caption"]
+    assert main([*given, str(data), *named]) == 2
+    assert "reading 1 file as jsonl (as named)" in capsys.readouterr().err
+
+
 def test_data_that_is_not_there_or_of_no_known_format_is_named(
     told: Told, data: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from rematch_ray.data.readers.lines import COMPRESSED, LINE_BYTES, lines_between
 from rematch_ray.data.readers.mapping import Mapped, inferred_schema, item_row, map_columns
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
+from rematch_ray.data.readers.unread import is_image
 from rematch_ray.data.schema import item_schema
 from rematch_ray.errors import UserError
 
@@ -72,7 +73,7 @@ def records(lines: Iterator[tuple[int, bytes]], delimiter: str) -> Iterator[Reco
 
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
-    entries = place.ending(*SUFFIXES) or (() if place.is_folder else place.files)
+    entries = _files(place) or (() if place.is_folder else place.files)
     if not entries:
         raise UserError(f"{place.path}: no {', '.join(SUFFIXES[:2])} file")
     for entry in entries:
@@ -197,8 +198,12 @@ def _delimiter(entry: FileEntry) -> str:
     return max(DELIMITERS, key=first.count)
 
 
+def _files(place: Place) -> tuple[FileEntry, ...]:
+    return place.ending(*SUFFIXES)
+
+
 def _detect(place: Place) -> str | None:
-    found = place.ending(*SUFFIXES)
+    found = _files(place)
     return f"{len(found)} CSV files" if found else None
 
 
@@ -210,6 +215,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
+        reads=_files,
+        beside=is_image,
         uses=MAPPED_USES | {"unit_bytes", "unit_files"},
     ),
 )

@@ -12,7 +12,9 @@ from posixpath import basename, splitext
 
 import pyarrow as pa
 
+from rematch_ray.data.readers import csv_files, json_lines
 from rematch_ray.data.readers.batches import error_row, to_batches
+from rematch_ray.data.readers.endings import IMAGES
 from rematch_ray.data.readers.files import (
     FileEntry,
     Place,
@@ -29,7 +31,6 @@ from rematch_ray.data.readers.references import IMAGE_BYTES
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.sidecars import (
-    IMAGES,
     item_of,
     mapped_values,
     sampled,
@@ -43,12 +44,11 @@ from rematch_ray.errors import UserError
 NAME = "images"
 SIDECARS = (".txt", ".json")
 CAPTION_BYTES = 2**20
-TABLES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv")
+TABLES = (".parquet", *json_lines.SUFFIXES, *csv_files.SUFFIXES)
 
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
-    images = [entry for entry in place.files if entry.suffix in IMAGES]
-    tables = [entry for entry in place.files if basename(entry.name) in METADATA]
+    images, tables = _images(place), _tables(place)
     if not images:
         raise UserError(f"{place.path}: no image file ({', '.join(IMAGES)})")
     for table in tables:
@@ -164,11 +164,23 @@ def _schema(folder: str, beside: dict[str, tuple[str, ...]], settings: ReaderSet
     return values_schema(rows, settings, folder)
 
 
+def _images(place: Place) -> tuple[FileEntry, ...]:
+    return place.ending(*IMAGES)
+
+
+def _tables(place: Place) -> list[FileEntry]:
+    return [entry for entry in place.files if basename(entry.name) in METADATA]
+
+
+def _reads(place: Place) -> list[FileEntry]:
+    images = _images(place)
+    return [*images, *_tables(place)] if images else []
+
+
 def _detect(place: Place) -> str | None:
-    images = [entry for entry in place.files if entry.suffix in IMAGES]
-    tables = [entry for entry in place.files if entry.suffix in TABLES]
+    images = _images(place)
     # a table that is not the folder's own refers to the images, which are then not the rows
-    if not images or any(basename(entry.name) not in METADATA for entry in tables):
+    if not images or any(basename(e.name) not in METADATA for e in place.ending(*TABLES)):
         return None
     return f"{len(images)} image files"
 
@@ -181,6 +193,7 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
+        reads=_reads,
         uses=MAPPED_USES | {"unit_bytes", "unit_files"},
     ),
 )

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from rematch_ray.data.readers.files import Place, absolute_path, look
+from rematch_ray.data.readers.files import FileEntry, Place, absolute_path, look
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit, with_one_payload
+from rematch_ray.data.readers.unread import refuse_unread
 from rematch_ray.errors import UserError, did_you_mean
 
 # modules of this folder, in the order in which detection asks them: those that know exact names of
@@ -59,6 +60,9 @@ class Format:
         list_units: the pieces of a place, in reading order.
         read_unit: the rows of a piece, as batches of `item_schema` or `sample_schema`; what cannot
             be read is a row too, with the reason in a column `error`.
+        reads: the files of a folder that it reads.
+        beside: whether a file that it does not read has its place beside them; what neither it nor
+            this knows is no folder of this format alone.
         kind: which of `rows` a place holds, where there are several; None = the first.
         uses: names of the reader settings it heeds, beside those that all do; others are refused.
         open_rows: fills in what the rows of `read_unit` only refer to (images, documents of a
@@ -71,6 +75,8 @@ class Format:
     detect: Callable[[Place], str | None]
     list_units: Callable[[Place, ReaderSettings, Rows], Iterable[Unit]]
     read_unit: Callable[[Unit], Iterator[pa.RecordBatch]]
+    reads: Callable[[Place], Iterable[FileEntry]]
+    beside: Callable[[Place, FileEntry], bool] = lambda place, entry: False
     uses: frozenset[str] = frozenset()
     kind: Callable[[Place], Rows] | None = None
     open_rows: Callable[[pa.RecordBatch | pa.Table, ReaderSettings], Iterator[pa.RecordBatch]] | (
@@ -102,8 +108,9 @@ def list_data(
         The units; those of items all have the same payload type.
 
     Raises:
-        UserError: a path is not there, its format is not known or was named wrongly, a setting
-            does not apply to it, a column is missing, or there are no rows.
+        UserError: a path is not there, its format is not known or was named wrongly, a folder
+            holds files of several formats, a setting does not apply to it, a column is missing, or
+            there are no rows.
     """
     settings = settings or ReaderSettings()
     if settings.image_root is not None:
@@ -116,6 +123,8 @@ def list_data(
         found = _format_of(place, settings, rows)
         _refuse_unused(found, place, settings)
         rows = rows or (found.kind(place) if found.kind is not None else found.rows[0])
+        if settings.format is None:
+            refuse_unread(found, place, rows, formats().values())
         units.extend(found.list_units(place, settings, rows))
     if not any(unit.num_rows != 0 for unit in units):
         raise UserError(f"no rows in {', '.join(map(str, given)) or 'an empty list of paths'}")

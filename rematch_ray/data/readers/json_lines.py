@@ -20,6 +20,7 @@ from rematch_ray.data.readers.mapping import Mapped, inferred_schema, item_row, 
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
+from rematch_ray.data.readers.unread import is_image
 from rematch_ray.data.schema import item_schema
 from rematch_ray.errors import UserError
 
@@ -47,7 +48,7 @@ def parsed(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
-    entries = place.ending(*SUFFIXES) or (() if place.is_folder else place.files)
+    entries = _files(place) or (() if place.is_folder else place.files)
     if not entries:
         raise UserError(f"{place.path}: no {', '.join(SUFFIXES[:2])} file")
     schema, row_bytes = _schema(entries)
@@ -137,8 +138,12 @@ def _refuse(entry: FileEntry) -> None:
             parsed(line, f"{entry.path}, byte {begin} (and no other line at its beginning is)")
 
 
+def _files(place: Place) -> tuple[FileEntry, ...]:
+    return place.ending(*SUFFIXES)
+
+
 def _detect(place: Place) -> str | None:
-    found = place.ending(*SUFFIXES)
+    found = _files(place)
     return f"{len(found)} JSONL files" if found else None
 
 
@@ -150,6 +155,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
+        reads=_files,
+        beside=is_image,
         uses=MAPPED_USES | {"unit_bytes", "unit_files"},
     ),
 )

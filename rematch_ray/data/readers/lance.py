@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import plain_rows, to_batches
-from rematch_ray.data.readers.files import FAILURES, Place, join
+from rematch_ray.data.readers.files import FAILURES, FileEntry, Place, join
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
 from rematch_ray.data.readers.mapping import bad_row, item_row, map_columns
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
+from rematch_ray.data.readers.unread import is_image
 from rematch_ray.data.schema import item_schema
 from rematch_ray.errors import UserError
 
@@ -119,6 +120,11 @@ def _datasets(place: Place) -> list[str]:
     return [""] if "" in roots else sorted(root for root in roots if root.endswith("/"))
 
 
+def _reads(place: Place) -> list[FileEntry]:
+    roots = tuple(_datasets(place))
+    return [entry for entry in place.files if entry.name.startswith(roots)]
+
+
 def _detect(place: Place) -> str | None:
     found = _datasets(place)
     return f"{len(found)} Lance datasets" if found else None
@@ -132,6 +138,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
+        reads=_reads,
+        beside=is_image,
         uses=MAPPED_USES | {"unit_files"},
     ),
 )

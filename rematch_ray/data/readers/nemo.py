@@ -89,6 +89,11 @@ def _detect(place: Place) -> str | None:
     return "keys corpus, data" if {"corpus", "data"} <= found.keys() else None
 
 
+def _reads(place: Place) -> tuple[FileEntry, ...]:
+    # any other JSON describes something
+    return place.ending(SUFFIX) if _detect(place) else ()
+
+
 def _list_units(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
     for entry in place.ending(SUFFIX):
         found = _content(entry.path, entry.stamp)
@@ -160,6 +165,9 @@ FORMATS = (
         detect=_detect,
         list_units=_list_units,
         read_unit=_read_unit,
+        reads=_reads,
+        # the corpus that the rows name
+        beside=lambda place, entry: True,
         uses=frozenset({*MEDIA, *USES}),
         open_rows=open_documents,
     ),

@@ -36,11 +36,14 @@ from rematch_ray.data.readers.row_group import (
 )
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
+from rematch_ray.data.readers.unread import is_image
 from rematch_ray.data.schema import item_schema, sample_schema
 from rematch_ray.errors import UserError
 
 NAME = "rematch"
 SUFFIX = ".parquet"
+# rows that mining could not read, beside those that it wrote
+UNREADABLE = "unreadable.jsonl"
 _REQUIRED: dict[Rows, tuple[str, ...]] = {"items": ("parts",), "samples": ("query", "positives")}
 
 
@@ -134,10 +137,19 @@ def row_groups(path: str) -> tuple[pa.Schema, list[tuple[int, int, int]], str]:
 def _files(place: Place) -> tuple[FileEntry, ...]:
     if not place.is_folder:
         return place.files
-    files = tuple(entry for entry in place.top if entry.suffix == SUFFIX)
+    files = _reads(place)
     if not files:
         raise UserError(f"{place.path}: the folder holds no *.parquet file")
     return files
+
+
+def _reads(place: Place) -> tuple[FileEntry, ...]:
+    """Those of the folder itself: below it lie other tables (`corpus/` beside queries)."""
+    return tuple(entry for entry in place.top if entry.suffix == SUFFIX)
+
+
+def _is_beside(place: Place, entry: FileEntry) -> bool:
+    return is_image(place, entry) or entry.name == UNREADABLE
 
 
 def _file_units(entry: FileEntry, settings: ReaderSettings, rows: Rows | None) -> list[Unit]:
@@ -189,11 +201,10 @@ def _kind(place: Place) -> Rows:
 
 
 def _detect(place: Place) -> str | None:
-    for entry in place.top:
-        if entry.suffix == SUFFIX:
-            schema, _, _ = row_groups(entry.path)
-            kinds = [f"columns {', '.join(n)}" for n in _REQUIRED.values() if _has(schema, n)]
-            return kinds[0] if kinds else None
+    for entry in _reads(place)[:1]:
+        schema, _, _ = row_groups(entry.path)
+        kinds = [f"columns {', '.join(n)}" for n in _REQUIRED.values() if _has(schema, n)]
+        return kinds[0] if kinds else None
     return None
 
 
@@ -247,6 +258,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
+        reads=_reads,
+        beside=_is_beside,
         open_rows=load_images,
         kind=_kind,
         uses=frozenset({"image_root", "url_hosts", "url_bytes", "url_seconds"}),

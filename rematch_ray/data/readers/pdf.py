@@ -57,7 +57,7 @@ class _Lost(UserError):
 
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
-    entries = place.ending(SUFFIX) or (() if place.is_folder else place.files)
+    entries = _pdfs(place) or (() if place.is_folder else place.files)
     if not entries:
         raise UserError(f"{place.path}: no *{SUFFIX} file")
     folder = place.path if place.is_folder else parent(place.path)
@@ -259,8 +259,12 @@ def _opened(path: str) -> Iterator[Any]:
         yield document
 
 
+def _pdfs(place: Place) -> tuple[FileEntry, ...]:
+    return place.ending(SUFFIX)
+
+
 def _detect(place: Place) -> str | None:
-    found = place.ending(SUFFIX)
+    found = _pdfs(place)
     return f"{len(found)} PDF files" if found else None
 
 
@@ -272,6 +276,7 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
+        reads=_pdfs,
         uses=frozenset({"pdf_dpi", "pdf_pixels", "unit_bytes", "unit_files"}),
     ),
 )

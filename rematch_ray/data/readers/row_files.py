@@ -26,6 +26,7 @@ from rematch_ray.data.readers.parquet_rows import list_groups, parquet_columns, 
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
+from rematch_ray.data.readers.unread import is_media
 from rematch_ray.data.schema import item_schema, sample_schema
 from rematch_ray.errors import UserError, did_you_mean
 
@@ -75,6 +76,8 @@ class Layout:
             detect=self._detect,
             list_units=self._list_units,
             read_unit=self._read_unit,
+            reads=self._reads,
+            beside=self._is_beside,
             open_rows=load_images,
             uses=frozenset({"split", *self.uses}),
         )
@@ -89,8 +92,20 @@ class Layout:
             check_columns(entry, self.columns, self.name)
             yield from list_rows(inside, entry, self.name, rows, settings)
 
+    def _reads(self, place: Place) -> tuple[FileEntry, ...]:
+        return row_tables(self.within(place, ReaderSettings()))
+
+    def _is_beside(self, place: Place, entry: FileEntry) -> bool:
+        # where one table of a data set is read, any other is as the data set has it
+        return is_media(place, entry) or self.within(place, ReaderSettings()) is not place
+
     def _read_unit(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         yield from converted(read_rows(unit), self.convert, unit, id_of=self.id_of)
+
+
+def row_tables(place: Place) -> tuple[FileEntry, ...]:
+    """The files of a place that hold rows, of every split."""
+    return place.ending(*PARQUET, *JSONL)
 
 
 def converted(
@@ -170,7 +185,7 @@ def split_files(place: Place, split: str | None, *, otherwise: str | None) -> li
     Raises:
         UserError: no data file, none of the split, or several splits and none named.
     """
-    entries = place.ending(*PARQUET, *JSONL)
+    entries = row_tables(place)
     if not entries:
         raise UserError(f"{place.path}: no {', '.join((*PARQUET, *JSONL))} file")
     splits = {entry: split_of(entry) for entry in entries}

@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from rematch_ray.data.readers.endings import IMAGES
 from rematch_ray.data.readers.json_lines import parsed
 from rematch_ray.data.readers.mapping import Mapped, inferred_schema, item_row, map_columns
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.errors import UserError
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXTS = (".txt", ".text", ".caption", ".cls")
 JSON = (".json",)
 CONTENTS = IMAGES + TEXTS + JSON

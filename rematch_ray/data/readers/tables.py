@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import to_batches
-from rematch_ray.data.readers.files import Place, parent
+from rematch_ray.data.readers.files import FileEntry, Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
 from rematch_ray.data.readers.mapping import bad_row, item_row, map_columns
@@ -20,6 +20,7 @@ from rematch_ray.data.readers.parquet import row_groups
 from rematch_ray.data.readers.parquet_rows import list_groups, read_cells
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
+from rematch_ray.data.readers.unread import is_image
 from rematch_ray.data.schema import item_schema
 from rematch_ray.errors import UserError
 
@@ -29,7 +30,7 @@ UNIT_ROWS = 10_000
 
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
-    entries = place.ending(SUFFIX) or (() if place.is_folder else place.files)
+    entries = _files(place) or (() if place.is_folder else place.files)
     if not entries:
         raise UserError(f"{place.path}: no *{SUFFIX} file")
     for entry in entries:
@@ -57,8 +58,12 @@ def _rows(unit: Unit) -> Iterator[dict[str, Any]]:
             yield item_row(values, mapped, unit.settings, folder=folder, where=where)
 
 
+def _files(place: Place) -> tuple[FileEntry, ...]:
+    return place.ending(SUFFIX)
+
+
 def _detect(place: Place) -> str | None:
-    found = place.ending(SUFFIX)
+    found = _files(place)
     return f"{len(found)} Parquet files" if found else None
 
 
@@ -70,6 +75,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
+        reads=_files,
+        beside=is_image,
         uses=MAPPED_USES | {"unit_files"},
     ),
 )

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from posixpath import splitext
 from typing import Any
 
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import error_row, to_batches
+from rematch_ray.data.readers.endings import TARS
 from rematch_ray.data.readers.files import Damaged, FileEntry, Place, StorageError
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.mapping import Mapped
@@ -32,13 +34,12 @@ from rematch_ray.data.schema import item_schema
 from rematch_ray.errors import UserError
 
 NAME = "webdataset"
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
-    entries = place.ending(*SUFFIXES) or (() if place.is_folder else place.files)
+    entries = _tars(place) or (() if place.is_folder else place.files)
     if not entries:
-        raise UserError(f"{place.path}: no {', '.join(SUFFIXES)} file")
+        raise UserError(f"{place.path}: no {', '.join(TARS)} file")
     schema = _schema(entries[0], settings)
     payload = mapped_values(schema, settings, entries[0].path).payload
     for entry in entries:
@@ -129,8 +130,17 @@ def _schema(entry: FileEntry, settings: ReaderSettings) -> pa.Schema:
     return values_schema(rows, settings, entry.path)
 
 
+def _tars(place: Place) -> tuple[FileEntry, ...]:
+    return place.ending(*TARS)
+
+
+def _is_index(place: Place, entry: FileEntry) -> bool:
+    """Whether a table tells of one archive, as img2dataset writes `00000.parquet` beside it."""
+    return any(place.find(f"{splitext(entry.name)[0]}{suffix}") for suffix in TARS)
+
+
 def _detect(place: Place) -> str | None:
-    found = place.ending(*SUFFIXES)
+    found = _tars(place)
     return f"{len(found)} tar files" if found else None
 
 
@@ -142,6 +152,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
+        reads=_tars,
+        beside=_is_index,
         uses=frozenset({"columns", "unit_bytes", "unit_files"}),
     ),
 )

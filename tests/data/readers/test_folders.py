@@ -28,7 +28,7 @@ def write(folder: Path, **files: bytes | str | dict) -> None:
 
 
 def test_an_image_is_a_row_known_by_its_path(tmp_path: Path) -> None:
-    write(tmp_path, b_JPG=BLUE, cats__a_png=RED, cats__note_pdf="", README_md="")
+    write(tmp_path, b_JPG=BLUE, cats__a_png=RED, cats__note_doc="", README_md="")
     assert detect(look(tmp_path))[0].name == "images"
     rows = read_items(tmp_path, source="pets")
     assert [(r["id"], r["source"], texts(r)) for r in rows] == [
