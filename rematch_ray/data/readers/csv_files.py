@@ -6,7 +6,6 @@ listing parses it once, which also counts its rows. Middle floor.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -15,10 +14,11 @@ import pyarrow as pa
 
 from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.batches import error_row, is_text, to_batches
-from rematch_ray.data.readers.files import Damaged, FileEntry, Place, parent
+from rematch_ray.data.readers.csv_records import Record, records
+from rematch_ray.data.readers.files import FileEntry, Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
-from rematch_ray.data.readers.lines import COMPRESSED, LINE_BYTES, lines_between
+from rematch_ray.data.readers.lines import COMPRESSED, lines_between
 from rematch_ray.data.readers.mapping import Mapped, inferred_schema, item_row, map_columns
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
@@ -30,46 +30,6 @@ NAME = "csv"
 SUFFIXES = tuple(f"{name}{end}" for name in (".csv", ".tsv") for end in ("", *COMPRESSED))
 DELIMITERS = ",\t;|"
 TYPE_ROWS = 1000
-
-# a record with the byte where it begins; a text says why it is none
-Record = tuple[int, list[str] | str]
-
-
-def records(lines: Iterator[tuple[int, bytes]], delimiter: str) -> Iterator[Record]:
-    """The records in lines; blank lines are none, and bad quoting does not end the file.
-
-    Args:
-        lines: each with the byte where it begins; the first one begins a record.
-        delimiter: between fields.
-    """
-    # a field may be a data URI; the limit is the process's, and only ever raised
-    csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES))
-    begins: list[int] = []
-    last = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal last
-        for begin, line in lines:
-            begins.append(begin)
-            last = begin
-            # bytes that are not UTF-8 become a reason when the row is made
-            yield line.decode("utf-8-sig" if begin == 0 else "utf-8", "surrogateescape")
-
-    feed = texts()
-    while True:
-        try:
-            for record in csv.reader(feed, delimiter=delimiter, strict=True):
-                if record:
-                    yield begins[0], record
-                begins.clear()
-            return
-        except csv.Error as error:
-            yield begins[0], f"bad quoting: {error}"
-            begins.clear()
-        # a compressed file that ends early: its last record says so
-        except Damaged as error:
-            yield (begins or [last])[0], str(error)
-            return
 
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
@@ -96,12 +56,13 @@ def _file_units(entry: FileEntry, settings: ReaderSettings, rows: Rows) -> Itera
             )
     if len(set(names)) < len(names):
         raise SchemaError(f"{entry.path}: column names repeat: {', '.join(names)}")
-    sample = islice(_records(entry.path, delimiter), 1, 1 + TYPE_ROWS)
+    sample = islice(_records(entry.path, delimiter, len(names)), 1, 1 + TYPE_ROWS)
     schema = _schema(names, (record for _, record in sample if not isinstance(record, str)))
     mapped = map_columns(schema, settings, entry.path, is_open=True)
     first_row = 0
+    found = islice(_records(entry.path, delimiter, len(names)), 1, None)
     unit_rows = settings.unit_files if mapped.has_images else None
-    for begin, end, num_rows in _cuts(entry, delimiter, settings.unit_bytes, unit_rows):
+    for begin, end, num_rows in _cuts(entry, found, settings.unit_bytes, unit_rows):
         yield Unit(
             format=NAME,
             path=entry.path,
@@ -120,12 +81,12 @@ def _file_units(entry: FileEntry, settings: ReaderSettings, rows: Rows) -> Itera
 
 
 def _cuts(
-    entry: FileEntry, delimiter: str, unit_bytes: int, unit_rows: int | None
+    entry: FileEntry, found: Iterator[Record], unit_bytes: int, unit_rows: int | None
 ) -> Iterator[tuple[int, int, int]]:
     """(begin, end, rows) of the pieces, each from the begin of a record; the header is in none."""
     whole = entry.suffix in COMPRESSED
     start = num_rows = 0
-    for begin, _ in islice(_records(entry.path, delimiter), 1, None):
+    for begin, _ in found:
         if not num_rows:
             start = begin
         elif not whole and (begin - start >= unit_bytes or num_rows == unit_rows):
@@ -144,7 +105,8 @@ def _rows(unit: Unit) -> Iterator[dict[str, Any]]:
     schema, delimiter = unit.options["schema"], unit.options["delimiter"]
     mapped = map_columns(schema, unit.settings, unit.path, is_open=True)
     folder = parent(unit.path)
-    for begin, record in records(lines_between(unit.path, unit.begin, unit.end), delimiter):
+    lines = lines_between(unit.path, unit.begin, unit.end)
+    for begin, record in records(lines, delimiter, len(schema)):
         where = f"{unit.path}, byte {begin}"
         if isinstance(record, str):
             yield error_row(f"{where}: {record}", source=unit.settings.source)
@@ -186,8 +148,8 @@ def _number(cell: str) -> int | float | str:
     return cell
 
 
-def _records(path: str, delimiter: str) -> Iterator[Record]:
-    return records(lines_between(path, 0, 2**62), delimiter)
+def _records(path: str, delimiter: str, num_fields: int | None = None) -> Iterator[Record]:
+    return records(lines_between(path, 0, 2**62), delimiter, num_fields)
 
 
 def _delimiter(entry: FileEntry) -> str:
