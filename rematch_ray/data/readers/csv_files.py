@@ -17,9 +17,10 @@ from rematch_ray.data.readers.batches import error_row, is_text, to_batches
 from rematch_ray.data.readers.csv_records import Record, records
 from rematch_ray.data.readers.files import FileEntry, Place, parent
 from rematch_ray.data.readers.formats import Format
+from rematch_ray.data.readers.inferred import inferred_schema
 from rematch_ray.data.readers.json_lines import MAPPED_USES
 from rematch_ray.data.readers.lines import COMPRESSED, lines_between
-from rematch_ray.data.readers.mapping import Mapped, inferred_schema, item_row, map_columns
+from rematch_ray.data.readers.mapping import Mapped, item_row, map_columns
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
 from rematch_ray.data.readers.unread import is_image

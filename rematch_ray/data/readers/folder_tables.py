@@ -17,6 +17,7 @@ from rematch_ray.data.readers import csv_files, json_lines
 from rematch_ray.data.readers.files import FileEntry, Place
 from rematch_ray.data.readers.mapping import map_columns
 from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.sidecars import caption_columns
 from rematch_ray.data.readers.units import Rows, Unit
 
 METADATA = {"metadata.csv": csv_files.FORMATS[0], "metadata.jsonl": json_lines.FORMATS[0]}
@@ -38,15 +39,22 @@ def table_units(
     folder = table.name.removesuffix(basename(table.name))
     for unit in METADATA[basename(table.name)].list_units(Place(table.path, False), told, rows):
         schema = unit.options["schema"]
-        captions = tuple(("text", column) for column in CAPTIONS if column in schema.names)
-        columns = told.columns + (captions[:1] if "text" not in roles else ())
+        is_open = table.suffix == ".jsonl"
+        captions: tuple[str, ...] = ()
+        if "text" not in roles:
+            captions = caption_columns(schema, CAPTIONS, is_partial=is_open)
+        columns = told.columns + tuple(("text", column) for column in captions[:1])
         full = told.model_copy(update={"columns": columns})
         yield replace(
             unit,
             format=name,
             settings=full,
-            payload=map_columns(schema, full, table.path, is_open=True).payload,
-            options={**unit.options, "folder": folder if "id" not in roles else ""},
+            payload=map_columns(schema, full, table.path, is_open=True, is_partial=is_open).payload,
+            options={
+                **unit.options,
+                "folder": folder if "id" not in roles else "",
+                "captions": captions,
+            },
         )
 
 

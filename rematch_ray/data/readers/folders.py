@@ -31,6 +31,7 @@ from rematch_ray.data.readers.references import IMAGE_BYTES
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.sidecars import (
+    SAMPLE,
     item_of,
     mapped_values,
     sampled,
@@ -153,7 +154,8 @@ def _stamp(place: Place, image: FileEntry, beside: Sequence[str]) -> str:
 def _schema(folder: str, beside: dict[str, tuple[str, ...]], settings: ReaderSettings) -> pa.Schema:
     """Columns and types of what lies beside some of the images."""
     rows: list[Row] = []
-    for name in sampled([name for name, found in beside.items() if found]):
+    names = [name for name, found in beside.items() if found]
+    for name in sampled(names):
         try:
             rows.append(values_of(name, _captions(folder, beside[name])))
         except StorageError:
@@ -161,7 +163,7 @@ def _schema(folder: str, beside: dict[str, tuple[str, ...]], settings: ReaderSet
         # its row will say so
         except UserError:
             continue
-    return values_schema(rows, settings, folder)
+    return values_schema(rows, settings, folder, is_partial=len(names) > SAMPLE)
 
 
 def _images(place: Place) -> tuple[FileEntry, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -15,8 +16,14 @@ import pyarrow as pa
 from rematch_ray.data.readers.batches import error_row, to_batches
 from rematch_ray.data.readers.files import Damaged, FileEntry, Place, parent
 from rematch_ray.data.readers.formats import Format
+from rematch_ray.data.readers.inferred import inferred_schema
 from rematch_ray.data.readers.lines import COMPRESSED, lines_between, ranges
-from rematch_ray.data.readers.mapping import Mapped, inferred_schema, item_row, map_columns
+from rematch_ray.data.readers.mapping import (
+    Mapped,
+    item_row,
+    map_columns,
+    tell_unseen,
+)
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
@@ -28,6 +35,7 @@ NAME = "jsonl"
 SUFFIXES = tuple(f"{name}{end}" for name in (".jsonl", ".ndjson") for end in ("", *COMPRESSED))
 # columns and types are told by this much of the first file, and a little of some others
 FIRST_BYTES, OTHER_BYTES, OTHER_FILES = 2**20, 2**15, 32
+PACKED_LINES = 1000
 MAPPED_USES = frozenset({"columns", "image_root", "url_hosts", "url_bytes", "url_seconds"})
 
 
@@ -51,10 +59,13 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
     entries = _files(place) or (() if place.is_folder else place.files)
     if not entries:
         raise UserError(f"{place.path}: no {', '.join(SUFFIXES[:2])} file")
-    schema, row_bytes = _schema(entries)
+    found, row_bytes, is_partial = _sample(entries)
+    schema = inferred_schema(found)
     if not schema.names:
         return
-    mapped = map_columns(schema, settings, entries[0].path, is_open=True)
+    where = entries[0].path
+    mapped = map_columns(schema, settings, where, is_open=True, is_partial=is_partial)
+    tell_unseen(schema, settings, where)
     size = settings.unit_bytes
     if mapped.has_images:
         size = min(size, settings.unit_files * row_bytes)
@@ -80,7 +91,9 @@ def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
 
 
 def _rows(unit: Unit) -> Iterator[Row]:
-    mapped = map_columns(unit.options["schema"], unit.settings, unit.path, is_open=True)
+    schema = unit.options["schema"]
+    mapped = map_columns(schema, unit.settings, unit.path, is_open=True, is_partial=True)
+    mapped = replace(mapped, captions=unit.options.get("captions", ()))
     try:
         for begin, line in lines_between(unit.path, unit.begin, unit.end):
             if line.strip():
@@ -98,37 +111,47 @@ def _row(line: bytes, mapped: Mapped, unit: Unit, *, where: str) -> Row:
     return item_row(values, mapped, unit.settings, folder=parent(unit.path), where=where)
 
 
-def _schema(entries: Sequence[FileEntry]) -> tuple[pa.Schema, int]:
-    """Columns and types, and a row's bytes, from the beginnings of files.
+def _sample(entries: Sequence[FileEntry]) -> tuple[list[Row], int, bool]:
+    """Rows from the beginnings of files, a row's bytes, and whether there are more rows.
 
     Lines that are not JSON say nothing here: they will be error rows.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Row] = []
     size = 0
+    is_partial = len(entries) > 1 + OTHER_FILES
     for number, entry in enumerate(entries[: 1 + OTHER_FILES]):
         end = OTHER_BYTES if number else FIRST_BYTES
-        limit = None if entry.suffix not in COMPRESSED else 1000
-        for row, num_bytes in _objects(entry, end, limit):
+        lines = lines_between(entry.path, 0, end)
+        is_packed = entry.suffix in COMPRESSED
+        for row, num_bytes in _objects(islice(lines, PACKED_LINES if is_packed else None)):
             found.append(row)
             size += num_bytes
+        is_partial |= _has_more(lines) if is_packed else entry.size > end
         if number == 0 and entry.size and not found:
             _refuse(entry)
-    return inferred_schema(found), max(1, size // max(1, len(found)))
+    return found, max(1, size // max(1, len(found))), is_partial
 
 
-def _objects(entry: FileEntry, end: int, limit: int | None) -> Iterator[tuple[Row, int]]:
-    """The objects at the beginning of a file, each with the bytes of its line."""
+def _objects(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[Row, int]]:
+    """The objects in lines, each with the bytes of its line."""
     try:
-        for begin, line in islice(lines_between(entry.path, 0, end), limit):
+        for begin, line in lines:
             if line.strip():
                 try:
-                    row = parsed(line, f"{entry.path}, byte {begin}")
+                    row = parsed(line, f"byte {begin}")
                 except UserError:
                     continue
                 yield row, len(line)
     # one row will say so
     except Damaged:
         return
+
+
+def _has_more(lines: Iterator[tuple[int, bytes]]) -> bool:
+    try:
+        return next(lines, None) is not None
+    except Damaged:
+        return False
 
 
 def _refuse(entry: FileEntry) -> None:

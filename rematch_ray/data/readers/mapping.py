@@ -7,6 +7,7 @@ have the very names `id`, `text`, `image`, ... It knows values, not files. Middl
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,24 +15,20 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.item import SchemaError
-from rematch_ray.data.readers.batches import error_row, is_text
+from rematch_ray.data.readers.batches import error_row
 from rematch_ray.data.readers.files import StorageError
 from rematch_ray.data.readers.references import with_images
 from rematch_ray.data.readers.sample_rows import Row, image_part, text_part
 from rematch_ray.data.readers.settings import ROLES, SAMPLE_ROLES, ReaderSettings
 from rematch_ray.errors import UserError, did_you_mean
 
+_log = logging.getLogger(__name__)
+
 PARTS = ("text", "image")
 NAMES = ("id", "parent_id", "source")
 # fields that the beginning of the files did not show, or with another type, as one JSON object
 REST = "other_fields"
 ALL = "*"  # among the columns of a payload: all that are nothing else
-_PLAIN: dict[type, pa.DataType] = {
-    bool: pa.bool_(),
-    int: pa.int64(),
-    float: pa.float64(),
-    bytes: pa.binary(),
-}
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,8 @@ class Mapped:
         payload: type of the payload; None = no payload.
         kept: columns that go into the payload, whatever else they are.
         keeps_rest: whether all columns that are nothing else do.
+        has_images: whether a column is known to be an image.
+        captions: columns that a row's text is looked for in, the first being one of `parts`.
     """
 
     parts: tuple[tuple[str, str], ...]
@@ -51,6 +50,8 @@ class Mapped:
     payload: pa.StructType | None
     kept: frozenset[str] = frozenset()
     keeps_rest: bool = True
+    has_images: bool = False
+    captions: tuple[str, ...] = ()
 
     @property
     def used(self) -> frozenset[str]:
@@ -62,11 +63,6 @@ class Mapped:
         return column in self.kept or (self.keeps_rest and column not in self.used)
 
     @property
-    def has_images(self) -> bool:
-        """Whether a column is an image."""
-        return any(role == "image" for role, _ in self.parts)
-
-    @property
     def columns(self) -> list[str]:
         """Columns that have to be read."""
         fields = [field.name for field in self.payload or ()]
@@ -74,7 +70,12 @@ class Mapped:
 
 
 def map_columns(
-    schema: pa.Schema, settings: ReaderSettings, where: str, *, is_open: bool = False
+    schema: pa.Schema,
+    settings: ReaderSettings,
+    where: str,
+    *,
+    is_open: bool = False,
+    is_partial: bool = False,
 ) -> Mapped:
     """Settle which column is what.
 
@@ -83,6 +84,8 @@ def map_columns(
         settings: `columns` says which is what.
         where: the file, for messages.
         is_open: rows may have more fields than the schema, or of other types.
+        is_partial: the schema is that of some rows: others may have a column, named or of the very
+            name of a role, that these do not.
 
     Raises:
         SchemaError: a named column is not there, or none is text or image.
@@ -94,23 +97,47 @@ def map_columns(
                 f"{where}: {role} is a role in training rows; a column of items is one of "
                 f"{', '.join(ROLES)}"
             )
-        if column not in schema.names:
+        if column not in schema.names and not is_partial:
             raise SchemaError(
                 f"{where}: no column {column!r} for {role}; {did_you_mean(column, schema.names)}"
             )
-    parts = tuple(pair for pair in told if pair[0] in PARTS) or _same(schema, PARTS)
+    parts = seen = tuple(pair for pair in told if pair[0] in PARTS) or _same(schema, PARTS)
     if not parts:
         raise SchemaError(
             f"{where}: no column is text or image (columns: {', '.join(schema.names) or 'none'}); "
             "say which (--columns, or reader.columns), as in text=caption,image=img,id=key"
         )
+    if is_partial and not set(parts) <= set(told):
+        parts = tuple((role, role) for role in PARTS)
     taken = {column for role, column in told if role != "payload"}
     names = tuple(pair for pair in told if pair[0] in NAMES)
     missing = [role for role in NAMES if role not in dict(names) and role not in taken]
-    names += _same(schema, missing)
+    names += tuple((role, role) for role in missing) if is_partial else _same(schema, missing)
     wanted = frozenset(settings.columns_for("payload"))
-    mapped = Mapped(parts, names, None, wanted - {"", ALL}, not wanted or ALL in wanted)
+    mapped = Mapped(
+        parts,
+        names,
+        None,
+        kept=wanted - {"", ALL},
+        keeps_rest=not wanted or ALL in wanted,
+        # not those that only might come: pieces are as large as what is known of them asks for
+        has_images=any(role == "image" for role, _ in seen),
+    )
     return replace(mapped, payload=_payload_type(schema, mapped, is_open))
+
+
+def tell_unseen(schema: pa.Schema, settings: ReaderSettings, where: str) -> None:
+    """Warn of named columns that the rows which were looked at do not have; later ones may."""
+    for role, column in settings.columns:
+        if column not in ("", ALL, *schema.names):
+            _log.warning(
+                "%s: no column %r for %s in the rows that were looked at first; rows that have it "
+                "are read by it (%s)",
+                where,
+                column,
+                role,
+                did_you_mean(column, schema.names),
+            )
 
 
 def item_row(
@@ -132,6 +159,7 @@ def item_row(
         StorageError: storage fails at an image.
     """
     names = _names(values, mapped, settings)
+    values = _with_text(values, mapped)
     try:
         parts: list[Row] = []
         for role, column in mapped.parts:
@@ -173,25 +201,13 @@ def payload_row(values: Mapping[str, Any], mapped: Mapped) -> Row | None:
     return made
 
 
-def inferred_schema(rows: Iterable[Mapping[str, Any]]) -> pa.Schema:
-    """Columns and types of JSON-like rows: bool, int64, float64, string; the rest is JSON text.
-
-    A name that is no text (half a surrogate pair) is no column.
-
-    >>> inferred_schema([{"a": 1, "b": "x"}, {"a": 2.5, "c": [1]}]).types
-    [DataType(double), DataType(string), DataType(string)]
-    """
-    found: dict[str, set[type]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if not is_text(name):
-                continue
-            found.setdefault(name, set()).update([type(value)] if value is not None else [])
-    fields = []
-    for name, kinds in found.items():
-        kind = float if kinds == {int, float} else next(iter(kinds)) if len(kinds) == 1 else str
-        fields.append(pa.field(name, _PLAIN.get(kind, pa.string())))
-    return pa.schema(fields)
+def _with_text(values: Mapping[str, Any], mapped: Mapped) -> Mapping[str, Any]:
+    """A row's values with its caption in the first of the columns where one may stand."""
+    found = next((name for name in mapped.captions if values.get(name) is not None), None)
+    if found is None or found == mapped.captions[0]:
+        return values
+    moved = {name: v for name, v in values.items() if name != found or name in mapped.kept}
+    return {**moved, mapped.captions[0]: values[found]}
 
 
 def _same(schema: pa.Schema, roles: Iterable[str]) -> tuple[tuple[str, str], ...]:

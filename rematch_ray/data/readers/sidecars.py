@@ -7,13 +7,20 @@ contents. They become one row of values, mapped to an item like the row of any t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from rematch_ray.data.readers.endings import IMAGES
+from rematch_ray.data.readers.inferred import inferred_schema
 from rematch_ray.data.readers.json_lines import parsed
-from rematch_ray.data.readers.mapping import Mapped, inferred_schema, item_row, map_columns
+from rematch_ray.data.readers.mapping import (
+    Mapped,
+    item_row,
+    map_columns,
+    tell_unseen,
+)
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.errors import UserError
@@ -59,7 +66,7 @@ def values_of(name: str, contents: Mapping[str, bytes]) -> Row:
 
 
 def values_schema(
-    rows: Iterable[Mapping[str, Any]], settings: ReaderSettings, where: str
+    rows: Iterable[Mapping[str, Any]], settings: ReaderSettings, where: str, *, is_partial: bool
 ) -> pa.Schema:
     """The columns of such values; refuses a mapping that does not fit them.
 
@@ -67,30 +74,56 @@ def values_schema(
         rows: values of some items.
         settings: `columns`.
         where: the place, for messages.
+        is_partial: whether there are more items than these.
 
     Raises:
-        SchemaError: a column that the mapping names is in none of the rows.
+        SchemaError: a column that the mapping names is in none of the rows, and these are all.
     """
     # an image stands for the list of all: neither is ever payload
     found = inferred_schema({**row, IMAGE: b""} for row in ({NAME: ""}, *rows))
-    mapped_values(found, settings, where)
+    mapped_values(found, settings, where, is_partial=is_partial)
+    tell_unseen(found, settings, where)
     return found
 
 
 def mapped_values(
-    schema: pa.Schema, settings: ReaderSettings, where: str, *, is_open: bool = True
+    schema: pa.Schema,
+    settings: ReaderSettings,
+    where: str,
+    *,
+    is_open: bool = True,
+    is_partial: bool = True,
 ) -> Mapped:
     """Which value is what: the images, then the caption, unless `columns` says otherwise."""
     roles = {role for role, _ in settings.columns}
     columns = settings.columns
+    captions: tuple[str, ...] = ()
     if "image" not in roles:
         columns = (("image", IMAGE), *columns)
     if "text" not in roles:
-        columns += tuple(("text", name) for name in CAPTIONS if name in schema.names)[:1]
+        captions = caption_columns(schema, is_partial=is_partial)
+        columns += tuple(("text", name) for name in captions[:1])
     if "id" not in roles:
         columns += (("id", NAME),)
     told = settings.model_copy(update={"columns": columns})
-    return map_columns(schema, told, where, is_open=is_open)
+    mapped = map_columns(schema, told, where, is_open=is_open, is_partial=is_partial)
+    return replace(mapped, captions=captions)
+
+
+def caption_columns(
+    schema: pa.Schema, names: Sequence[str] = CAPTIONS, *, is_partial: bool
+) -> tuple[str, ...]:
+    """Where the caption of an item is looked for, in this order.
+
+    Args:
+        schema: columns of some items. The first of the names there is the caption of all that have
+            it, and the others are payload.
+        names: that a caption may have.
+        is_partial: other items may have columns that these do not: names that are not there are
+            the captions of items without the first.
+    """
+    seen = [name for name in names if name in schema.names]
+    return (*seen[:1], *(name for name in names if is_partial and name not in seen))
 
 
 def item_of(

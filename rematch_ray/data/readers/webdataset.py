@@ -6,7 +6,7 @@ tar_groups.py. Middle floor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from posixpath import splitext
 from typing import Any
@@ -40,7 +40,7 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
     entries = _tars(place) or (() if place.is_folder else place.files)
     if not entries:
         raise UserError(f"{place.path}: no {', '.join(TARS)} file")
-    schema = _schema(entries[0], settings)
+    schema = _schema(entries, settings)
     payload = mapped_values(schema, settings, entries[0].path).payload
     for entry in entries:
         first_row = 0
@@ -111,11 +111,13 @@ def _row(group: Group, mapped: Mapped, unit: Unit) -> Row:
         return error_row(str(error), id=group.key, source=unit.settings.source)
 
 
-def _schema(entry: FileEntry, settings: ReaderSettings) -> pa.Schema:
-    """Columns and types of the first keys of an archive."""
+def _schema(entries: Sequence[FileEntry], settings: ReaderSettings) -> pa.Schema:
+    """Columns and types of the first keys of the first archive."""
     rows: list[dict[str, Any]] = []
+    path, is_partial = entries[0].path, len(entries) > 1
     try:
-        for group in islice(groups(entry.path, 0, END, with_contents=True), SAMPLE):
+        found = groups(path, 0, END, with_contents=True)
+        for group in islice(found, SAMPLE):
             try:
                 values = values_of(group.key, group.contents)
                 # of the contents of 64 keys only types count
@@ -124,10 +126,11 @@ def _schema(entry: FileEntry, settings: ReaderSettings) -> pa.Schema:
             # its row will say so
             except UserError:
                 continue
+        is_partial |= next(found, None) is not None
     except Damaged as error:
         if not rows:
             raise UserError(f"{error}; is it a tar at all?") from error
-    return values_schema(rows, settings, entry.path)
+    return values_schema(rows, settings, path, is_partial=is_partial)
 
 
 def _tars(place: Place) -> tuple[FileEntry, ...]:

@@ -52,6 +52,23 @@ def test_captions_lie_beside_their_images(tmp_path: Path) -> None:
     assert [r["payload"]["year"] for r in rows] == [None, "7", "late"]
 
 
+def test_a_kind_of_caption_that_few_images_have_is_read(tmp_path: Path) -> None:
+    write(tmp_path, **{f"i{n:03}_png": RED for n in range(200)})
+    write(tmp_path, **{f"i{n:03}_json": {"n": n} for n in range(200) if n != 101})
+    write(tmp_path, i101_txt="only one")
+    rows = read_items(tmp_path)
+    assert [texts(r)[1:] for r in rows if len(texts(r)) > 1] == [["only one"]]
+
+
+def test_a_caption_that_comes_late_in_a_table_is_read(tmp_path: Path) -> None:
+    write(tmp_path, a_png=RED)
+    lines: list[dict] = [{"file_name": "a.png", "about": "x" * 500} for _ in range(2500)]
+    lines += [{"file_name": "a.png", "caption": "c"}, {"file_name": "a.png", "text": "t"}]
+    write_lines(tmp_path / "metadata.jsonl", lines)
+    rows = read_items(tmp_path)
+    assert [texts(r)[1:] for r in rows[-3:]] == [[], ["c"], ["t"]]
+
+
 def test_json_fields_can_be_the_id_and_the_text(tmp_path: Path) -> None:
     write(tmp_path, a_png=RED, a_json={"uid": 12, "title": "t", "caption": "c"})
     [row] = read_items(tmp_path, columns="text=title,id=uid")

@@ -14,6 +14,7 @@ import pytest
 from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers import lines, references
 from rematch_ray.data.readers.formats import list_data, read_data
+from rematch_ray.data.readers.keys import row_keys
 from rematch_ray.data.readers.lines import lines_between
 from rematch_ray.data.readers.row_group import group_batches
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -263,6 +264,59 @@ def test_fields_that_come_later_or_change_their_type_are_kept_as_json(tmp_path: 
     rows = read_items(tmp_path)
     assert rows[0]["payload"]["tags"] == '["x"]'
     assert json.loads(rows[-1]["payload"]["other_fields"]) == {"n": "many", "new": {"deep": 1}}
+
+
+def late_rows(folder: Path, late: list[dict], *, count: int = 3000) -> Path:
+    """JSONL that begins with more rows of text alone than are looked at."""
+    first = [{"text": f"text {i} {'x' * 400}", "n": i} for i in range(count)]
+    return write_lines(folder / "rows.jsonl", [*first, *late])
+
+
+def test_a_role_that_comes_late_is_read_as_one_that_comes_first(folder: Path) -> None:
+    [before] = list_data(late_rows(folder, []), ReaderSettings())
+    keys = [key for batch in read_data(before) for key in row_keys(batch).to_pylist()]
+    late = [
+        {"text": "both", "image": "pictures/red.png", "n": 1},
+        {"image": "pictures/red.png", "id": "alone", "source": "album", "n": 2},
+        {"text": "named", "id": "k", "n": 3},
+    ]
+    path = late_rows(folder, late)
+    rows = read_items(path)
+    assert not errors(rows)
+    assert [texts(r) for r in rows[-3:]] == [["both", png("red")], [png("red")], ["named"]]
+    assert [(r["id"], r["source"]) for r in rows[-2:]] == [("alone", "album"), ("k", None)]
+    assert [r["payload"] for r in rows[-3:]] == [{"n": n, "other_fields": None} for n in (1, 2, 3)]
+    # what was read before stays what it was, in pieces as large as before
+    [unit] = list_data(path)
+    found = [key for batch in read_data(unit) for key in row_keys(batch).to_pylist()]
+    assert found[:3000] == keys
+    assert len(list_data(path, ReaderSettings(unit_files=10))) == 1
+
+
+def test_a_column_that_comes_late_can_be_named_and_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = late_rows(folder, [{"img": "pictures/red.png", "title": "a", "key": "k"}])
+    rows = read_items(path, columns="image=img,text=title,id=key")
+    assert [(r["id"], texts(r)) for r in good(rows)] == [("k", [png("red"), "a"])]
+    assert len(errors(rows)) == 3000
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 3
+    assert "no column 'img' for image in the rows that were looked at first" in told[0]
+    assert "allowed: n, text" in told[0]
+    packed = folder / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert len(good(read_items(packed, columns="image=img"))) == 1
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_a_column_that_no_row_has_is_refused_where_all_were_looked_at(
+    folder: Path, name: str
+) -> None:
+    rows = write_lines(folder / "plain", [{"text": "a"}] * 900).read_bytes()
+    (folder / name).write_bytes(gzip.compress(rows) if name.endswith("gz") else rows)
+    with pytest.raises(SchemaError, match="no column 'txet' for text; did you mean text"):
+        list_data(folder / name, ReaderSettings(columns="text=txet"))
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers import tar_groups
 from rematch_ray.data.readers.files import look
 from rematch_ray.data.readers.formats import detect, list_data
@@ -63,6 +64,49 @@ def test_suffixes_and_fields_can_be_named(tmp_path: Path) -> None:
     [row] = read_items(path, columns="text=title,image=jpg,id=uid")
     assert (row["id"], texts(row)) == ("u1", ["t", RED])
     assert row["payload"] == {"file_name": "a", "other_fields": None}
+
+
+def test_a_caption_that_only_later_keys_have_is_read_as_text(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", [(f"a{n}.jpg", RED) for n in range(3)])
+    write(tmp_path / "b.tar", [("b.jpg", RED), ("b.txt", "a text"), ("b.json", {"n": 1})])
+    write(tmp_path / "c.tar", [("c.jpg", RED), ("c.json", {"caption": "a caption", "source": "s"})])
+    rows = read_items(tmp_path)
+    assert [texts(r) for r in rows] == [[RED]] * 3 + [[RED, "a text"], [RED, "a caption"]]
+    assert rows[-2]["payload"]["other_fields"] == '{"n": 1}'
+    assert (rows[-1]["payload"]["other_fields"], rows[-1]["source"]) == (None, "s")
+    [late] = [r for r in read_items(tmp_path, columns="payload=caption") if r["id"] == "c"]
+    assert texts(late) == [RED, "a caption"]
+    assert late["payload"]["other_fields"] == '{"caption": "a caption"}'
+
+
+def test_a_caption_in_late_keys_of_one_archive_is_read_too(tmp_path: Path) -> None:
+    members = [(f"{n:03}.jpg", RED) for n in range(80)] + [("080.jpg", RED), ("080.txt", "late")]
+    assert texts(read_items(write(tmp_path / "a.tar", members))[-1]) == [RED, "late"]
+
+
+def test_the_caption_that_the_first_keys_have_stays_the_caption(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", [("a.jpg", RED), ("a.json", {"caption": "one"})])
+    late = {"caption": "two", "text": "other"}
+    write(tmp_path / "b.tar", [("b.jpg", RED), ("b.txt", "three"), ("b.json", late)])
+    write(tmp_path / "c.tar", [("c.jpg", RED), ("c.txt", "four")])
+    rows = read_items(tmp_path)
+    assert [texts(r)[1:] for r in rows] == [["one"], ["two"], ["four"]]
+    fields = [row["payload"]["other_fields"] for row in rows]
+    assert fields[0] == fields[2] is None
+    assert json.loads(fields[1]) == {"text": "other", "txt": "three"}
+
+
+def test_a_field_that_only_later_archives_have_can_be_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "a.tar", [("a.jpg", RED), ("a.json", {"n": 1})])
+    with pytest.raises(SchemaError, match="no column 'title' for text"):
+        list_data(tmp_path, ReaderSettings(columns="text=title"))
+    write(tmp_path / "b.tar", [("b.png", BLUE), ("b.json", {"title": "t", "uid": "u"})])
+    rows = read_items(tmp_path, columns="text=title,image=png,id=uid")
+    assert [(r["id"], texts(r)) for r in good(rows)] == [("u", ["t", BLUE])]
+    assert len(errors(rows)) == 1
+    assert "no column 'title' for text in the rows that were looked at first" in caplog.text
 
 
 @pytest.mark.parametrize(("unit_bytes", "units"), [(1, 30), (5000, 10), (10**9, 1)])
