@@ -7,7 +7,10 @@ fsspec (hf://, memory://, abfs://, ...). It does not know what is in a file. Mid
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,6 +21,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rematch_ray.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 NATIVE = ("s3", "gs", "gcs")
 # what a file system raises for what is not there, may not be read or cannot be reached
@@ -227,13 +232,15 @@ def _entries(place: Place) -> Iterator[FileEntry]:
         system, inner = filesystem(place.path)
         if not place.is_folder:
             found = [system.get_file_info(inner)]
+        elif scheme is None:
+            found = list(_local_tree(system, inner))
         else:
             found = system.get_file_info(pafs.FileSelector(inner, recursive=True))
     except FAILURES as error:
         raise UserError(f"{place.path}: cannot be listed: {error}") from error
     base = inner.rstrip("/") if place.is_folder else inner.rpartition("/")[0]
     for info in found:
-        name = _path_of(info, place)[len(base) :].lstrip("/")
+        name = _path_of(info)[len(base) :].lstrip("/")
         if info.type == pafs.FileType.File and not _hidden(name):
             path = info.path if scheme is None else f"{scheme}://{info.path.lstrip('/')}"
             if scheme in NATIVE:
@@ -244,13 +251,34 @@ def _entries(place: Place) -> Iterator[FileEntry]:
             yield FileEntry(path, name, info.size or 0, stamp)
 
 
-def _path_of(info: pafs.FileInfo, place: Place) -> str:
+def _local_tree(system: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
+    """What lies in a folder at any depth, every real folder once, whatever links lead to it.
+
+    Folders come before links to folders, so that a file has its own name where it has one.
+    """
+    visited: set[str] = set()
+    folders, links = deque([folder]), deque[str]()
+    while folders or links:
+        path = folders.popleft() if folders else links.popleft()
+        real = os.path.realpath(path)
+        if real in visited:
+            _log.warning("%s is left out: it leads to %s, which is read already", path, real)
+            continue
+        visited.add(real)
+        for info in sorted(system.get_file_info(pafs.FileSelector(path)), key=_path_of):
+            if info.type != pafs.FileType.Directory:
+                yield info
+            elif not _hidden(info.base_name):
+                (links if os.path.islink(info.path) else folders).append(info.path)
+
+
+def _path_of(info: pafs.FileInfo) -> str:
     try:
         return info.path
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{place.path}: the name of the file {error.object!r} is not UTF-8, by which it cannot "
-            "be opened; rename it (convmv -f latin1 -t utf8), or move it out of the folder"
+            f"the name of the file {error.object!r} is not UTF-8, by which it cannot be opened; "
+            "rename it (convmv -f latin1 -t utf8), or move it out of the folder"
         ) from error
 
 

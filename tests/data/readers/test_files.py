@@ -138,6 +138,47 @@ def test_hidden_files_are_none(folder: Path) -> None:
     assert [entry.name for entry in look(folder / "images").files] == ["deep/a.png"]
 
 
+def test_a_link_to_a_folder_around_it_is_not_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = tmp_path / "corpus"
+    (corpus / "deep").mkdir(parents=True)
+    for name in ("x.png", "deep/y.png"):
+        (corpus / name).write_bytes(png("red"))
+    before = look(corpus).files
+    (corpus / "self").symlink_to(".")
+    (corpus / "deep" / "up").symlink_to(corpus)
+    (corpus / "a copy").symlink_to("deep")
+    (corpus / "nowhere").symlink_to("gone")
+    (corpus / "round").symlink_to("round")
+    assert [entry.name for entry in before] == ["deep/y.png", "x.png"]
+    assert look(corpus).files == before
+    assert [r["id"] for r in read_items(corpus)] == ["deep/y.png", "x.png"]
+    assert f"{corpus}/self is left out: it leads to {corpus}, which is read already" in caplog.text
+    assert f"{corpus}/a copy is left out: it leads to {corpus}/deep" in caplog.text
+
+
+def test_a_link_to_a_folder_elsewhere_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "a.png").write_bytes(png("red"))
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "b.png").write_bytes(png("blue"))
+    (tmp_path / "corpus" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "corpus" / "twice").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "way in").symlink_to("corpus")
+    for folder in ("corpus", "way in"):
+        rows = read_items(tmp_path / folder)
+        assert [r["id"] for r in rows] == ["b.png", "link/deep/a.png"]
+
+
+def test_a_tree_is_listed_as_pyarrow_lists_it(folder: Path) -> None:
+    """Stamps too: an unchanged corpus keeps its fingerprint."""
+    found = pafs.LocalFileSystem().get_file_info(pafs.FileSelector(str(folder), recursive=True))
+    plain = {(i.path, f"{i.size}:{i.mtime_ns}") for i in found if i.type == pafs.FileType.File}
+    assert {(entry.path, entry.stamp) for entry in look(folder).files} == plain
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
