@@ -62,18 +62,28 @@ def coarse_recall(
 
 
 def report_coarse(
-    scores: Mapping[str, Scores], *, k: int = BEST, candidates: int = CANDIDATES, seed: int = 0
+    recall: Mapping[str, Float64],
+    *,
+    truth: str,
+    k: int = BEST,
+    candidates: int = CANDIDATES,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """The recall of every coarse choice against the last of the scores, as plain JSON types.
+    """The recall of every coarse choice, as plain JSON types.
+
+    Args:
+        recall: of `coarse_recall`, all queries; the others as there.
+        truth: rung that it is measured against.
+        k: documents per query to be found.
+        candidates: documents that a coarse stage keeps.
+        seed: of the bootstrap.
 
     Returns:
         `truth`, `k`, `candidates`, and `recall`: choice -> interval of its mean over the queries.
     """
-    truth = list(scores)[-1]
-    found = coarse_recall(scores, truth=truth, k=k, candidates=candidates)
     return {
         "truth": truth,
         "k": k,
         "candidates": candidates,
-        "recall": {name: bootstrap(values, seed=seed).to_json() for name, values in found.items()},
+        "recall": {name: bootstrap(values, seed=seed).to_json() for name, values in recall.items()},
     }

@@ -2,7 +2,8 @@
 
 Ties: documents of equal score share their positions evenly, so every metric is the mean over all
 orders of the tied group (and a rank is the group's mean rank). A constant embedding therefore
-scores chance, neither less nor more. Knows nothing of indexes, models or files. Middle floor.
+scores chance, neither less nor more. A lost document (right, and not among the scores) is never
+found, while the ideal order has it. Knows nothing of indexes, models or files. Middle floor.
 
 Source: McSherry and Najork, Computing information retrieval performance measures efficiently in the
 presence of tied scores (ECIR 2008).
@@ -11,7 +12,7 @@ presence of tied scores (ECIR 2008).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ Float64 = NDArray[np.float64]
 Scores = NDArray[np.floating]
 Positions = NDArray[np.int64]
 
+# documents before one that is never found: more than there can be, and room to count on
+NEVER = 1 << 62
+
 
 @dataclass(frozen=True)
 class Relevance:
@@ -27,10 +31,11 @@ class Relevance:
 
     Args:
         query: (P,) row of each relevant pair.
-        document: (P,) column of each relevant pair.
+        document: (P,) column of each relevant pair; from C on the lost ones.
         gain: (P,) its grade, above 0.
         num_queries: B; every query needs a pair.
         num_documents: C.
+        num_lost: relevant documents that have no scores, L.
 
     Raises:
         ValueError: a pair outside the matrix or repeated, a gain not above 0, a query without one.
@@ -41,6 +46,7 @@ class Relevance:
     gain: Float64
     num_queries: int
     num_documents: int
+    num_lost: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.query) == len(self.document) == len(self.gain):
@@ -49,14 +55,14 @@ class Relevance:
             (self.query >= 0)
             & (self.query < self.num_queries)
             & (self.document >= 0)
-            & (self.document < self.num_documents)
+            & (self.document < self.num_columns)
         )
         if not inside.all():
             raise ValueError(
                 f"a relevant pair lies outside {self.num_queries} queries x "
                 f"{self.num_documents} documents"
             )
-        if len(np.unique(self.query * self.num_documents + self.document)) < len(self.query):
+        if len(np.unique(self.query * self.num_columns + self.document)) < len(self.query):
             raise ValueError("a relevant pair is given twice: give every pair once")
         if not (self.gain > 0).all():
             raise ValueError("a gain is not above 0: leave out documents that are not relevant")
@@ -66,7 +72,10 @@ class Relevance:
 
     @classmethod
     def of(
-        cls, relevant: Sequence[Mapping[int, float] | Sequence[int]], num_documents: int
+        cls,
+        relevant: Sequence[Mapping[int, float] | Sequence[int]],
+        num_documents: int,
+        num_lost: int = 0,
     ) -> Relevance:
         """Builds it from one collection of relevant columns per query (gain 1), or column -> gain.
 
@@ -88,6 +97,28 @@ class Relevance:
             gain=np.array([pair[2] for pair in pairs], np.float64),
             num_queries=len(relevant),
             num_documents=num_documents,
+            num_lost=num_lost,
+        )
+
+    @property
+    def num_columns(self) -> int:
+        """C + L."""
+        return self.num_documents + self.num_lost
+
+    @property
+    def is_held(self) -> NDArray[np.bool_]:
+        """(P,) whether the pair's document has scores."""
+        return self.document < self.num_documents
+
+    def part(self, block: slice) -> Relevance:
+        """That of the queries from `block.start` to `block.stop`."""
+        chosen = (self.query >= block.start) & (self.query < block.stop)
+        return replace(
+            self,
+            query=self.query[chosen] - block.start,
+            document=self.document[chosen],
+            gain=self.gain[chosen],
+            num_queries=block.stop - block.start,
         )
 
     def per_query(self) -> Positions:
@@ -104,7 +135,7 @@ class Ranking:
     """Where the relevant documents stand, ties included.
 
     Args:
-        better: (P,) documents that score higher than the pair's document.
+        better: (P,) documents that score higher than the pair's document; `NEVER` of a lost one.
         equal: (P,) documents of the same score, itself included.
         relevance: the pairs.
     """
@@ -115,8 +146,9 @@ class Ranking:
 
     @property
     def rank(self) -> Float64:
-        """(P,) mean rank of the tied group, from 1."""
-        return self.better + (self.equal + 1) / 2
+        """(P,) mean rank of the tied group, from 1; infinite for a lost document."""
+        rank: Float64 = self.better + (self.equal + 1) / 2
+        return np.where(self.better < NEVER, rank, np.inf)
 
 
 def rank_relevant(scores_BC: Scores, relevance: Relevance) -> Ranking:
@@ -138,9 +170,10 @@ def rank_relevant(scores_BC: Scores, relevance: Relevance) -> Ranking:
         raise ValueError(f"scores have shape {scores_BC.shape}, the relevant pairs need {shape}")
     if np.isnan(scores_BC).any():
         raise ValueError("a score is not a number")
-    better = np.empty(len(relevance.query), np.int64)
-    equal = np.empty(len(relevance.query), np.int64)
-    for pair, (row, column) in enumerate(zip(relevance.query, relevance.document)):
+    better = np.full(len(relevance.query), NEVER, np.int64)
+    equal = np.ones(len(relevance.query), np.int64)
+    for pair in np.flatnonzero(relevance.is_held):
+        row, column = relevance.query[pair], relevance.document[pair]
         scores = scores_BC[row]
         better[pair] = np.count_nonzero(scores > scores[column])
         equal[pair] = np.count_nonzero(scores == scores[column])
@@ -212,17 +245,18 @@ def ndcg_at(ranking: Ranking, k: int) -> Float64:
 
 
 def family_accuracy(
-    scores_BC: Scores, relevance: Relevance, family_C: NDArray[np.integer]
+    scores_BC: Scores, relevance: Relevance, family: NDArray[np.integer]
 ) -> Float64:
     """Whether the first of a query's own family is relevant, (B,).
 
     The family of a query is that of its relevant documents; documents of other families do not
     compete. A query whose family holds nothing but relevant documents has nothing to decide: NaN.
+    Where all that is relevant is lost, another one comes first: 0.
 
     Args:
         scores_BC: (B, C).
         relevance: relevant pairs; all of one query lie in one family.
-        family_C: (C,) family of each document; below 0 = none.
+        family: (C + L,) family of each document; below 0 = none.
 
     Raises:
         ValueError: relevant documents of one query lie in several families.
@@ -234,13 +268,17 @@ def family_accuracy(
     accuracy = np.full(relevance.num_queries, np.nan)
     for row in range(relevance.num_queries):
         relevant = relevance.document[relevance.query == row]
-        families = np.unique(family_C[relevant])
+        families = np.unique(family[relevant])
         if len(families) > 1:
             raise ValueError(f"the relevant documents of query {row} lie in several families")
-        members = np.flatnonzero(family_C == families[0])
-        if families[0] < 0 or len(members) == len(relevant):
+        members = np.flatnonzero(family[: relevance.num_documents] == families[0])
+        held = relevant[relevant < relevance.num_documents]
+        if families[0] < 0 or len(members) == len(held):
             continue
-        own = Relevance.of([np.searchsorted(members, relevant).tolist()], len(members))
+        if not len(held):
+            accuracy[row] = 0.0
+            continue
+        own = Relevance.of([np.searchsorted(members, held).tolist()], len(members))
         accuracy[row] = hit_at(rank_relevant(scores_BC[row : row + 1, members], own), 1)[0]
     return accuracy
 
@@ -260,6 +298,8 @@ def _first_groups(ranking: Ranking) -> list[tuple[int, int, int, int]]:
     """Of each query: (row, better, equal, relevant) of the first tied group with a relevant one."""
     groups: dict[int, tuple[int, int, int]] = {}
     for row, better, equal in zip(ranking.relevance.query, ranking.better, ranking.equal):
+        if better == NEVER:
+            continue
         known = groups.get(int(row))
         if known is None or better < known[0]:
             groups[int(row)] = (int(better), int(equal), 1)

@@ -24,6 +24,12 @@ PERCENT_COLUMNS = {
     "worst_swap": "worst swap",
 }
 COST_COLUMNS = {"bytes_per_document": "bytes/doc", "ms_per_query": "ms/query"}
+# how what the index lacks is counted
+_COUNTED = {
+    "relevant documents": "never found",
+    "candidates": "not ranked",
+    "swaps": "left out",
+}
 DEFAULT_METRICS = ("recall@1", "recall@10", "ndcg@10", "family_accuracy", "worst_swap")
 
 
@@ -100,6 +106,18 @@ def difference_lines(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def missing_lines(report: Mapping[str, Any]) -> list[str]:
+    """What the task names and the index lacks, as sentences; none where it has all."""
+    lines = []
+    for what, found in report["missing"].items():
+        more = ", ..." if found["number"] > len(found["ids"]) else ""
+        lines.append(
+            f"{report['task']}: {found['number']} {what} not in the index, "
+            f"{_COUNTED[what]}: {', '.join(map(repr, found['ids']))}{more}"
+        )
+    return lines
+
+
 def coarse_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """Recall of each coarse choice as rows of text, the header first; none for a small corpus."""
     coarse = report.get("coarse")
@@ -127,7 +145,7 @@ def write_reports(reports: Sequence[Mapping[str, Any]], out: Path) -> dict[str, 
     sections = []
     for report in reports:
         title = f"## {report['task']}: {report['queries']} queries, {report['documents']} documents"
-        lines = "\n".join(f"- {line}" for line in difference_lines(report))
+        lines = "\n".join(f"- {line}" for line in missing_lines(report) + difference_lines(report))
         tables = [
             markdown_table(rows) for rows in (table_rows(report), coarse_rows(report)) if rows
         ]

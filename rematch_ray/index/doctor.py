@@ -23,10 +23,9 @@ from rematch_ray.index.exact import Float32, order_best
 from rematch_ray.index.payload import document_key
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.queries import QueryVectors
+from rematch_ray.index.score_blocks import HELD_SCORES, rows_of, score_blocks
 from rematch_ray.index.search import SearchIndex, SearchResult
 
-# scores of one block of queries held at once, all rungs together: 2**25 float32 are 128 MiB
-HELD_SCORES = 1 << 25
 TIMED_QUERIES = 50
 # a plan is timed no longer than this once it was timed three times
 TIMED_S = 5.0
@@ -36,14 +35,6 @@ _SEARCHED_AT_ONCE = 64
 Float64 = NDArray[np.float64]
 Seen = Callable[[slice, Mapping[str, Float32]], None]
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class SomeQueries:
-    """Some of the queries: (b, R, D) and (b, F) or None."""
-
-    vectors: NDArray[np.floating]
-    fused: NDArray[np.floating] | None
 
 
 @dataclass(frozen=True)
@@ -82,11 +73,6 @@ class Trial:
     is_truth: bool = False
 
 
-def rows_of(query: QueryVectors, rows: slice) -> SomeQueries:
-    """Some rows of queries, tensors or arrays."""
-    return SomeQueries(query.vectors[rows], None if query.fused is None else query.fused[rows])
-
-
 def find_truth(
     index: SearchIndex,
     query: QueryVectors,
@@ -109,12 +95,9 @@ def find_truth(
     ids = index.ids()
     keys = np.array([document_key(name) for name in ids], np.uint64)
     depth, count = min(depth, len(ids)), len(query.vectors)
-    step = max(1, held_scores // (len(index.budgets) * max(1, len(ids))))
     best: dict[str, list[list[str]]] = defaultdict(list)
     top_scores: list[Float32] = []
-    for start in range(0, count, step):
-        block = slice(start, min(start + step, count))
-        scores = index.score_all(rows_of(query, block))
+    for block, scores in score_blocks(index, query, len(ids), held_scores=held_scores):
         for rung, score_bC in scores.items():
             for score in score_bC:
                 order = order_best(score, keys, depth)

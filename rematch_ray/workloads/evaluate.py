@@ -6,12 +6,11 @@ in one process; the index was made on the cluster. Top floor.
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,12 +20,18 @@ from rematch_ray.data.readers.judged import read_judgements, read_queries
 from rematch_ray.data.readers.parquet import list_units, read_unit
 from rematch_ray.data.schema import Item, items_from_table
 from rematch_ray.errors import UserError
-from rematch_ray.evaluation.budgets import evaluate_scores, time_queries
+from rematch_ray.evaluation.budgets import evaluate_index
 from rematch_ray.evaluation.matching import Triplet, measure_matching
-from rematch_ray.evaluation.report import plain_table, plot_cost, table_rows, write_reports
+from rematch_ray.evaluation.report import (
+    missing_lines,
+    plain_table,
+    plot_cost,
+    table_rows,
+    write_reports,
+)
 from rematch_ray.evaluation.tasks import RetrievalTask
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.model.embedder import Embedder, Embeddings
+from rematch_ray.model.embedder import Embedder
 
 
 def evaluate(config: EvaluationConfig, *, show: bool = True) -> dict[str, Any]:
@@ -54,7 +59,8 @@ def evaluate(config: EvaluationConfig, *, show: bool = True) -> dict[str, Any]:
             if cost != "ms_per_query" or config.timed_queries:
                 files[cost] = str(plot_cost(reports, config.out / f"{cost}.png", cost=cost))
     for report in reports if show else ():
-        print(plain_table(table_rows(report)) + "\n", file=sys.stderr, flush=True)
+        lines = [plain_table(table_rows(report)), *missing_lines(report), ""]
+        print("\n".join(lines), file=sys.stderr, flush=True)
     return {"reports": reports, "files": files}
 
 
@@ -64,11 +70,11 @@ class Gallery:
 
     Args:
         ids: C ids.
-        columns: (C,) their places in `index.ids()`.
+        filter: what they are chosen by; None = all of the index.
     """
 
     ids: list[str]
-    columns: np.ndarray
+    filter: Mapping[str, Any] | None
 
 
 def gallery_of(index: SearchIndex, source: str | None) -> Gallery:
@@ -77,14 +83,11 @@ def gallery_of(index: SearchIndex, source: str | None) -> Gallery:
     Raises:
         UserError: the index holds no document of that source.
     """
-    ids = index.ids()
-    if source is None:
-        return Gallery(ids, np.arange(len(ids)))
-    chosen = index.ids({"source": source})
-    if not chosen:
+    chosen = None if source is None else {"source": source}
+    ids = index.ids(chosen)
+    if chosen and not ids:
         raise UserError(f"the index holds no document of source {source!r}; check tasks.N.source")
-    place = {name: column for column, name in enumerate(ids)}
-    return Gallery(chosen, np.array([place[name] for name in chosen]))
+    return Gallery(ids, chosen)
 
 
 def read_task(settings: TaskSettings, gallery: Gallery, queries: Sequence[Item]) -> RetrievalTask:
@@ -139,16 +142,30 @@ def _measure(
     vectors = model.encode_query(
         queries, instruction=config.instruction, batch_size=config.batch_rows
     )
-    scores = {rung: matrix[:, gallery.columns] for rung, matrix in index.score_all(vectors).items()}
-    report = evaluate_scores(task, scores, ks=config.ks, seed=config.seed)
-    _add_costs(report, config, index, vectors)
+    report = evaluate_index(
+        task,
+        index,
+        vectors,
+        filter=gallery.filter,
+        ks=config.ks,
+        timed_queries=config.timed_queries,
+        seed=config.seed,
+    )
     if model.has_fused and config.matching_triplets and settings.swaps and settings.corpus:
-        triplets = read_triplets(settings, queries, config.matching_triplets)
+        triplets = read_triplets(
+            settings, queries, config.matching_triplets, held=frozenset(gallery.ids)
+        )
         report["matching"] = measure_matching(model, triplets, batch_size=config.batch_rows)
     return report
 
 
-def read_triplets(settings: TaskSettings, queries: Sequence[Item], limit: int) -> list[Triplet]:
+def read_triplets(
+    settings: TaskSettings,
+    queries: Sequence[Item],
+    limit: int,
+    *,
+    held: Collection[str] | None = None,
+) -> list[Triplet]:
     """Read (query, right document, swapped document) from a task's tables, drawn at random.
 
     Drawn and not taken in even steps: kinds of swaps repeat in the tables, and steps of a multiple
@@ -158,13 +175,25 @@ def read_triplets(settings: TaskSettings, queries: Sequence[Item], limit: int) -
         settings: with `swaps` and `corpus`.
         queries: the task's queries.
         limit: most triplets.
+        held: ids of the documents that could be read; None = all of them.
     """
     assert settings.swaps is not None
     assert settings.corpus is not None
-    swaps = _read(settings.swaps).to_pylist()
+    asked = {query.id: query for query in queries}
+    qrels = read_judgements(settings.qrels, split=settings.reader.split).to_pylist()
+    right = {
+        line["query_id"]: line["document_id"]
+        for line in qrels
+        if line["score"] > 0 and (held is None or line["document_id"] in held)
+    }
+    swaps = [
+        line
+        for line in _read(settings.swaps).to_pylist()
+        if line["query_id"] in asked
+        and line["query_id"] in right
+        and (held is None or line["document_id"] in held)
+    ]
     chosen = random.Random(0).sample(swaps, min(limit, len(swaps)))
-    qrels = read_judgements(settings.qrels).to_pylist()
-    right = {line["query_id"]: line["document_id"] for line in qrels if line["score"] > 0}
     wanted = {line["document_id"] for line in chosen} | {right[line["query_id"]] for line in chosen}
     documents = {
         item.id: item
@@ -172,7 +201,6 @@ def read_triplets(settings: TaskSettings, queries: Sequence[Item], limit: int) -
         for batch in read_unit(unit)
         for item in items_from_table(batch.filter(pc.field("id").isin(sorted(wanted))))
     }
-    asked = {query.id: query for query in queries}
     return [
         Triplet(
             asked[line["query_id"]],
@@ -182,18 +210,6 @@ def read_triplets(settings: TaskSettings, queries: Sequence[Item], limit: int) -
         )
         for line in chosen
     ]
-
-
-def _add_costs(
-    report: dict[str, Any], config: EvaluationConfig, index: SearchIndex, vectors: Embeddings
-) -> None:
-    sizes = index.bytes_per_document()
-    dot_products = {str(budget): budget.dot_products for budget in index.budgets}
-    for rung, measured in report["rungs"].items():
-        measured["bytes_per_document"] = sizes[rung]
-        measured["dot_products"] = dot_products[rung]
-        if config.timed_queries:
-            measured["ms_per_query"] = time_queries(index, vectors, rung, config.timed_queries)
 
 
 def _model_path(config: EvaluationConfig, index: SearchIndex) -> str:

@@ -25,10 +25,10 @@ def test_coarse_recall_counts_what_each_list_would_have_kept() -> None:
     assert found["first+fused"].tolist() == [1.0] * 9
 
 
-def test_a_report_compares_with_the_last_of_the_scores() -> None:
+def test_a_report_has_an_interval_for_every_choice() -> None:
     generator = np.random.default_rng(0)
     scores = {name: generator.random((30, 500)) for name in ("fused", "1x1", "2x4", "16x64")}
-    report = report_coarse(scores)
+    report = report_coarse(coarse_recall(scores, truth="16x64"), truth="16x64")
     assert (report["truth"], report["k"], report["candidates"]) == ("16x64", 10, 100)
     assert json.loads(json.dumps(report)) == report
     # unrelated lists keep one document in five

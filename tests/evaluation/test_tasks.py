@@ -109,3 +109,64 @@ def test_a_missing_column_is_named() -> None:
         RetrievalTask.from_tables(
             "t", QUERY_IDS, DOCUMENT_IDS, QRELS, families=FAMILIES.drop_columns(["family"])
         )
+
+
+def test_a_lost_document_is_never_found_and_the_ideal_order_knows_of_it() -> None:
+    ids = ["a", "b", "c"]
+    qrels = pa.table(
+        {"query_id": ["q", "q", "p"], "document_id": ["a", "lost", "b"], "score": [1.0, 1.0, 1.0]}
+    )
+    task = RetrievalTask.from_tables("t", ["q", "p"], ids, qrels)
+    assert task.missing == {"relevant documents": ("lost",)}
+    assert (task.num_documents, task.relevance.num_lost) == (3, 1)
+    measured = measure_queries(task, np.array([[0.9, 0.5, 0.1], [0.1, 0.9, 0.5]]))
+    assert measured["recall@10"].tolist() == [0.5, 1.0]
+    assert measured["hit@1"].tolist() == [1.0, 1.0]
+    assert measured["ndcg@10"].tolist() == [pytest.approx(1 / (1 + 1 / np.log2(3))), 1.0]
+    assert measured["reciprocal_rank"].tolist() == [1.0, 1.0]
+
+
+def test_a_query_whose_only_document_is_lost_scores_nothing_whatever_the_cut() -> None:
+    held = [name for name in DOCUMENT_IDS if name != "d03"]
+    task = RetrievalTask.from_tables(
+        "t", QUERY_IDS, held, QRELS, families=FAMILIES, swaps=SWAPS, slices={"it": ["q01"]}
+    )
+    scores = np.random.default_rng(0).random((12, 39))
+    measured = measure_queries(task, scores, ks=(1, 1000))
+    for metric in ("recall@1000", "hit@1000", "ndcg@1000", "reciprocal_rank", "swap"):
+        assert measured[metric][1] == 0
+        assert (measured[metric][[0, *range(2, 12)]] > 0).any()
+    # three others of its family stand before it
+    assert measured["family_accuracy"][1] == 0
+    assert measure(task, scores)["slices"]["it"]["recall@10"] == 0
+    assert measure_chance(task, (1000,))["recall@1000"] == pytest.approx(11 / 12)
+
+
+def test_a_swap_or_candidate_that_is_lost_is_left_out_and_told() -> None:
+    held = [name for name in DOCUMENT_IDS if name != "d01"]
+    graded = pa.table({"query_id": ["q00"], "document_id": ["d01"], "score": [0.0]})
+    qrels = pa.concat_tables([QRELS.cast(graded.schema), graded])
+    task = RetrievalTask.from_tables("t", QUERY_IDS, held, qrels, swaps=SWAPS, listed_only=True)
+    assert task.missing == {"swaps": ("d01",), "candidates": ("d01",)}
+    assert task.swaps is not None
+    assert len(task.swaps.kind) == 23
+
+
+def test_more_than_a_few_lost_documents_are_another_corpus() -> None:
+    ids = [f"d{place}" for place in range(200)]
+    queries = [f"q{place}" for place in range(200)]
+    qrels = pa.table({"query_id": queries, "document_id": ids, "score": [1.0] * 200})
+    few = RetrievalTask.from_tables("t", queries, ids[10:], qrels)
+    assert few.relevance.num_lost == 10
+    with pytest.raises(UserError, match="11 relevant documents are not in the index, of 200: 'd0'"):
+        RetrievalTask.from_tables("t", queries, ids[11:], qrels)
+
+
+def test_a_part_of_a_task_measures_what_the_whole_does() -> None:
+    task = make_task()
+    scores = np.random.default_rng(1).random((12, 40)).round(1)
+    whole = measure_queries(task, scores)
+    for block in (slice(0, 5), slice(5, 12)):
+        part = measure_queries(task.part(block), scores[block])
+        for metric, values in part.items():
+            np.testing.assert_array_equal(values, whole[metric][block])

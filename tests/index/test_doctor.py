@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from rematch_ray.errors import UserError
-from rematch_ray.index.doctor import find_truth, recall_of, rows_of, try_plan, usable_choices
+from rematch_ray.index.doctor import find_truth, recall_of, try_plan, usable_choices
 from rematch_ray.index.maxima import coded_scores
 from rematch_ray.index.plan import Plan
+from rematch_ray.index.score_blocks import rows_of
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.trials import plans_to_try
 from rematch_ray.scoring.budget import Budget

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.config import EvaluationConfig, TaskSettings
+from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.schema import QRELS_SCHEMA, Item, items_to_table, write_parquet
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
@@ -115,7 +116,8 @@ def test_the_gallery_of_one_source_leaves_the_others_out(index: Path) -> None:
     opened = SearchIndex.open(index)
     gallery = gallery_of(opened, "source-1")
     assert gallery.ids == [document.id for document in DOCUMENTS[1::2]]
-    assert [opened.ids()[column] for column in gallery.columns] == gallery.ids
+    assert opened.ids(gallery.filter) == gallery.ids
+    assert gallery_of(opened, None).ids == opened.ids()
     with pytest.raises(UserError, match="no document of source 'nowhere'"):
         gallery_of(opened, "nowhere")
 
@@ -153,6 +155,48 @@ def test_a_task_whose_documents_are_not_in_the_gallery_is_refused(
     half = task.model_copy(update={"source": "source-1"})
     with pytest.raises(UserError, match="are not in the index"):
         evaluate(config(index, tiny_export, tmp_path / "out", half))
+
+
+def test_a_judged_document_in_quarantine_is_counted_and_told_and_the_task_goes_on(
+    index: Path,
+    tiny_export: Path,
+    task: TaskSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for table in ("qrels", "swaps"):
+        path = tmp_path / f"{table}.parquet"
+        rows = pq.read_table(path).to_pylist()
+        name = rows[0]["document_id"]
+        rows[0]["document_id"] = f"{name}-gone"
+        pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
+    result = evaluate(config(index, tiny_export, tmp_path / "out", task))
+    [report] = result["reports"]
+    first = COLOURS[0]
+    assert report["missing"] == {
+        "relevant documents": {"number": 1, "ids": [f"{first}-0-gone"]},
+        "swaps": {"number": 1, "ids": [f"{first}-1-gone"]},
+    }
+    assert all(rung["recall@10"] <= 7 / 8 for rung in report["rungs"].values())
+    assert report["matching"]["triplets"] == 3
+    told = f"toy: 1 relevant documents not in the index, never found: '{first}-0-gone'"
+    assert told in capsys.readouterr().err
+    assert told in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_triplets_are_those_of_the_split_and_of_documents_that_could_be_read(
+    task: TaskSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "beir" / "qrels").mkdir(parents=True)
+    for split, size in (("test", 1), ("dev", 0)):
+        judged = "".join(f"q-{colour}\t{colour}-{size}\t1\n" for colour in COLOURS)
+        path = tmp_path / "beir" / "qrels" / f"{split}.tsv"
+        path.write_text("query-id\tcorpus-id\tscore\n" + judged)
+    update = {"qrels": tmp_path / "beir", "reader": ReaderSettings(split="dev")}
+    queries = [Item.of("x", id=f"q-{colour}") for colour in COLOURS]
+    held = {document.id for document in DOCUMENTS} - {f"{COLOURS[0]}-0", f"{COLOURS[1]}-1"}
+    triplets = read_triplets(task.model_copy(update=update), queries[:-1], 100, held=held)
+    assert {triplet.right.id for triplet in triplets} == {f"{c}-0" for c in COLOURS[2:-1]}
 
 
 def test_queries_and_judgements_of_beir_are_ranked_among_listed_candidates(
