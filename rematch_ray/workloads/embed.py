@@ -39,6 +39,7 @@ from rematch_ray.workloads.embedding_job import (
     Job,
     claim,
     is_finished,
+    older_keys,
     output_directory,
     read_manifest,
 )
@@ -103,6 +104,8 @@ def embed(
     with held(target, staging.root):
         # only now does nobody else write there: what it is and what it holds is settled here
         manifest = read_manifest(target, job)
+        if (told := older_keys(staging, manifest)) is not None:
+            say(told)
         claim(staging, job)
         with writing(target):
             staging.begin_run()

@@ -13,8 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.prompts import Side
-from rematch_ray.data.readers.formats import read_data
-from rematch_ray.data.readers.keys import row_keys
+from rematch_ray.data.readers.formats import read_keyed
 from rematch_ray.data.readers.units import Unit
 from rematch_ray.data.rows import EncodedRow, RowEncoder, rows_to_table
 from rematch_ray.data.schema import item_from_row, item_schema
@@ -52,8 +51,7 @@ class ReadItems:
         """
         self._staging.refuse_unshared()
         found = [pa.array([], pa.int64())]
-        for batch in read_data(self._unit):
-            keys = row_keys(batch)
+        for batch, keys in read_keyed(self._unit):
             found.append(keys)
             yield self._uniform(batch, keys)
         # noted last: a unit that is noted was read to its end

@@ -12,6 +12,7 @@ from typing import Any
 
 from rematch_ray.config import EmbedSettings
 from rematch_ray.data.prompts import Side
+from rematch_ray.data.readers.keys import VERSION
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import write_durably
 from rematch_ray.model.checkpoint import load_identity, read_meta
@@ -22,6 +23,9 @@ from rematch_ray.workloads.shard_files import Dtype, ShardForm
 from rematch_ray.workloads.staging import QUARANTINE, Staging, whole_shards
 
 MANIFEST = "manifest.json"
+# by which version of row keys the rows of a directory are known; the first one noted none
+ROW_KEYS = "row_keys"
+FIRST_VERSION = 1
 # settings of a model that decide what of an item it reads; the digest covers all but the first
 LIMITS = ("max_image_pixels", "max_text_tokens", "min_pixels", "max_pixels", "visual_tokens")
 
@@ -213,19 +217,52 @@ def claim(staging: Staging, job: Job) -> None:
         UserError: unfinished rows were made otherwise, or the directory cannot be written.
     """
     wanted = _of_every_row(job)
-    try:
-        found = json.loads(staging.job.read_text()) if staging.job.exists() else None
-    except ValueError as error:
-        raise UserError(f"{staging.job} is damaged ({error}); choose another --out") from error
+    found = _noted(staging)
     for key, value in wanted.items():
         if found is not None and found.get(key) != value:
             raise UserError(
                 f"{staging.root.parent} holds rows made with {key} {found.get(key)!r}, asked for "
                 f"is {value!r}; choose another --out, or delete {staging.root.parent}"
             )
-    if found is None:
+    noted = {**wanted, ROW_KEYS: VERSION}
+    if found != noted:
         with writing(staging.root.parent):
-            staging.write_job(wanted)
+            staging.write_job(noted)
+
+
+def older_keys(staging: Staging, manifest: Mapping[str, Any] | None) -> str | None:
+    """Tell that an earlier version keyed the rows of a directory, so that some may be done anew.
+
+    Args:
+        staging: of the directory, before it is claimed.
+        manifest: of the directory; None = nothing is finished there.
+
+    Returns:
+        One line; None where there is nothing to tell.
+    """
+    made = [noted for noted in (manifest, _noted(staging)) if noted is not None]
+    if all(noted.get(ROW_KEYS, FIRST_VERSION) == VERSION for noted in made):
+        return None
+    return (
+        f"{staging.root.parent} was made by an earlier version, whose row keys depended on other "
+        "rows: those with other_fields, and of CSV those with numbers such as 5.0, may be embedded "
+        "anew, once; the others are kept"
+    )
+
+
+def _noted(staging: Staging) -> dict[str, Any] | None:
+    """What `claim` noted, None where nothing was.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        found: dict[str, Any] | None = (
+            json.loads(staging.job.read_text()) if staging.job.exists() else None
+        )
+    except ValueError as error:
+        raise UserError(f"{staging.job} is damaged ({error}); choose another --out") from error
+    return found
 
 
 def _of_every_row(job: Job) -> dict[str, Any]:

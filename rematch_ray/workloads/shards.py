@@ -15,11 +15,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from rematch_ray.data.readers.keys import VERSION
 from rematch_ray.errors import UserError
 from rematch_ray.index.manifest import sync_directory
 from rematch_ray.workloads.account import REFUSED, Account
 from rematch_ray.workloads.disk import writing
 from rematch_ray.workloads.embedding_job import (
+    ROW_KEYS,
     Job,
     manifest_in,
     write_manifest,
@@ -183,6 +185,7 @@ def _describe(job: Job, account: Account, shards: list[dict[str, Any]]) -> dict[
     assert embedded + account.quarantined == rows_in, (embedded, account.quarantined, rows_in)
     return {
         "format_version": FORMAT_VERSION,
+        ROW_KEYS: VERSION,
         "identity": job.identity,
         "limits": dict(job.limits),
         "model_path": job.model,

@@ -27,10 +27,10 @@ def install() -> None:
     """Slow readers leave their pid in a folder while they wait; `worker_process_setup_hook`."""
     from rematch_ray.workloads import embed_stages
 
-    read = embed_stages.read_data
+    read = embed_stages.read_keyed
     folder, out = Path(os.environ[READERS]), Path(os.environ[OUT])
 
-    def slowly(unit: Unit) -> Iterator[pa.RecordBatch]:
+    def slowly(unit: Unit) -> Iterator[tuple[pa.RecordBatch, pa.Int64Array]]:
         if not unit.path.endswith(SLOW_FILES):
             yield from read(unit)
             return
@@ -42,4 +42,4 @@ def install() -> None:
         yield from read(unit)
         mark.unlink(missing_ok=True)
 
-    embed_stages.read_data = slowly
+    embed_stages.read_keyed = slowly

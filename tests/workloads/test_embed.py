@@ -34,6 +34,7 @@ from rematch_ray.workloads.embed_progress import stop_when_hopeless
 from rematch_ray.workloads.embed_stages import EncodeItems, ReadItems
 from rematch_ray.workloads.embedding_job import Job
 from rematch_ray.workloads.staging import OK, Staging
+from tests.data.readers.layouts import write_rows
 from tests.workloads.conftest import BAD_ROWS
 
 ACCEPTING = EmbedSettings(batch_rows=8, max_bad_share=0.1)
@@ -357,6 +358,31 @@ class TestOnACluster:
         back = run(first)  # what was left out must not count as done
         assert (back["embedded"], back["embedded_now"]) == (40, 2)
         assert sorted(EmbeddingShards.open(out).read().ids) == sorted(first)
+
+    def test_a_file_more_embeds_its_own_rows_alone_and_older_keys_are_told_once(
+        self, tiny_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data, out = tmp_path / "data", tmp_path / "out"
+
+        def run(name: str, *rows: dict[str, Any]) -> tuple[int, str]:
+            write_rows(data / name, list(rows))
+            made = embed(model=tiny_export, data=data, out=out)
+            return made["embedded_now"], capsys.readouterr().err
+
+        first = [{"id": f"a{n}", "text": f"text {n}", "price": float(n)} for n in range(20)]
+        told = "was made by an earlier version"
+        count, said = run("a.jsonl", *first)
+        assert (count, told in said) == (20, False)
+        for path in (out / "manifest.json", Staging.of(out).job):
+            noted = json.loads(path.read_text())
+            assert noted.pop("row_keys") == 2
+            path.write_text(json.dumps(noted))
+        # the column is of texts from here on
+        count, said = run("b.jsonl", {"id": "b", "text": "other", "price": "n/a"})
+        assert (count, said.count(told)) == (1, 1)
+        count, said = run("c.jsonl", {"id": "c", "text": "third", "price": 1})
+        assert (count, told in said) == (1, False)
+        assert len(EmbeddingShards.open(out).read().ids) == 22
 
     def test_an_output_that_nodes_do_not_share_is_one_line_and_leaves_no_embeddings(
         self, tiny_export: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

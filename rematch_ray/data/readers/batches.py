@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from rematch_ray.data.readers.content import CONTENT, CONTENT_FIELD
+
 ERROR_FIELD = pa.field("error", pa.string())
 BATCH_ROWS = 256
 BATCH_BYTES = 16 * 2**20
@@ -43,8 +45,9 @@ def to_batches(
 
     Args:
         rows: one dict each, keys as in the schema; what is missing becomes null. A key `error`
-            says why the row could not be read.
-        schema: of the batches; a column `error` is added at its end.
+            says why the row could not be read, `payload_content` what its payload says.
+        schema: of the batches; a column `error` is added at its end, and `payload_content` where
+            a row has it.
         max_rows: rows of a batch; a batch also ends after about 16 MiB.
 
     Yields:
@@ -150,6 +153,8 @@ def _has_times(kind: pa.DataType) -> bool:
 
 
 def _batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
+    if CONTENT not in schema.names and any(CONTENT in row for row in rows):
+        schema = schema.append(CONTENT_FIELD)
     try:
         return pa.RecordBatch.from_pylist(list(rows), schema=schema)
     except MISFITS:

@@ -115,8 +115,10 @@ def _rows(unit: Unit) -> Iterator[dict[str, Any]]:
             reason = f"{where}: {len(record)} fields, the header has {len(schema)}"
             yield error_row(reason, source=unit.settings.source)
         else:
-            values = _values(dict(zip(schema.names, record, strict=True)), schema, mapped)
-            yield item_row(values, mapped, unit.settings, folder=folder, where=where)
+            told = dict(zip(schema.names, record, strict=True))
+            values = _values(told, schema, mapped)
+            told = {name: told[name] for name in values}
+            yield item_row(values, mapped, unit.settings, folder=folder, where=where, told=told)
 
 
 def _values(row: dict[str, str], schema: pa.Schema, mapped: Mapped) -> dict[str, Any]:

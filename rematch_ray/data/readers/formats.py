@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from rematch_ray.data.readers.content import CONTENT
 from rematch_ray.data.readers.files import FileEntry, Place, absolute_path, look
+from rematch_ray.data.readers.keys import row_keys
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit, with_one_payload
 from rematch_ray.data.readers.unread import refuse_unread
@@ -147,9 +149,23 @@ def read_data(unit: Unit) -> Iterator[pa.RecordBatch]:
         UserError: the file is gone, changed since it was listed, or is damaged as a whole.
         StorageError: storage fails at it, or at what its rows refer to.
     """
+    return map(_without_content, _opened(unit))
+
+
+def read_keyed(unit: Unit) -> Iterator[tuple[pa.RecordBatch, pa.Int64Array]]:
+    """As `read_data`, each batch of Items with the keys of its rows (keys.py)."""
+    for batch in _opened(unit):
+        yield _without_content(batch), row_keys(batch)
+
+
+def _opened(unit: Unit) -> Iterator[pa.RecordBatch]:
     known = formats()[unit.format]
     for batch in known.read_unit(unit):
         yield from known.open_rows(batch, unit.settings) if known.open_rows else [batch]
+
+
+def _without_content(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch.drop_columns([CONTENT]) if CONTENT in batch.schema.names else batch
 
 
 def read_links(unit: Unit) -> Iterator[pa.RecordBatch]:
@@ -157,7 +173,7 @@ def read_links(unit: Unit) -> Iterator[pa.RecordBatch]:
 
     For whoever takes few rows of a unit at a time, as a training step does.
     """
-    yield from formats()[unit.format].read_unit(unit)
+    return map(_without_content, formats()[unit.format].read_unit(unit))
 
 
 def open_links(table: pa.Table, unit: Unit) -> pa.Table:

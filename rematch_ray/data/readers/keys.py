@@ -12,33 +12,45 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
+from rematch_ray.data.readers.content import CONTENT, CONTENT_FIELD, Bytes, joined
+
 _MASK = np.uint64(2**63 - 1)
 _NAMES = ("source", "id", "parent_id", "error")
 _PART = ("kind", "text", "image", "uri")
 
-# views into an array's own buffer: images are not copied
-Bytes = bytes | memoryview
+# of how rows are hashed: output of another number may have other keys for rows that stayed the same
+VERSION = 2
 
 
 def row_keys(batch: pa.RecordBatch | pa.Table) -> pa.Int64Array:
     """63-bit hash of (source, id, content) of every row, never negative.
 
     Content is the parts, the parent, the payload and, of a row that could not be read, the reason.
-    Null and missing fields of the payload are the same, and so are 1 and 1.0: what other files of
-    the corpus have changes no key.
+    Null and missing fields of the payload are the same, and so are 1 and 1.0. What other files of
+    the corpus have changes no key: where the payload's column has a type that they had a part in,
+    what it says comes in the column `payload_content`.
 
     Args:
-        batch: Items as `read_data` gives them.
+        batch: Items as a reader gives them.
 
     Returns:
         One key per row.
     """
     names = [_without_empty(_column(batch, name)) for name in _NAMES]
-    columns = [*names, _column(batch, "payload"), _parts(batch)]
+    payload = CONTENT if CONTENT in batch.schema.names else "payload"
+    columns = [*names, _column(batch, payload), _parts(batch)]
     digests = b"".join(
-        hashlib.blake2b(_joined(row), digest_size=8).digest() for row in zip(*columns, strict=True)
+        hashlib.blake2b(joined(row), digest_size=8).digest() for row in zip(*columns, strict=True)
     )
     return pa.array((np.frombuffer(digests, "<u8") & _MASK).astype(np.int64))
+
+
+def with_content(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Items with what their payloads say in a column of its own, before these change their type."""
+    if CONTENT in batch.schema.names or "payload" not in batch.schema.names:
+        return batch
+    values = [None if v is None else bytes(v) for v in _column(batch, "payload")]
+    return batch.append_column(CONTENT_FIELD, pa.array(values, CONTENT_FIELD.type))
 
 
 def _column(batch: pa.RecordBatch | pa.Table, name: str) -> Sequence[Bytes | None]:
@@ -56,19 +68,6 @@ def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 def _without_empty(values: Iterable[Bytes | None]) -> list[Bytes | None]:
     """To an item, an empty name is none."""
     return [value or None for value in values]
-
-
-def _joined(values: Iterable[Bytes | None]) -> bytes:
-    """Values as one, each with its length in front; none differs from an empty one.
-
-    >>> _joined([b"ab", None, b""])
-    b'2:ab-0:'
-    """
-    return b"".join(
-        piece
-        for value in values
-        for piece in ((b"-",) if value is None else (b"%d:" % len(value), value))
-    )
 
 
 def _values(array: pa.Array) -> Sequence[Bytes | None]:
@@ -96,8 +95,7 @@ def _structs(array: pa.StructArray) -> list[Bytes | None]:
     children = dict(zip((field.name for field in array.type), array.flatten(), strict=True))
     rows = zip(*(_values(children[name]) for name in names), strict=True)
     return [
-        _joined(piece for mark, v in zip(marks, row) if v is not None for piece in (mark, v))
-        or None
+        joined(piece for mark, v in zip(marks, row) if v is not None for piece in (mark, v)) or None
         for row in rows
     ]
 
@@ -107,7 +105,7 @@ def _lists(array: pa.ListArray | pa.LargeListArray) -> list[Bytes | None]:
     first = offsets[0] if offsets else 0
     inner = _values(array.values.slice(first, offsets[-1] - first if offsets else 0))
     return [
-        _joined(inner[begin - first : end - first]) if valid else None
+        joined(inner[begin - first : end - first]) if valid else None
         for begin, end, valid in zip(offsets, offsets[1:], array.is_valid().to_pylist())
     ]
 
@@ -141,10 +139,10 @@ def _parts(batch: pa.RecordBatch | pa.Table) -> list[Bytes | None]:
         for name in _PART
     ]
     inner = [
-        _joined((kind, text, image, uri if image is None else None))
+        joined((kind, text, image, uri if image is None else None))
         for kind, text, image, uri in zip(*fields, strict=True)
     ]
     return [
-        _joined(inner[begin - first : end - first]) if valid else None
+        joined(inner[begin - first : end - first]) if valid else None
         for begin, end, valid in zip(offsets, offsets[1:], column.is_valid().to_pylist())
     ]

@@ -16,7 +16,8 @@ from rematch_ray.data.readers.batches import plain_rows, to_batches
 from rematch_ray.data.readers.files import FAILURES, FileEntry, Place, join
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
-from rematch_ray.data.readers.mapping import bad_row, item_row, map_columns
+from rematch_ray.data.readers.mapping import Mapped, bad_row, item_row, map_columns
+from rematch_ray.data.readers.one_payload import with_payload
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
@@ -66,12 +67,13 @@ def _dataset_units(path: str, settings: ReaderSettings, rows: Rows) -> Iterator[
 
 
 def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
-    yield from to_batches(_rows(unit), item_schema(unit.payload))
-
-
-def _rows(unit: Unit) -> Iterator[Row]:
     dataset = _open(unit.path, unit.options["version"])
     mapped = map_columns(dataset.schema, unit.settings, unit.path)
+    batches = to_batches(_rows(unit, dataset, mapped), item_schema(mapped.payload))
+    yield from with_payload(batches, unit.payload)
+
+
+def _rows(unit: Unit, dataset: Any, mapped: Mapped) -> Iterator[Row]:
     number = unit.first_row
     try:
         fragment = dataset.get_fragment(unit.options["fragment"])

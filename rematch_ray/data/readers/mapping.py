@@ -6,9 +6,8 @@ have the very names `id`, `text`, `image`, ... It knows values, not files. Middl
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.batches import error_row
+from rematch_ray.data.readers.content import CONTENT, content_of, json_text
 from rematch_ray.data.readers.files import StorageError
 from rematch_ray.data.readers.references import with_images
 from rematch_ray.data.readers.sample_rows import Row, image_part, text_part
@@ -61,6 +61,11 @@ class Mapped:
     def is_kept(self, column: str) -> bool:
         """Whether a column goes into the payload, if it can."""
         return column in self.kept or (self.keeps_rest and column not in self.used)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether rows may have more fields than the payload's type, or of other types."""
+        return self.payload is not None and self.payload.get_field_index(REST) >= 0
 
     @property
     def columns(self) -> list[str]:
@@ -141,7 +146,13 @@ def tell_unseen(schema: pa.Schema, settings: ReaderSettings, where: str) -> None
 
 
 def item_row(
-    values: Mapping[str, Any], mapped: Mapped, settings: ReaderSettings, *, folder: str, where: str
+    values: Mapping[str, Any],
+    mapped: Mapped,
+    settings: ReaderSettings,
+    *,
+    folder: str,
+    where: str,
+    told: Mapping[str, Any] | None = None,
 ) -> Row:
     """One Item as a row of `item_schema(mapped.payload)`.
 
@@ -151,9 +162,11 @@ def item_row(
         settings: the source, and where images may come from.
         folder: what relative image paths start from unless `image_root` is set.
         where: the row, for the reason why it cannot be read.
+        told: the columns as the file spells them, where other rows had a say in `values`.
 
     Returns:
-        The item, or an error row with what is known of it.
+        The item, with `payload_content` where other rows had a say in the payload's type; or an
+        error row with what is known of it.
 
     Raises:
         StorageError: storage fails at an image.
@@ -171,7 +184,10 @@ def item_row(
         raise
     except UserError as error:
         return bad_row(str(error), values, mapped, settings, where=where)
-    return {**names, "parts": loaded, "payload": payload_row(values, mapped)}
+    row: Row = {**names, "parts": loaded, "payload": payload_row(values, mapped)}
+    if mapped.is_open:
+        row[CONTENT] = content_of(dict(_kept(told or values, mapped)))
+    return row
 
 
 def bad_row(
@@ -188,16 +204,14 @@ def payload_row(values: Mapping[str, Any], mapped: Mapped) -> Row | None:
         return None
     made, rest = {}, {}
     types = {field.name: field.type for field in mapped.payload if field.name != REST}
-    for name, value in values.items():
-        if value is None or isinstance(value, bytes) or not mapped.is_kept(name):
-            continue
+    for name, value in _kept(values, mapped):
         if name in types and _fits(value, types[name]):
             text = pa.types.is_string(types[name]) and not isinstance(value, str)
-            made[name] = _json(value) if text else value
+            made[name] = json_text(value) if text else value
         else:
             rest[name] = value
-    if rest and mapped.payload.get_field_index(REST) >= 0:
-        made[REST] = _json(rest)
+    if rest and mapped.is_open:
+        made[REST] = json_text(rest)
     return made
 
 
@@ -250,6 +264,13 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
     return True
 
 
+def _kept(values: Mapping[str, Any], mapped: Mapped) -> Iterator[tuple[str, Any]]:
+    """The columns that go into the payload, of those that have a value."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, bytes) and mapped.is_kept(name):
+            yield name, value
+
+
 def _names(
     values: Mapping[str, Any], mapped: Mapped, settings: ReaderSettings
 ) -> dict[str, str | None]:
@@ -282,7 +303,3 @@ def _images(value: Any) -> list[Row]:
     if isinstance(value, list | tuple):
         return [part for entry in value for part in _images(entry)]
     return [] if value is None or value == "" else [image_part(value)]
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)

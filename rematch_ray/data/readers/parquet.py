@@ -29,6 +29,7 @@ from rematch_ray.data.readers.files import (
 )
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.linked_images import load_images
+from rematch_ray.data.readers.one_payload import with_payload
 from rematch_ray.data.readers.row_group import (
     check_group,
     group_batches,
@@ -224,10 +225,11 @@ def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
     done = 0
     try:
         for batch in group_batches(unit.path, unit.begin, num_rows=unit.counted_rows):
-            whole = batch if schema is None else conform(batch, schema)
-            for found in readable(_with_source(whole, unit.settings.source)):
-                yield found
-                done += len(found)
+            own = batch if schema is None else _as_items(batch)
+            found = readable(_with_source(own, unit.settings.source))
+            for whole in found if schema is None else with_payload(found, unit.payload):
+                yield whole
+                done += len(whole)
     except Damaged as error:
         rows = range(unit.first_row + done, unit.first_row + unit.counted_rows)
         source = unit.settings.source
@@ -236,6 +238,12 @@ def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
             nothing = pa.RecordBatch.from_pylist([], schema=row_groups(unit.path)[0])
             schema = _with_source(nothing, source).schema
         yield from to_batches(told, schema)
+
+
+def _as_items(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The columns of an Item, the payload as the file has it."""
+    place = batch.schema.get_field_index("payload")
+    return conform(batch, item_schema(batch.schema.field(place).type if place >= 0 else None))
 
 
 def _with_source(batch: pa.RecordBatch, source: str | None) -> pa.RecordBatch:

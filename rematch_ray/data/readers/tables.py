@@ -15,7 +15,8 @@ from rematch_ray.data.readers.batches import to_batches
 from rematch_ray.data.readers.files import FileEntry, Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
-from rematch_ray.data.readers.mapping import bad_row, item_row, map_columns
+from rematch_ray.data.readers.mapping import Mapped, bad_row, item_row, map_columns
+from rematch_ray.data.readers.one_payload import with_payload
 from rematch_ray.data.readers.parquet import row_groups
 from rematch_ray.data.readers.parquet_rows import list_groups, read_cells
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -44,11 +45,12 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
 
 
 def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
-    yield from to_batches(_rows(unit), item_schema(unit.payload))
-
-
-def _rows(unit: Unit) -> Iterator[dict[str, Any]]:
     mapped = map_columns(unit.options["schema"], unit.settings, unit.path)
+    batches = to_batches(_rows(unit, mapped), item_schema(mapped.payload))
+    yield from with_payload(batches, unit.payload)
+
+
+def _rows(unit: Unit, mapped: Mapped) -> Iterator[dict[str, Any]]:
     folder = parent(unit.path)
     for number, (values, reason) in enumerate(read_cells(unit, mapped.columns), unit.first_row):
         where = f"{unit.path}, row {number}"
