@@ -26,6 +26,9 @@ from rematch_ray.errors import UserError
 # megabytes costs no more than what is kept of it
 CHARACTERS_PER_TOKEN = 64
 
+# of one instruction; a longer one is refused, for half an instruction asks for something else
+INSTRUCTION_TOKENS = 4096
+
 ROW_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -103,11 +106,12 @@ class RowEncoder:
         Args:
             item: text and image parts in order; images as bytes.
             side: which marker opens it.
-            instruction: put before the parts; None or empty for none.
+            instruction: put before the parts; None or empty for none. It is never cut: more than
+                `INSTRUCTION_TOKENS` tokens are refused.
 
         Raises:
-            UserError: an image cannot be decoded or holds no bytes, or there are too many; the
-                item's id is named.
+            UserError: an image cannot be decoded or holds no bytes, there are too many, or the
+                instruction is too long; the item's id is named.
         """
         if len(item.images) > ITEM_IMAGES:
             raise UserError(
@@ -117,7 +121,7 @@ class RowEncoder:
         header = len(ids)
         ids += self.prompt.text(self.prompt.template.marker(side))
         if instruction:
-            ids += self.prompt.user_text(instruction + "\n")
+            ids += self._instruction(item, instruction)
         pixels, grids, budget = [], [], self.max_text_tokens
         truncated = False
         for part in item.parts:
@@ -156,6 +160,18 @@ class RowEncoder:
         """Writes tokenizer and image processor into a folder, as transformers reads them."""
         self._tokenizer.save_pretrained(path)
         self._processor.save_pretrained(path)
+
+    def _instruction(self, item: Item, text: str) -> list[int]:
+        tokens: list[int] | None = None
+        # what is far too long is not even tokenised
+        if len(text) <= INSTRUCTION_TOKENS * CHARACTERS_PER_TOKEN:
+            tokens = self.prompt.user_text(text + "\n")
+        if tokens is None or len(tokens) > INSTRUCTION_TOKENS:
+            raise UserError(
+                f"item {item.id!r}: its instruction of {len(text)} characters has more than the "
+                f"{INSTRUCTION_TOKENS} tokens that are allowed: shorten it"
+            )
+        return tokens
 
     def _image(self, item: Item, data: bytes | None) -> tuple[np.ndarray, np.ndarray]:
         if data is None:

@@ -22,7 +22,7 @@ from rematch_ray.data.item import Item
 from rematch_ray.errors import UserError
 from rematch_ray.serve.backend import EncodedQuery, Float32, Side
 from rematch_ray.serve.batching import BatchSize, Pack, Queued, groups_of, packs_of
-from rematch_ray.serve.gathering import SHORT_TEXT, ToEncode
+from rematch_ray.serve.gathering import ToEncode
 from rematch_ray.serve.settings import EncoderSettings
 
 if TYPE_CHECKING:
@@ -91,16 +91,14 @@ class Encoder:
         """Vectors (1, R, D) of one item, the instruction that was used, and the tokens read.
 
         Raises:
-            UserError: an image cannot be decoded or is too large.
+            UserError: an image cannot be decoded or is too large, or an instruction is too long.
         """
-        asked = ToEncode(item, instruction, side)
-        if item.images or len(item.text) > SHORT_TEXT:
-            row = await asyncio.to_thread(self._row, asked)
-        else:
-            # tokenising takes less than a thread's turn
-            row = self._row(asked)
+        used = self._instruction(ToEncode(item, instruction, side))
+        asked = ToEncode(item, used, side)
+        # what is short is tokenised in less than a thread's turn
+        row = self._row(asked) if asked.is_short else await asyncio.to_thread(self._row, asked)
         [encoded] = await self._embed(Pack([row]))
-        return replace(encoded, instruction=self._instruction(asked))
+        return replace(encoded, instruction=used)
 
     async def encode_many(self, asked: Sequence[ToEncode]) -> list[EncodedQuery | UserError]:
         """As `encode`, of several short texts; one that cannot be read fails alone."""

@@ -20,7 +20,7 @@ from rematch_ray.serve.matching import Matcher
 if TYPE_CHECKING:
     from rematch_ray.data.item import Item
 
-# characters that are tokenised in a tenth of a millisecond or so
+# characters, those of the instruction with them, tokenised in a tenth of a millisecond or so
 SHORT_TEXT = 500
 
 
@@ -31,6 +31,13 @@ class ToEncode:
     item: Item
     instruction: str | None
     side: Side
+
+    @property
+    def is_short(self) -> bool:
+        """Whether reading it takes less than handing it on: few characters, and no image."""
+        return not self.item.images and (
+            len(self.item.text) + len(self.instruction or "") <= SHORT_TEXT
+        )
 
 
 class EncoderClient(Matcher, Protocol):
@@ -89,12 +96,13 @@ class GatheringEncoder:
             OverloadedError: too many wait already, here or at the encoder.
             NotReadyError: no encoder answers.
         """
-        if item.images or len(item.text) > SHORT_TEXT:
+        asked = ToEncode(item, instruction, side)
+        if not asked.is_short:
             return await self._encoder.encode(item, instruction, side)
         if len(self._waiting) >= self._most_waiting:
             raise OverloadedError("every replica's queue is full; try again in a moment")
         answer: asyncio.Future[EncodedQuery] = asyncio.get_running_loop().create_future()
-        self._waiting[answer] = ToEncode(item, instruction, side)
+        self._waiting[answer] = asked
         self._send()
         try:
             return await answer

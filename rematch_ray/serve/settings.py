@@ -27,6 +27,7 @@ class Limits(Settings):
     max_image_pixels: int = Field(16_777_216, ge=1, description="pixels of one query image")
     max_parts: int = Field(8, ge=1, description="text and image parts of one query")
     max_text_chars: int = Field(8192, ge=1, description="characters of one text part")
+    max_instruction_chars: int = Field(1000, ge=1, description="characters of an instruction")
     max_top_k: int = Field(100, ge=1, description="hits of one answer")
     max_offset: int = Field(1000, ge=0, description="hits left out before the first one")
     max_searches: int = Field(32, ge=1, description="searches of one request")

@@ -172,6 +172,30 @@ def test_of_a_very_long_text_only_what_may_be_kept_is_tokenised(
     assert encoder.encode(Item.of(" " * 1000, id="x"), "query").truncated
 
 
+def test_an_instruction_is_never_cut_and_one_that_is_too_long_is_refused(
+    tiny_encoder: RowEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny_encoder.prompt.user_text("find it\n")
+    monkeypatch.setattr("rematch_ray.data.rows.INSTRUCTION_TOKENS", len(whole))
+    row = tiny_encoder.encode(ITEMS["text"], "query", "find it")
+    marker = tiny_encoder.prompt.text("Query: ")
+    assert row.input_ids[row.header + len(marker) :][: len(whole)].tolist() == whole
+    for side in ("query", "document"):
+        with pytest.raises(UserError, match=r"item 'text': its instruction of 9 characters"):
+            tiny_encoder.encode(ITEMS["text"], side, "find it a")
+
+
+def test_of_an_instruction_of_megabytes_nothing_is_tokenised(
+    tiny_encoder: RowEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(text: str) -> list[int]:
+        raise AssertionError(f"{len(text)} characters are tokenised")
+
+    monkeypatch.setattr(tiny_encoder.prompt, "user_text", never)
+    with pytest.raises(UserError, match=r"4000000 characters has more than the 4096 tokens"):
+        tiny_encoder.encode(ITEMS["text"], "query", "a b " * 1_000_000)
+
+
 def test_the_settings_bound_the_size_of_images(tiny_base: Path) -> None:
     small = build_row_encoder(tiny_base, model_settings(tiny_base, max_pixels=32 * 32))
     large = build_row_encoder(tiny_base, model_settings(tiny_base, min_pixels=128 * 128))

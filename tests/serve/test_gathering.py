@@ -177,3 +177,12 @@ async def test_images_and_long_texts_go_alone() -> None:
     )
     assert slow.alone == [long, ""]
     assert slow.calls == [["a"]]
+
+
+async def test_an_instruction_makes_a_text_long() -> None:
+    slow = SlowEncoder()
+    encoder = gathering(slow)
+    await encoder.encode(Item.of("a"), "x" * SHORT_TEXT, "query")
+    assert (slow.alone, slow.calls) == (["a"], [])
+    assert ToEncode(Item.of("a"), "x" * (SHORT_TEXT - 1), "document").is_short
+    assert not ToEncode(Item.of("a"), "x" * SHORT_TEXT, "document").is_short

@@ -111,6 +111,43 @@ def test_a_body_of_50_megabytes_is_413_whether_or_not_it_says_so(
     assert backend.items == []
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/search", {"query": "x"}),
+        ("/v1/embeddings", {"model": "rematch", "input": ["x"] * 256}),
+        ("/v1/rerank", {"model": "fake", "query": "x", "documents": ["y"]}),
+    ],
+)
+def test_an_instruction_of_megabytes_reaches_no_encoder(
+    client: TestClient, backend: Backend, path: str, body: dict[str, Any]
+) -> None:
+    longest, longer = "a b " * 250, "a b " * 250 + "c"
+    for instruction in (longer, "a b " * 1_000_000):
+        answer = client.post(path, json=body | {"instruction": instruction})
+        error = error_of(answer, 400)
+        assert (error["code"], error["param"]) == ("invalid_value", "instruction")
+        assert f"{len(instruction)} characters, at most 1000" in error["message"]
+    assert backend.items == []
+    assert client.post(path, json=body | {"instruction": longest}).status_code == 200
+    assert longest in backend.instructions
+
+
+def test_a_long_instruction_fails_its_own_search_of_a_batch(client: TestClient) -> None:
+    searches = [{"query": "x"}, {"query": "x", "instruction": "a" * 1001}]
+    answers = client.post("/v1/search", json={"searches": searches}).json()["answers"]
+    assert answers[0]["results"]
+    assert answers[1]["error"]["param"] == "instruction"
+
+
+def test_how_long_an_instruction_may_be_is_a_setting(connect: Callable[..., TestClient]) -> None:
+    client = connect(max_instruction_chars=3)
+    assert client.get("/v1/info").json()["limits"]["max_instruction_chars"] == 3
+    for instruction, status in (("abc", 200), ("abcd", 400)):
+        answer = client.post("/v1/search", json={"query": "x", "instruction": instruction})
+        assert answer.status_code == status
+
+
 def test_paths_that_are_no_text_are_404_or_400(client: TestClient) -> None:
     for path in ("/v1/documents/%FF%FE", "/v1/documents/%00", "/v1/documents/%ED%A0%80/image"):
         answer = client.get(path)

@@ -123,6 +123,17 @@ def item_of(content: AnyContent, limits: Limits, *, param: str, id: str = "query
     return Item.of(*parts, id=id)
 
 
+def check_instruction(instruction: str | None, limits: Limits) -> None:
+    """Refuse an instruction that is too long: it is read in full, before each item.
+
+    Raises:
+        RequestError: it is.
+    """
+    most = limits.max_instruction_chars
+    if instruction is not None and len(instruction) > most:
+        raise refuse("instruction", f"{len(instruction)} characters, at most {most}: shorten it")
+
+
 def _parts(content: AnyContent, param: str) -> list[Part]:
     if isinstance(content, str):
         return [Part.of_text(content)] if content.strip() else []

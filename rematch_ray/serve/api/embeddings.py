@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag
 
 from rematch_ray.data.item import Item
 from rematch_ray.serve.api.base import ApiModel, Text
-from rematch_ray.serve.api.content import DATA_URI, Content, item_of
+from rematch_ray.serve.api.content import DATA_URI, Content, check_instruction, item_of
 from rematch_ray.serve.api.vectors import num_vectors
 from rematch_ray.serve.backend import EncodedQuery, Float32, Side
 from rematch_ray.serve.failures import refuse
@@ -112,8 +112,10 @@ def inputs_of(request: EmbeddingsRequest, limits: Limits, model: Mapping[str, An
     """The inputs as items, checked.
 
     Raises:
-        RequestError: too many, an empty or too long one, or a width or count that there is not.
+        RequestError: too many, an empty or too long one, too long an instruction, or a width or
+            count that there is not.
     """
+    check_instruction(request.instruction, limits)
     inputs = [request.input] if isinstance(request.input, str) else request.input
     if len(inputs) > limits.max_inputs:
         raise refuse("input", f"{len(inputs)} inputs, at most {limits.max_inputs}")

@@ -10,7 +10,13 @@ from pydantic import Field
 
 from rematch_ray.data.item import Item
 from rematch_ray.serve.api.base import ApiModel, Text
-from rematch_ray.serve.api.content import DATA_URI, Content, TextAndImage, item_of
+from rematch_ray.serve.api.content import (
+    DATA_URI,
+    Content,
+    TextAndImage,
+    check_instruction,
+    item_of,
+)
 from rematch_ray.serve.failures import refuse
 from rematch_ray.serve.settings import Limits
 
@@ -115,8 +121,10 @@ def items_to_rerank(request: RerankRequest, limits: Limits) -> tuple[Item, list[
     """The query and the documents, checked.
 
     Raises:
-        RequestError: one is empty, too long or too many, or would have to be cut.
+        RequestError: one is empty, too long or too many, or would have to be cut; or the
+            instruction is too long.
     """
+    check_instruction(request.instruction, limits)
     most = limits.max_rerank_documents
     if len(request.documents) > most:
         raise refuse("documents", f"{len(request.documents)} documents, at most {most}")

@@ -14,7 +14,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, WrapValidator, 
 
 from rematch_ray.data.item import Item
 from rematch_ray.serve.api.base import ApiModel, PlainJson, Text, flag_or_fields, number_or_word
-from rematch_ray.serve.api.content import DATA_URI, Content
+from rematch_ray.serve.api.content import DATA_URI, Content, check_instruction
 from rematch_ray.serve.backend import Rerank, SearchPlan
 from rematch_ray.serve.failures import RequestError, from_validation, refuse
 from rematch_ray.serve.settings import Limits
@@ -212,6 +212,7 @@ def plan_of(
     Raises:
         RequestError: a limit is exceeded or the budget is unknown; param names the field.
     """
+    check_instruction(request.instruction, limits)
     _check_sizes(request, limits)
     budget = request.budget if request.budget is not None else "auto"
     if budget not in budgets:
