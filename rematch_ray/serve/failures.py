@@ -32,6 +32,8 @@ _TYPES = {
 }
 _STATUS_BY_OVERLOAD = {"budget_unavailable": 429, "quota_exceeded": 429}
 _MAX_MESSAGE = 1000
+# type of a validation error that is no mistake in the shape of a body, but of its size
+TOO_MANY = "too_many"
 _log = logging.getLogger("rematch_ray.serve.failures")
 
 
@@ -221,6 +223,8 @@ def from_validation(error: RequestValidationError | ValidationError) -> RequestE
     steps = steps[1:] if steps[:1] == ["body"] else steps
     where = ".".join(step for step in steps if not step.startswith("<"))
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == TOO_MANY:
+        return refuse(where, message)
     return RequestError(
         422,
         "unknown_field" if problem["type"] == "extra_forbidden" else "invalid_field",

@@ -37,6 +37,7 @@ class Limits(Settings):
     )
     max_write_documents: int = Field(1000, ge=1, description="documents of one write")
     max_candidates: int = Field(10_000, ge=1, description="candidates, unless 'all' is asked for")
+    max_filter_values: int = Field(10_000, ge=1, description="values and names in one filter")
     allow_all_candidates: bool = Field(True, description="whether 'candidates: all' is answered")
 
 

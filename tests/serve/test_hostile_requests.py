@@ -1,14 +1,18 @@
 """Bodies that no client of good will sends: each has its 4xx in the one shape, and nothing else
 happens."""
 
+import gc
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from rematch_ray.serve import failures
 from tests.serve.test_routes import error_of
 
 Backend = Any
@@ -73,6 +77,143 @@ def test_a_body_that_cannot_be_is_refused_in_the_one_shape(
     assert len(error["message"]) <= 1000
     assert backend.plans == backend.items == backend.written == []
     assert client.post("/v1/search", json={"query": "x"}).status_code == 200
+
+
+UNIT = [[1.0, 0.0]] * 4
+
+
+def names(count: int) -> dict[str, int]:
+    return {f"u{number}": number for number in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("path", "body_of", "param", "status"),
+    [
+        ("/v1/search", lambda n: {"searches": [0] * n}, "searches", 400),
+        ("/v1/search", lambda n: {"searches": [{"query": "x"}] * n}, "searches", 400),
+        ("/v1/search", lambda n: {"query": [0] * n}, "query", 400),
+        ("/v1/search", lambda n: {"query": names(n)}, "query.u0", 422),
+        ("/v1/search", lambda n: {"vectors": [["a"]] * n}, "vectors", 400),
+        ("/v1/search", lambda n: {"vectors": [["a"] * n] * 9}, "vectors.0.0", 422),
+        ("/v1/search", lambda n: {"vectors": UNIT, "fused": ["a"] * n}, "fused.0", 422),
+        ("/v1/search", lambda n: {"query": "x", "filter": {"a": ["b"] * n}}, "filter", 400),
+        ("/v1/search", lambda n: {"query": "x", "filter": {"a": names(n)}}, "filter", 400),
+        ("/v1/search", names, "u0", 422),
+        ("/v1/embeddings", lambda n: {"model": "rematch", "input": [0] * n}, "input", 400),
+        ("/v1/embeddings", lambda n: {"model": "rematch", "input": ["x"] * n}, "input", 400),
+        ("/v1/embeddings", lambda n: {"model": "rematch", "input": [[0] * n]}, "input.0", 400),
+        ("/v1/rerank", lambda n: {"model": "fake", "query": "x", "documents": [0] * n},
+         "documents", 400),
+        ("/v1/documents", lambda n: {"documents": [0] * n}, "documents", 400),
+        ("/v1/documents", lambda n: {"documents": [{"id": "a", "content": [0] * n}] * 9},
+         "documents.0.content", 400),
+    ],
+)  # fmt: skip
+async def test_a_list_that_is_far_too_long_costs_no_more_than_one_that_is_too_long(
+    client: TestClient,
+    backend: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body_of: Callable[[int], dict[str, Any]],
+    param: str,
+    status: int,
+) -> None:
+    mistakes: list[int] = []
+    told = failures.from_validation
+
+    def counted(error: Any) -> Any:
+        mistakes.append(len(error.errors()))
+        return told(error)
+
+    monkeypatch.setattr(failures, "from_validation", counted)
+    calls = []
+    for count in (12_000, 48_000):
+        answer, called = await counting_calls(client.app, path, body_of(count))
+        error = error_of(answer, status)
+        assert error["param"] == param
+        if status == 400:
+            assert error["code"] == "invalid_value"
+            assert "at most" in error["message"]
+        calls.append(called)
+    assert calls[1] < calls[0] + 100
+    assert len(mistakes) == 2
+    assert max(mistakes) <= 2
+    assert backend.plans == backend.items == backend.written == []
+
+
+async def counting_calls(app: Any, path: str, body: dict[str, Any]) -> tuple[httpx.Response, int]:
+    """An answer, and how many functions were called for it."""
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        request, before = client.build_request("POST", path, json=body), sys.getprofile()
+        sys.setprofile(count)
+        try:
+            answer = await client.send(request)
+        finally:
+            sys.setprofile(before)
+    return answer, calls
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"ids": [0] * 1001}, "ids"),
+        ({"ids": ["a"] * 1001}, "ids"),
+        ({"filter": {"a": [1] * 10_000}}, "filter"),
+    ],
+)
+def test_of_what_is_to_be_deleted_not_too_much_may_be_named(
+    client: TestClient, backend: Backend, body: dict[str, Any], param: str
+) -> None:
+    error = error_of(client.request("DELETE", "/v1/documents", json=body), 400)
+    assert (error["code"], error["param"]) == ("invalid_value", param)
+    assert backend.callers == []
+
+
+def test_while_a_body_of_many_lists_is_read_no_garbage_is_looked_for(client: TestClient) -> None:
+    rounds: list[str] = []
+
+    def count(phase: str, told: dict[str, int]) -> None:
+        rounds.append(phase)
+
+    body = b'{"vectors": [' + b"[]," * 400_000 + b"[]]}"
+    client.post("/v1/search", json={"query": "x"})
+    gc.collect()
+    gc.callbacks.append(count)
+    try:
+        answer = client.post("/v1/search", content=body, headers=JSON)
+    finally:
+        gc.callbacks.remove(count)
+    error_of(answer, 400)
+    assert gc.isenabled()
+    assert rounds.count("start") < 50
+
+
+def test_a_list_of_a_search_in_a_batch_fails_that_search_alone(client: TestClient) -> None:
+    long = [{"query": [0] * 1000}, {"query": "x", "filter": {"a": [1] * 10_000}}]
+    answer = client.post("/v1/search", json={"searches": [{"query": "x"}, *long]})
+    first, *others = answer.json()["answers"]
+    assert first["results"]
+    told = [(one["error"]["code"], one["error"]["param"]) for one in others]
+    assert told == [("invalid_value", "query"), ("invalid_value", "filter")]
+
+
+def test_how_long_a_list_may_be_is_a_setting_of_each_service(
+    connect: Callable[..., TestClient],
+) -> None:
+    narrow, wide = connect(max_parts=1, max_filter_values=1), connect(max_parts=100)
+    parts = {"query": [{"type": "text", "text": "a"}] * 9}
+    filtered = {"query": "x", "filter": {"a": [1]}}
+    for _ in range(2):
+        for body, param in ((parts, "query"), (filtered, "filter")):
+            assert error_of(narrow.post("/v1/search", json=body), 400)["param"] == param
+            assert wide.post("/v1/search", json=body).status_code == 200
 
 
 def test_an_image_of_200_megapixels_is_refused_before_it_is_decoded(

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from rematch_ray.data.item import Item, Part
-from rematch_ray.serve.api.base import ApiModel, Text
+from rematch_ray.serve.api.base import RequestModel, Text
+from rematch_ray.serve.api.bounds import Bounded
 from rematch_ray.serve.failures import refuse
 from rematch_ray.serve.settings import Limits
 
@@ -25,14 +26,14 @@ DATA_URI = (
 )
 
 
-class TextPart(ApiModel):
+class TextPart(RequestModel):
     """A text part."""
 
     type: Literal["text"]
     text: Text = Field(examples=["an otter"])
 
 
-class ImageUrl(ApiModel):
+class ImageUrl(RequestModel):
     """Where an image is: a data URI."""
 
     url: Text = Field(
@@ -41,14 +42,14 @@ class ImageUrl(ApiModel):
     )
 
 
-class ImagePart(ApiModel):
+class ImagePart(RequestModel):
     """An image part, in the form that OpenAI clients send."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class TextAndImage(ApiModel):
+class TextAndImage(RequestModel):
     """At most one image and one text, the image first."""
 
     text: Text | None = Field(None, examples=["an otter"])
@@ -70,6 +71,7 @@ ContentPart = Annotated[
         custom_error_message="a part is {type: text, text} or {type: image_url, image_url: {url}}",
     ),
 ]
+ContentParts = Annotated[list[ContentPart], Bounded("parts", "max_parts")]
 
 
 def _form_of(value: Any) -> str | None:
@@ -86,7 +88,7 @@ def _form_of(value: Any) -> str | None:
 Content = Annotated[
     Annotated[Text, Tag("<text>")]
     | Annotated[TextAndImage, Tag("<fields>")]
-    | Annotated[list[ContentPart], Tag("<parts>")]
+    | Annotated[ContentParts, Tag("<parts>")]
     | Annotated[ContentPart, Tag("<part>")],
     Discriminator(
         _form_of,

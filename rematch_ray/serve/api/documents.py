@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi import Body
 from pydantic import AfterValidator, Field, model_validator
 
-from rematch_ray.serve.api.base import ApiModel, PlainJson, Text, encodable
-from rematch_ray.serve.api.content import DATA_URI, ContentPart, TextAndImage, item_of
-from rematch_ray.serve.api.vectors import given_vectors
+from rematch_ray.serve.api.base import ApiModel, Filter, PlainJson, RequestModel, Text, encodable
+from rematch_ray.serve.api.bounds import Bounded
+from rematch_ray.serve.api.content import DATA_URI, ContentParts, TextAndImage, item_of
+from rematch_ray.serve.api.vectors import Numbers, Vectors, given_vectors
 from rematch_ray.serve.backend import NewDocument, WriteResult
 from rematch_ray.serve.failures import refuse
 from rematch_ray.serve.settings import Limits
@@ -27,19 +28,19 @@ DocumentId = Annotated[
 ]
 
 
-class DocumentToWrite(ApiModel):
+class DocumentToWrite(RequestModel):
     """A document: something to encode, or its vectors."""
 
     id: DocumentId = Field(description="replaces a document of this id")
     text: Text | None = Field(None, examples=["an otter on a rock"])
     image: Text | None = Field(None, description="data:image/...;base64,... or bare base64")
-    content: list[ContentPart] | None = Field(
+    content: ContentParts | None = Field(
         None, description="parts in reading order, instead of text and image"
     )
-    vectors: list[list[float]] | None = Field(
+    vectors: Vectors | None = Field(
         None, description="document vectors (R, D) of unit norm, instead of something to encode"
     )
-    fused: list[float] | None = Field(None, description="fused vector (F), beside vectors")
+    fused: Numbers | None = Field(None, description="fused vector (F), beside vectors")
     payload: PlainJson = Field({}, description="stored beside it", examples=[{"lang": "en"}])
     source: Text = Field("api", min_length=1, max_length=256, description="where it comes from")
 
@@ -58,10 +59,12 @@ class DocumentToWrite(ApiModel):
         return self
 
 
-class UpsertRequest(ApiModel):
+class UpsertRequest(RequestModel):
     """Documents to write."""
 
-    documents: list[DocumentToWrite] = Field(min_length=1)
+    documents: Annotated[
+        list[DocumentToWrite], Bounded("documents", "max_write_documents", least=1)
+    ]
 
 
 UpsertBody = Annotated[
@@ -81,11 +84,13 @@ UpsertBody = Annotated[
 ]
 
 
-class DeleteRequest(ApiModel):
+class DeleteRequest(RequestModel):
     """Which documents to delete."""
 
-    ids: list[Text] | None = Field(None, min_length=1, examples=[["doc-1"]])
-    filter: PlainJson | None = Field(
+    ids: Annotated[list[Text], Bounded("ids", "max_write_documents", least=1)] | None = Field(
+        None, examples=[["doc-1"]]
+    )
+    filter: Filter | None = Field(
         None, description="all documents that match", examples=[{"source": "api"}]
     )
 
@@ -133,12 +138,9 @@ def new_documents(
     """The documents of a request, checked.
 
     Raises:
-        RequestError: too many, an id twice, or a document that cannot be; param names it.
+        RequestError: an id twice, or a document that cannot be; param names it.
     """
     documents = request.documents
-    if len(documents) > limits.max_write_documents:
-        most = limits.max_write_documents
-        raise refuse("documents", f"{len(documents)} documents, at most {most}")
     places: dict[str, int] = {}
     for place, document in enumerate(documents):
         if places.setdefault(document.id, place) != place:

@@ -11,7 +11,8 @@ from fastapi import Body
 from pydantic import Discriminator, Field, Tag
 
 from rematch_ray.data.item import Item
-from rematch_ray.serve.api.base import ApiModel, Text
+from rematch_ray.serve.api.base import ApiModel, RequestModel, Text
+from rematch_ray.serve.api.bounds import Bounded
 from rematch_ray.serve.api.content import DATA_URI, Content, check_instruction, item_of
 from rematch_ray.serve.api.vectors import num_vectors
 from rematch_ray.serve.backend import EncodedQuery, Float32, Side
@@ -25,12 +26,12 @@ def _one_or_several(value: Any) -> str:
 
 Inputs = Annotated[
     Annotated[Text, Tag("<one>")]
-    | Annotated[Annotated[list[Content], Field(min_length=1)], Tag("<several>")],
+    | Annotated[list[Content], Bounded("inputs", "max_inputs", least=1), Tag("<several>")],
     Discriminator(_one_or_several),
 ]
 
 
-class EmbeddingsRequest(ApiModel):
+class EmbeddingsRequest(RequestModel):
     """What to turn into vectors."""
 
     model: Text = Field(description="name or digest of the served model, or 'rematch'")
@@ -112,13 +113,11 @@ def inputs_of(request: EmbeddingsRequest, limits: Limits, model: Mapping[str, An
     """The inputs as items, checked.
 
     Raises:
-        RequestError: too many, an empty or too long one, too long an instruction, or a width or
-            count that there is not.
+        RequestError: an empty or too long one, too long an instruction, or a width or count that
+            there is not.
     """
     check_instruction(request.instruction, limits)
     inputs = [request.input] if isinstance(request.input, str) else request.input
-    if len(inputs) > limits.max_inputs:
-        raise refuse("input", f"{len(inputs)} inputs, at most {limits.max_inputs}")
     width = int(model["fused_dim"] or model["embedding_dim"])
     if request.dimensions not in (None, width):
         raise refuse("dimensions", f"vectors have {width} here: give that, or leave it out")

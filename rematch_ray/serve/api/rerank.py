@@ -9,7 +9,8 @@ from fastapi import Body
 from pydantic import Field
 
 from rematch_ray.data.item import Item
-from rematch_ray.serve.api.base import ApiModel, Text
+from rematch_ray.serve.api.base import ApiModel, RequestModel, Text
+from rematch_ray.serve.api.bounds import Bounded
 from rematch_ray.serve.api.content import (
     DATA_URI,
     Content,
@@ -23,7 +24,7 @@ from rematch_ray.serve.settings import Limits
 MAXSIM, HEAD = "rematch-maxsim", "rematch-match-head"
 
 
-class RerankRequest(ApiModel):
+class RerankRequest(RequestModel):
     """A query and the documents to order by it."""
 
     model: Text = Field(
@@ -32,10 +33,11 @@ class RerankRequest(ApiModel):
         examples=[MAXSIM],
     )
     query: Content = Field(description="what the documents are ordered by")
-    documents: list[Content] = Field(
-        min_length=1,
-        description="texts, {text}, {image} or both",
-        examples=[["an otter", {"text": "a red bar"}]],
+    documents: Annotated[list[Content], Bounded("documents", "max_rerank_documents", least=1)] = (
+        Field(
+            description="texts, {text}, {image} or both",
+            examples=[["an otter", {"text": "a red bar"}]],
+        )
     )
     top_n: int | None = Field(None, ge=1, description="documents returned; default: all")
     return_documents: bool = Field(False, description="whether results repeat their document")
@@ -121,13 +123,10 @@ def items_to_rerank(request: RerankRequest, limits: Limits) -> tuple[Item, list[
     """The query and the documents, checked.
 
     Raises:
-        RequestError: one is empty, too long or too many, or would have to be cut; or the
-            instruction is too long.
+        RequestError: one is empty or too long, or would have to be cut; or the instruction is too
+            long.
     """
     check_instruction(request.instruction, limits)
-    most = limits.max_rerank_documents
-    if len(request.documents) > most:
-        raise refuse("documents", f"{len(request.documents)} documents, at most {most}")
     query = item_of(request.query, limits, param="query")
     documents = [
         item_of(document, limits, param=f"documents.{place}", id=f"document {place}")

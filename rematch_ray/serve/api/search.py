@@ -13,8 +13,10 @@ from fastapi import Body
 from pydantic import Discriminator, Field, Tag, ValidationError, WrapValidator, model_validator
 
 from rematch_ray.data.item import Item
-from rematch_ray.serve.api.base import ApiModel, PlainJson, Text, flag_or_fields, number_or_word
+from rematch_ray.serve.api.base import Filter, RequestModel, Text, flag_or_fields, number_or_word
+from rematch_ray.serve.api.bounds import Bounded
 from rematch_ray.serve.api.content import DATA_URI, Content, check_instruction
+from rematch_ray.serve.api.vectors import Numbers, Vectors
 from rematch_ray.serve.backend import Rerank, SearchPlan
 from rematch_ray.serve.failures import RequestError, from_validation, refuse
 from rematch_ray.serve.settings import Limits
@@ -22,7 +24,7 @@ from rematch_ray.serve.settings import Limits
 RAW_TOP_N = 10
 
 
-class HybridFields(ApiModel):
+class HybridFields(RequestModel):
     """Words beside vectors: BM25 over the payload, fused with the vectors' list."""
 
     text: Text | None = Field(None, description="the words; default: the query's text")
@@ -32,7 +34,7 @@ class HybridFields(ApiModel):
     lexical_weight: float = Field(0.5, ge=0, le=1, description="of the words' list")
 
 
-class RerankFields(ApiModel):
+class RerankFields(RequestModel):
     """The matching head as the last rung."""
 
     top_n: int | None = Field(None, ge=1, description="hits scored again; default 100, raw: 10")
@@ -56,14 +58,14 @@ Candidates = Annotated[
 ]
 
 
-class SearchRequest(ApiModel):
+class SearchRequest(RequestModel):
     """What to search for, how carefully, and how much to return."""
 
     query: Content | None = Field(None, description="what to look for")
-    vectors: list[list[float]] | None = Field(
+    vectors: Vectors | None = Field(
         None, description="query vectors (R, D) of unit norm, instead of a query"
     )
-    fused: list[float] | None = Field(None, description="fused vector (F), beside vectors")
+    fused: Numbers | None = Field(None, description="fused vector (F), beside vectors")
     like: Text | None = Field(
         None, description="id of a stored document: others like it, without itself"
     )
@@ -89,7 +91,7 @@ class SearchRequest(ApiModel):
     top_k: int = Field(10, ge=1, description="hits to return")
     offset: int = Field(0, ge=0, description="best hits to leave out: the pages before")
     min_score: float | None = Field(None, description="hits below are left out")
-    filter: PlainJson | None = Field(
+    filter: Filter | None = Field(
         None,
         description="payload field -> value or list of allowed values; all must hold",
         examples=[{"source": "emoji"}],
@@ -147,10 +149,13 @@ def _kept_apart(value: Any, parse: Any) -> Any:
         return Malformed(from_validation(misshapen))
 
 
-class SearchBatch(ApiModel):
+class SearchBatch(RequestModel):
     """Several searches at once; each succeeds or fails on its own."""
 
-    searches: list[Annotated[SearchRequest, WrapValidator(_kept_apart)]] = Field(min_length=1)
+    searches: Annotated[
+        list[Annotated[SearchRequest, WrapValidator(_kept_apart)]],
+        Bounded("searches", "max_searches", least=1),
+    ]
 
 
 def _is_batch(value: Any) -> str:

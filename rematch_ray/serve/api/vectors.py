@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from rematch_ray.serve.api.bounds import Bounded
 from rematch_ray.serve.backend import EncodedQuery, Side
 from rematch_ray.serve.failures import refuse
+
+# beyond those of any model: how many there must be is told where the model is known
+Numbers = Annotated[list[float], Bounded("numbers", 65_536)]
+Vectors = Annotated[list[Numbers], Bounded("vectors", 4096)]
 
 _NORM_TOLERANCE = 0.01
 _COUNT_KEYS = {"query": "num_query_vectors", "document": "num_document_vectors"}

@@ -78,6 +78,7 @@ def make_api(
         docs_url=None,
         redoc_url=None,
     )
+    api.state.limits = limits
     api.router.route_class = LeanRoute
     install_handlers(api)
     # the last that is added is the first that is asked: refusals are recorded, bodies not read

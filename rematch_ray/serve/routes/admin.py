@@ -10,7 +10,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import FastAPI
 from pydantic import AfterValidator, Field
 
-from rematch_ray.serve.api.base import ApiModel, Text
+from rematch_ray.serve.api.base import RequestModel, Text
 from rematch_ray.serve.failures import RequestError, failures_named
 from rematch_ray.serve.routes.service import Service, errors
 from rematch_ray.serve.swap import SwapBusyError
@@ -42,7 +42,7 @@ def path_text(text: str) -> str:
 ServerPath = Annotated[Text, AfterValidator(path_text)]
 
 
-class SwapBody(ApiModel):
+class SwapBody(RequestModel):
     """What to serve from now on."""
 
     index: ServerPath = Field(min_length=1, description="index directory, as the service sees it")

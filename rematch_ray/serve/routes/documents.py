@@ -16,7 +16,7 @@ from rematch_ray.serve.api.documents import (
     write_body,
 )
 from rematch_ray.serve.backend import Caller
-from rematch_ray.serve.failures import RequestError, failures_named, refuse
+from rematch_ray.serve.failures import RequestError, failures_named
 from rematch_ray.serve.observation import facts_of
 from rematch_ray.serve.routes.service import Service, errors
 
@@ -53,8 +53,6 @@ def _add_writes(api: FastAPI, service: Service) -> None:
         """Delete documents by id, or all that match a filter. Answered once it is on disk."""
         ids = body.ids or []
         facts_of(request.scope).documents += ids
-        if len(ids) > limits.max_write_documents:
-            raise refuse("ids", f"{len(ids)} ids, at most {limits.max_write_documents}")
         with failures_named():
             return write_body(await backend.delete(ids, body.filter, caller))
 

@@ -66,9 +66,6 @@ def _json(body: SearchResponse | SearchBatchResponse) -> Response:
 
 
 async def _answer_each(asked: Asked, batch: SearchBatch) -> SearchBatchResponse:
-    most = asked.service.limits.max_searches
-    if len(batch.searches) > most:
-        raise refuse("searches", f"{len(batch.searches)} searches, at most {most}")
     outcomes = await asyncio.gather(
         *(asked.answer(search) for search in batch.searches), return_exceptions=True
     )
