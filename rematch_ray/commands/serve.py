@@ -1,15 +1,14 @@
 """Serve an index over HTTP on Ray Serve, with the search page at / and the API's at /docs.
 
 Starts Ray in this process, or joins the cluster that RAY_ADDRESS names, whose Serve must not listen
-elsewhere, and runs until Ctrl-C. On loopback no API key is needed; any other address asks for
---api-keys-file.
+elsewhere, and runs until Ctrl-C. On loopback no API key is needed, and only who asks for localhost
+is answered; any other address asks for --api-keys-file.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
 import logging
 import os
 import socket
@@ -162,6 +161,7 @@ def _swap(options: argparse.Namespace) -> dict[str, Any]:
 def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:
     """What to serve, and the shards that it is split into."""
     from rematch_ray.index.search import SearchIndex
+    from rematch_ray.serve.loopback import is_loopback
     from rematch_ray.serve.pair import fitting_export
     from rematch_ray.serve.settings import (
         AccessLogSettings,
@@ -198,20 +198,6 @@ def _settings(options: argparse.Namespace) -> tuple[ServeArgs, int]:
         ),
     )
     return args, index.info()["shards"]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address.
-
-    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")]
-    [True, True, True, False, False]
-    """
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_port(host: str, port: int) -> None:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rematch_ray.serve.backend import Caller
 from rematch_ray.serve.failures import RequestError, turn_away
 from rematch_ray.serve.keys import KeyRing
+from rematch_ray.serve.loopback import check_local
 
 # all else takes a key, paths that do not exist too: nobody finds out which those are
 OPEN_PATHS = frozenset(
@@ -22,6 +23,8 @@ _NOTED = "caller"
 
 class KeyCheck:
     """ASGI layer that answers 401 to who has no key, and notes who the caller is.
+
+    Where no keys are asked for, it answers 403 to pages of other sites: see `loopback`.
 
     Args:
         app: what is called for callers that are known, and for what is open to all.
@@ -35,8 +38,11 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Looks at path and headers only."""
         if scope["type"] == "http" and not is_open(scope):
+            headers = Headers(scope=scope)
             try:
-                caller = self._keys.admit(Headers(scope=scope))
+                caller = self._keys.admit(headers)
+                if self._keys.is_open:
+                    check_local(scope["method"], headers)
             except RequestError as refused:
                 await turn_away(refused, scope, receive, send)
                 return

@@ -196,8 +196,8 @@ class ServeArgs(Settings):
     )
     allow_anonymous: bool = Field(
         False,
-        description="answer without a key where no keys are named; only for a service bound to "
-        "loopback",
+        description="answer without a key where no keys are named, and then only who asks for "
+        "localhost; only for a service bound to loopback",
     )
     media_roots: tuple[Path, ...] = Field(
         (), description="directories whose images /v1/documents/{id}/image may return"

@@ -288,7 +288,8 @@ def connect(backend: FakeBackend, media: Path, records: list[RequestRecord]) -> 
             record=records.append,
             query_log=query_log,
         )
-        return TestClient(api, raise_server_exceptions=False)
+        # without keys no other name is answered
+        return TestClient(api, base_url="http://localhost", raise_server_exceptions=False)
 
     return make
 
