@@ -1,4 +1,4 @@
-"""Bodies cut off at their limit, before anything reads them.
+"""Bodies cut off at their limit, before anything reads them, and not read where none is taken.
 
 Knows nothing of queries or of Ray; limits that need a parsed request stand in `serve.api`.
 """
@@ -9,6 +9,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rematch_ray.serve.failures import RequestError, turn_away
+from rematch_ray.serve.key_check import is_open
+
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class BodyLimit:
@@ -25,7 +28,8 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads the body up to the limit, then passes it on in one piece."""
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        # what is open to all takes no body: nobody may have one kept without a key
+        if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY or is_open(scope):
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")

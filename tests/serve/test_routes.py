@@ -269,6 +269,25 @@ async def test_a_caller_without_a_key_is_answered_before_anything_is_read() -> N
         assert not is_open(below | {"path": path})
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/docs", "/assets/search.js"])
+@pytest.mark.parametrize("keys", [(), ("secret",)])
+async def test_no_body_is_read_where_no_key_is_asked_for(
+    connect: Callable[..., TestClient], path: str, keys: tuple[str, ...]
+) -> None:
+    async def never() -> Any:
+        raise AssertionError("read")
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    for method in ("POST", "PUT", "DELETE"):
+        scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
+        await connect(*keys).app(scope, never, send)
+    assert [message["status"] for message in sent[::2]] == [405] * 3
+
+
 def test_health_and_the_pages_need_no_key(connect: Callable[..., TestClient]) -> None:
     client = connect("secret")
     pages = ("/", "/docs", "/openapi.json", "/assets/search.js", "/favicon.ico")
