@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -64,6 +65,8 @@ class AccessLog:
         }
         if facts.searches:
             line |= _searches(facts.searches)
+        if facts.failed:
+            line["failed"] = dict(Counter(failed.code for failed in facts.failed))
         if self._with_queries:
             line |= {"query": facts.query, "documents": facts.documents or None}
         return {key: value for key, value in line.items() if value is not None}

@@ -54,6 +54,12 @@ SEARCHES = Metric(
     "Searches by the rung that scored their hits, why it was that one, and whether it is exact.",
     ("rung", "reason", "exact"),
 )
+FAILED = Metric(
+    "rematch_failed_searches_total",
+    "counter",
+    "Searches of a batch that failed while the batch was answered, by the status of each alone.",
+    ("code",),
+)
 CANDIDATES = Metric(
     "rematch_candidates",
     "histogram",
@@ -73,7 +79,7 @@ DEGRADED = Metric(
 REFUSED = Metric(
     "rematch_refused_total",
     "counter",
-    "Requests refused with 401, 403, 413, 429 or 503, by the error's code.",
+    "Requests and searches of batches refused with 401, 403, 413, 429 or 503, by the error's code.",
     ("code",),
 )
 BATCH_SIZE = Metric(

@@ -76,12 +76,18 @@ class Recorder:
         self._count(table.REQUESTS, record.route, str(record.status))
         self._note(table.REQUEST_SECONDS, record.seconds, record.route)
         facts = record.facts
-        if record.status in _REFUSALS:
-            self._count(table.REFUSED, facts.code or str(record.status))
+        self._refused(record.status, facts.code)
+        for failed in facts.failed:
+            self._count(table.FAILED, str(failed.status))
+            self._refused(failed.status, failed.code)
         if facts.encode_s is not None:
             self._note(table.STAGE_SECONDS, facts.encode_s, "encode")
         for search in facts.searches:
             self.searched(search, facts.caller)
+
+    def _refused(self, status: int, code: str) -> None:
+        if status in _REFUSALS:
+            self._count(table.REFUSED, code or str(status))
 
     def searched(self, search: Searched, caller: str = "") -> None:
         """One search; `__call__` passes on those of a request."""

@@ -66,6 +66,19 @@ class Searched:
         )
 
 
+@dataclass(frozen=True)
+class FailedSearch:
+    """One search of a batch that has no answer, though the batch has.
+
+    Attributes:
+        status: HTTP status that it would have had alone.
+        code: of its error.
+    """
+
+    status: int
+    code: str
+
+
 @dataclass
 class Facts:
     """What routes note of a request while they answer it; see `facts_of`.
@@ -74,7 +87,8 @@ class Facts:
         caller: name of the API key.
         code: of the error, where it failed.
         encode_s: seconds from the query to its vectors.
-        searches: its searches.
+        searches: its searches that were answered.
+        failed: those of a batch that were not; a request that failed as a whole has none.
         query: the words of the query: logged only where the settings say so.
         documents: ids that it wrote, deleted or read; likewise.
     """
@@ -83,6 +97,7 @@ class Facts:
     code: str = ""
     encode_s: float | None = None
     searches: list[Searched] = field(default_factory=list)
+    failed: list[FailedSearch] = field(default_factory=list)
     query: str | None = None
     documents: list[str] = field(default_factory=list)
 

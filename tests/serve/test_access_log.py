@@ -13,7 +13,14 @@ from rematch_ray.errors import UserError
 from rematch_ray.index.search import SearchResult
 from rematch_ray.serve.access_log import AccessLog
 from rematch_ray.serve.backend import Answer, SearchPlan
-from rematch_ray.serve.observation import Observed, RequestRecord, Searched, facts_of
+from rematch_ray.serve.observation import (
+    Facts,
+    FailedSearch,
+    Observed,
+    RequestRecord,
+    Searched,
+    facts_of,
+)
 from rematch_ray.serve.settings import AccessLogSettings
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -70,6 +77,17 @@ def test_a_request_is_one_line_without_its_query(folder: Path) -> None:
         "degraded": ["load"],
         "generation": "generation-000003",
     }
+
+
+def test_searches_of_a_batch_that_failed_are_told_by_code(folder: Path) -> None:
+    codes = ["overloaded", "deadline_exceeded", "overloaded"]
+    facts = Facts(failed=[FailedSearch(503, code) for code in codes])
+    AccessLog(AccessLogSettings(directory=folder))(
+        RequestRecord("/v1/search", 200, 1.0, "a", "POST", facts)
+    )
+    [line] = lines(folder)
+    assert line["failed"] == {"overloaded": 2, "deadline_exceeded": 1}
+    assert "code" not in line
 
 
 def test_queries_are_written_only_where_that_is_asked_for(folder: Path) -> None:

@@ -13,7 +13,7 @@ from rematch_ray.index.search import SearchResult
 from rematch_ray.serve.backend import Answer, SearchPlan, WriteResult
 from rematch_ray.serve.metric_table import METRICS, Metric
 from rematch_ray.serve.metrics import Recorder, Written, join
-from rematch_ray.serve.observation import Facts, RequestRecord, Searched
+from rematch_ray.serve.observation import Facts, FailedSearch, RequestRecord, Searched
 
 Series = tuple[str, tuple[str, ...]]
 
@@ -99,6 +99,28 @@ def test_refusals_are_counted_by_code_and_mistakes_are_not(
     assert refused == {"quota_exceeded": [1], "overloaded": [1], "body_too_large": [1]}
 
 
+def test_searches_that_fail_in_a_batch_are_counted_beside_its_200(
+    recorder: Recorder, library: Library
+) -> None:
+    batch = record(Searched.of(SearchPlan(), answer()))
+    batch.facts.failed += [
+        FailedSearch(503, "overloaded"),
+        FailedSearch(503, "overloaded"),
+        FailedSearch(429, "quota_exceeded"),
+        FailedSearch(500, "internal_error"),
+        FailedSearch(422, "invalid_field"),
+    ]
+    recorder(batch)
+    recorder(record(status=503, code="overloaded"))
+    recorder.flush()
+    counted: dict[str, dict[str, float]] = defaultdict(dict)
+    for (name, labels), values in library.values.items():
+        counted[name]["".join(labels[-1:])] = sum(values)
+    assert counted["rematch_requests_total"] == {"200": 1, "503": 1}
+    assert counted["rematch_failed_searches_total"] == {"503": 2, "429": 1, "500": 1, "422": 1}
+    assert counted["rematch_refused_total"] == {"overloaded": 3, "quota_exceeded": 1}
+
+
 def test_counters_are_added_up_and_written_once(recorder: Recorder, library: Library) -> None:
     for _ in range(100):
         recorder(record())
@@ -148,7 +170,9 @@ def test_a_label_may_hold_what_ends_a_line_elsewhere() -> None:
 
 def test_every_metric_of_the_table_is_written(recorder: Recorder, library: Library) -> None:
     searched = Searched.of(SearchPlan(), answer(degraded=("load",)))
-    recorder(record(searched, status=503, code="overloaded"))
+    batch = record(searched, status=503, code="overloaded")
+    batch.facts.failed.append(FailedSearch(504, "deadline_exceeded"))
+    recorder(batch)
     recorder.index(0, {"documents": 1, "live": 1, "generation": "generation-000001"})
     recorder.load(0, 0.0, 0.0, 0.002)
     recorder.wrote(WriteResult(added=1))

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from rematch_ray.errors import UserError
 from rematch_ray.serve.api.answers import SearchBatchResponse, SearchResponse
 from rematch_ray.serve.backend import DeadlineError, OverloadedError, Rerank
+from rematch_ray.serve.observation import RequestRecord
 from tests.serve.test_routes import error_of
 
 Backend = Any
@@ -291,6 +292,41 @@ def test_one_search_that_breaks_leaves_the_others_their_answers(
     assert answers[1]["error"]["code"] == "internal_error"
     assert "secret" not in str(answers)
     assert answers[2]["error"]["code"] == "invalid_value"
+
+
+def test_what_fails_in_a_batch_is_noted_once_and_what_fails_alone_is_not(
+    client: TestClient,
+    backend: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    records: list[RequestRecord],
+) -> None:
+    failures = {
+        1: OverloadedError("full"),
+        2: OverloadedError("used", code="quota_exceeded"),
+        3: DeadlineError("late"),
+        4: RuntimeError("broken"),
+    }
+    answered = backend.search
+
+    async def fails(query: Any, plan: Any, caller: Any) -> Any:
+        if plan.top_k in failures:
+            raise failures[plan.top_k]
+        return await answered(query, plan, caller)
+
+    monkeypatch.setattr(backend, "search", fails)
+    searches = [{"query": "x", "top_k": top_k} for top_k in (*failures, 5)]
+    assert client.post("/v1/search", json={"searches": [*searches, {}]}).status_code == 200
+    [batch] = records
+    assert [(one.status, one.code) for one in batch.facts.failed] == [
+        (503, "overloaded"),
+        (429, "quota_exceeded"),
+        (504, "deadline_exceeded"),
+        (500, "internal_error"),
+        (422, "invalid_field"),
+    ]
+    assert (batch.facts.code, len(batch.facts.searches)) == ("", 1)
+    error_of(client.post("/v1/search", json=searches[0]), 503)
+    assert (records[1].facts.code, records[1].facts.failed) == ("overloaded", [])
 
 
 def test_too_many_searches_and_other_fields_beside_them_are_refused(

@@ -29,7 +29,7 @@ from rematch_ray.serve.failures import (
     failures_named,
     refuse,
 )
-from rematch_ray.serve.observation import Facts, Searched, facts_of
+from rematch_ray.serve.observation import Facts, FailedSearch, Searched, facts_of
 from rematch_ray.serve.routes.service import Service, arrived_at, errors, request_id_of
 
 logger = logging.getLogger(__name__)
@@ -70,11 +70,12 @@ async def _answer_each(asked: Asked, batch: SearchBatch) -> SearchBatchResponse:
         *(asked.answer(search) for search in batch.searches), return_exceptions=True
     )
     return SearchBatchResponse(
-        answers=[_in_place(outcome) for outcome in outcomes], request_id=asked.request_id
+        answers=[_in_place(outcome, asked.facts) for outcome in outcomes],
+        request_id=asked.request_id,
     )
 
 
-def _in_place(outcome: SearchResponse | BaseException) -> SearchResponse | ErrorBody:
+def _in_place(outcome: SearchResponse | BaseException, facts: Facts) -> SearchResponse | ErrorBody:
     if isinstance(outcome, SearchResponse):
         return outcome
     if not isinstance(outcome, Exception):
@@ -82,6 +83,7 @@ def _in_place(outcome: SearchResponse | BaseException) -> SearchResponse | Error
     if not isinstance(outcome, RequestError):
         logger.error("a search of a batch failed", exc_info=outcome)
         outcome = INTERNAL
+    facts.failed.append(FailedSearch(outcome.status, outcome.code))
     return ErrorBody.model_validate(error_body(outcome))
 
 
