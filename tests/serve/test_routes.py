@@ -389,6 +389,22 @@ def test_documents_by_id_also_with_a_slash(client: TestClient) -> None:
     assert error_of(client.get("/v1/documents/none"), 404)["code"] == "unknown_document"
 
 
+def test_an_id_that_ends_like_the_path_of_an_image_is_read_with_its_slash_encoded(
+    client: TestClient, backend: Backend, records: list[RequestRecord], png: Callable[..., bytes]
+) -> None:
+    backend.documents |= {"a": {"media": "1.png"}, "b/image": {"name": "b", "media": "2.png"}}
+    for path in ("b%2Fimage", "b%2fimage"):
+        found = client.get(f"/v1/documents/{path}")
+        assert found.json()["id"] == "b/image"
+        assert records[-1].route == "/v1/documents/{document_id:path}"
+    missing = error_of(client.get("/v1/documents/a%2Fimage"), 404)
+    assert (missing["code"], "'a/image'" in missing["message"]) == ("unknown_document", True)
+    # as ever: the image, of an id encoded or not
+    for path in ("a/image", "b/image/image", "b%2Fimage/image", "doc%2F0/image"):
+        assert client.get(f"/v1/documents/{path}").content == png()
+    assert error_of(client.get("/v1/documents/b/image"), 404)["code"] == "unknown_document"
+
+
 def test_images_are_returned_from_inside_the_media_roots_only(
     client: TestClient, backend: Backend, tmp_path: Path, png: Callable[..., bytes]
 ) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from rematch_ray.serve.api.documents import (
     DeleteBody,
@@ -18,7 +20,20 @@ from rematch_ray.serve.api.documents import (
 from rematch_ray.serve.backend import Caller
 from rematch_ray.serve.failures import RequestError, failures_named
 from rematch_ray.serve.observation import facts_of
+from rematch_ray.serve.routes.lean import LeanRoute
 from rematch_ray.serve.routes.service import Service, errors
+
+_IN_ID = b"%2fimage"
+
+
+class ImageRoute(LeanRoute):
+    """The image of a document: not of one whose id ends in ``/image``, that slash encoded."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """By the path as it was sent: decoded, the two are one."""
+        if scope.get("raw_path", b"").lower().endswith(_IN_ID):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 def add_documents(api: FastAPI, service: Service) -> None:
@@ -67,14 +82,6 @@ def _add_reads(api: FastAPI, service: Service) -> None:
             )
         return dict(payload)
 
-    # before the route of the document itself: ids may contain slashes
-    @api.get(
-        "/v1/documents/{document_id:path}/image",
-        tags=["documents"],
-        dependencies=[service.admitted("read", is_charged=True)],
-        responses=errors(400, 404, 422, 429) | {200: {"content": {"image/*": {}}}},
-        response_class=FileResponse,
-    )
     async def image(document_id: str) -> Response:
         """The image of a document, if it lies inside a configured media root."""
         found = service.media.find(await payload_of(document_id))
@@ -85,6 +92,18 @@ def _add_reads(api: FastAPI, service: Service) -> None:
         path, media_type = found
         headers = {"cache-control": "private, max-age=3600", "x-content-type-options": "nosniff"}
         return FileResponse(path, media_type=media_type, headers=headers)
+
+    # before the route of the document itself: ids may contain slashes
+    api.router.add_api_route(
+        "/v1/documents/{document_id:path}/image",
+        image,
+        methods=["GET"],
+        tags=["documents"],
+        dependencies=[service.admitted("read", is_charged=True)],
+        responses=errors(400, 404, 422, 429) | {200: {"content": {"image/*": {}}}},
+        response_class=FileResponse,
+        route_class_override=ImageRoute,
+    )
 
     @api.get(
         "/v1/documents/{document_id:path}",
