@@ -182,7 +182,9 @@ async def test_images_and_long_texts_go_alone() -> None:
 async def test_an_instruction_makes_a_text_long() -> None:
     slow = SlowEncoder()
     encoder = gathering(slow)
-    await encoder.encode(Item.of("a"), "x" * SHORT_TEXT, "query")
+    task = asyncio.ensure_future(encoder.encode(Item.of("a"), "x" * SHORT_TEXT, "query"))
+    await settled()
     assert (slow.alone, slow.calls) == (["a"], [])
+    await task
     assert ToEncode(Item.of("a"), "x" * (SHORT_TEXT - 1), "document").is_short
     assert not ToEncode(Item.of("a"), "x" * SHORT_TEXT, "document").is_short
