@@ -115,7 +115,7 @@ def open_corpus(path: str, folder: str | None = None) -> Corpus:
     return corpus
 
 
-def _entries(path: str) -> tuple[FileEntry, ...]:
+def _entries(path: str) -> Sequence[FileEntry]:
     entries = look(path).ending(*PARQUET, *JSONL)
     if not entries:
         raise UserError(f"{path}: a corpus is {', '.join((*PARQUET, *JSONL))} files; there is none")

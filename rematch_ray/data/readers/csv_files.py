@@ -163,7 +163,7 @@ def _delimiter(entry: FileEntry) -> str:
     return max(DELIMITERS, key=first.count)
 
 
-def _files(place: Place) -> tuple[FileEntry, ...]:
+def _files(place: Place) -> Sequence[FileEntry]:
     return place.ending(*SUFFIXES)
 
 

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from rematch_ray.data.readers.file_list import FileEntry, FileList
 from rematch_ray.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -49,21 +50,6 @@ class StorageError(UserError):
 
 
 @dataclass(frozen=True)
-class FileEntry:
-    """One file: path or URI, its name below the place it was found in, bytes, and a stamp."""
-
-    path: str
-    name: str
-    size: int
-    stamp: str
-
-    @property
-    def suffix(self) -> str:
-        """The name's last suffix in lower case, with its dot; empty without one."""
-        return Path(self.name).suffix.lower()
-
-
-@dataclass(frozen=True)
 class Place:
     """What stands at a path that a user named: a file, or a folder with files at any depth."""
 
@@ -71,26 +57,22 @@ class Place:
     is_folder: bool
 
     @cached_property
-    def files(self) -> tuple[FileEntry, ...]:
+    def files(self) -> FileList:
         """Every file, ordered by name; hidden files and folders are left out."""
-        return tuple(sorted(_entries(self), key=lambda entry: entry.name))
+        return FileList.of(_entries(self))
 
     @cached_property
-    def top(self) -> tuple[FileEntry, ...]:
+    def top(self) -> FileList:
         """The files that lie directly in the folder, or the file itself."""
-        return tuple(entry for entry in self.files if "/" not in entry.name)
+        return self.files.top()
 
-    def ending(self, *suffixes: str) -> tuple[FileEntry, ...]:
+    def ending(self, *suffixes: str) -> FileList:
         """The files whose names end so, at any depth, in the order of names."""
-        return tuple(entry for entry in self.files if entry.name.lower().endswith(suffixes))
+        return self.files.ending(*suffixes)
 
     def find(self, name: str) -> FileEntry | None:
         """The file of this name below the folder, or None."""
-        return self._by_name.get(name)
-
-    @cached_property
-    def _by_name(self) -> dict[str, FileEntry]:
-        return {entry.name: entry for entry in self.files}
+        return self.files.find(name)
 
 
 def look(path: str | Path) -> Place:
@@ -230,25 +212,29 @@ def _entries(place: Place) -> Iterator[FileEntry]:
     scheme = place.path.partition("://")[0] if is_uri(place.path) else None
     try:
         system, inner = filesystem(place.path)
-        if not place.is_folder:
-            found = [system.get_file_info(inner)]
-        elif scheme is None:
-            found = list(_local_tree(system, inner))
-        else:
-            found = system.get_file_info(pafs.FileSelector(inner, recursive=True))
+        base = inner.rstrip("/") if place.is_folder else inner.rpartition("/")[0]
+        for info in _infos(system, inner, place):
+            name = _path_of(info)[len(base) :].lstrip("/")
+            if info.type == pafs.FileType.File and not _hidden(name):
+                path = info.path if scheme is None else f"{scheme}://{info.path.lstrip('/')}"
+                if scheme in NATIVE:
+                    # with the bucket's options
+                    path = join(place.path if place.is_folder else parent(place.path), name)
+                # some stores know no time
+                stamp = f"{info.size}:{info.mtime_ns or 0}"
+                yield FileEntry(path, name, info.size or 0, stamp)
     except FAILURES as error:
         raise UserError(f"{place.path}: cannot be listed: {error}") from error
-    base = inner.rstrip("/") if place.is_folder else inner.rpartition("/")[0]
-    for info in found:
-        name = _path_of(info)[len(base) :].lstrip("/")
-        if info.type == pafs.FileType.File and not _hidden(name):
-            path = info.path if scheme is None else f"{scheme}://{info.path.lstrip('/')}"
-            if scheme in NATIVE:
-                # with the bucket's options
-                path = join(place.path if place.is_folder else parent(place.path), name)
-            # some stores know no time
-            stamp = f"{info.size}:{info.mtime_ns or 0}"
-            yield FileEntry(path, name, info.size or 0, stamp)
+
+
+def _infos(system: pafs.FileSystem, inner: str, place: Place) -> Iterator[pafs.FileInfo]:
+    """What lies at a place; of a local one a folder at a time, each taking hundreds of bytes."""
+    if not place.is_folder:
+        yield system.get_file_info(inner)
+    elif is_uri(place.path):
+        yield from system.get_file_info(pafs.FileSelector(inner, recursive=True))
+    else:
+        yield from _local_tree(system, inner)
 
 
 def _local_tree(system: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:

@@ -7,22 +7,19 @@ A caption lies beside its image: `a.txt` or `a.json` for `a.jpg`. A table `metad
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from posixpath import basename, splitext
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rematch_ray.data.readers import csv_files, json_lines
 from rematch_ray.data.readers.batches import error_row, to_batches
 from rematch_ray.data.readers.endings import IMAGES
-from rematch_ray.data.readers.files import (
-    FileEntry,
-    Place,
-    StorageError,
-    join,
-    parent,
-    read_bytes,
-)
+from rematch_ray.data.readers.file_list import FileEntry, FileList
+from rematch_ray.data.readers.files import Place, StorageError, join, parent, read_bytes
 from rematch_ray.data.readers.folder_tables import METADATA, read_table, table_units
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
@@ -38,7 +35,7 @@ from rematch_ray.data.readers.sidecars import (
     values_of,
     values_schema,
 )
-from rematch_ray.data.readers.units import Rows, Unit
+from rematch_ray.data.readers.units import Names, Rows, Unit
 from rematch_ray.data.schema import item_schema
 from rematch_ray.errors import UserError
 
@@ -59,48 +56,87 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
 
 
 def _image_units(
-    place: Place, images: Sequence[FileEntry], settings: ReaderSettings, rows: Rows
+    place: Place, images: FileList, settings: ReaderSettings, rows: Rows
 ) -> Iterator[Unit]:
-    beside = {image.name: _beside(place, image) for image in images}
+    beside = _Beside(place, images)
     folder = place.path if place.is_folder else parent(place.path)
-    schema = _schema(folder, beside, settings)
+    is_partial = beside.count() > SAMPLE
+    schema = _schema(folder, beside.sample(images), settings, is_partial=is_partial)
     # without any JSON there are no other fields
-    is_open = any(name.endswith(".json") for names in beside.values() for name in names)
+    is_open = beside.has(".json")
     payload = mapped_values(schema, settings, place.path, is_open=is_open).payload
-    first_row = 0
-    for group in _groups(images, settings):
+    for begin, end in _groups(images, settings):
+        part = slice(begin, end)
+        names = Names(images.names[part].to_pylist())
         yield Unit(
             format=NAME,
             path=folder,
             rows=rows,
-            num_rows=len(group),
-            num_bytes=sum(image.size for image in group),
-            first_row=first_row,
-            begin=first_row,
-            end=first_row + len(group),
-            members=tuple(image.name for image in group),
-            stamp=",".join(_stamp(place, image, beside[image.name]) for image in group),
+            num_rows=end - begin,
+            num_bytes=int(images.sizes[part].sum()),
+            first_row=begin,
+            begin=begin,
+            end=end,
+            members=names,
+            stamp=_stamp([images.stamps[part].to_pylist(), *beside.stamps(part)]),
             payload=payload,
             settings=settings,
-            options={
-                "schema": schema,
-                "is_open": is_open,
-                "beside": {i.name: beside[i.name] for i in group},
-            },
+            options={"schema": schema, "is_open": is_open, "beside": beside.marks[part].tobytes()},
         )
-        first_row += len(group)
 
 
-def _groups(images: Sequence[FileEntry], settings: ReaderSettings) -> Iterator[list[FileEntry]]:
-    group: list[FileEntry] = []
-    size = 0
-    for image in images:
-        if group and (size + image.size > settings.unit_bytes or len(group) == settings.unit_files):
-            yield group
-            group, size = [], 0
-        group.append(image)
-        size += image.size
-    yield group
+def _groups(images: FileList, settings: ReaderSettings) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the images of each piece."""
+    begin = size = 0
+    for end in range(len(images)):
+        more = int(images.sizes[end])
+        if end > begin and (
+            size + more > settings.unit_bytes or end - begin == settings.unit_files
+        ):
+            yield begin, end
+            begin, size = end, 0
+        size += more
+    yield begin, len(images)
+
+
+class _Beside:
+    """What lies beside each image.
+
+    Attributes:
+        marks: (n,) uint8, a bit for each of `SIDECARS` that is there.
+    """
+
+    def __init__(self, place: Place, images: FileList) -> None:
+        self.marks = np.zeros(len(images), np.uint8)
+        self._found: list[tuple[FileList, pa.Int32Array]] = []
+        for bit, suffix in enumerate(SIDECARS):
+            files = place.ending(suffix)
+            if not files:
+                continue
+            names = pc.replace_substring_regex(images.names, r"\.[^./]*$", suffix)
+            rows = files.rows_of(names)
+            self.marks |= rows.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8) << bit
+            self._found.append((files, rows))
+
+    def has(self, suffix: str) -> bool:
+        """Whether any image has a file of this suffix beside it."""
+        return bool((self.marks >> SIDECARS.index(suffix) & 1).any())
+
+    def count(self) -> int:
+        """How many images have anything beside them."""
+        return int(np.count_nonzero(self.marks))
+
+    def sample(self, images: FileList) -> dict[str, tuple[str, ...]]:
+        """The names beside some of the images that have any."""
+        with_any = np.flatnonzero(self.marks)
+        rows = with_any[list(sampled(range(len(with_any))))]
+        names = (image.name for image in images.take(rows))
+        return {n: _names_beside(n, int(m)) for n, m in zip(names, self.marks[rows])}
+
+    def stamps(self, part: slice) -> Iterator[list[str | None]]:
+        """By suffix the stamps of what lies beside some of the images."""
+        for files, rows in self._found:
+            yield files.stamps.take(rows[part]).to_pylist()
 
 
 def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
@@ -110,17 +146,18 @@ def _read(unit: Unit) -> Iterator[pa.RecordBatch]:
     mapped = mapped_values(
         unit.options["schema"], unit.settings, unit.path, is_open=unit.options["is_open"]
     )
-    rows = (_row(name, mapped, unit) for name in unit.members)
+    marked = zip(unit.members, unit.options["beside"], strict=True)
+    rows = (_row(name, _names_beside(name, marks), mapped, unit) for name, marks in marked)
     yield from to_batches(rows, item_schema(unit.payload))
 
 
-def _row(name: str, mapped: Mapped, unit: Unit) -> Row:
+def _row(name: str, beside: Sequence[str], mapped: Mapped, unit: Unit) -> Row:
     where = join(unit.path, name)
     try:
         image = read_bytes(where, limit=IMAGE_BYTES)
         contents = {
             name.rpartition(".")[2]: image,
-            **_captions(unit.path, unit.options["beside"][name]),
+            **_captions(unit.path, beside),
         }
         row = item_of(name, contents, mapped, unit.settings, folder=unit.path, where=where)
     except StorageError:
@@ -141,42 +178,52 @@ def _captions(folder: str, names: Sequence[str]) -> dict[str, bytes]:
     }
 
 
-def _beside(place: Place, image: FileEntry) -> tuple[str, ...]:
-    stem = splitext(image.name)[0]
-    return tuple(f"{stem}{suffix}" for suffix in SIDECARS if place.find(f"{stem}{suffix}"))
+def _names_beside(image: str, marks: int) -> tuple[str, ...]:
+    """The files beside an image, by the bits of `_Beside`.
+
+    >>> _names_beside("cats/a.png", 2)
+    ('cats/a.json',)
+    """
+    stem = splitext(image)[0]
+    return tuple(f"{stem}{suffix}" for bit, suffix in enumerate(SIDECARS) if marks >> bit & 1)
 
 
-def _stamp(place: Place, image: FileEntry, beside: Sequence[str]) -> str:
-    found = [place.find(name) for name in beside]
-    return ";".join([image.stamp, *(entry.stamp for entry in found if entry is not None)])
+def _stamp(columns: Sequence[Sequence[str | None]]) -> str:
+    """One stamp of many, which are not kept."""
+    digest = hashlib.sha256()
+    for row in zip(*columns, strict=True):
+        digest.update((";".join(stamp for stamp in row if stamp is not None) + ",").encode())
+    return digest.hexdigest()
 
 
-def _schema(folder: str, beside: dict[str, tuple[str, ...]], settings: ReaderSettings) -> pa.Schema:
+def _schema(
+    folder: str, beside: dict[str, tuple[str, ...]], settings: ReaderSettings, *, is_partial: bool
+) -> pa.Schema:
     """Columns and types of what lies beside some of the images."""
     rows: list[Row] = []
-    names = [name for name, found in beside.items() if found]
-    for name in sampled(names):
+    for name, names in beside.items():
         try:
-            rows.append(values_of(name, _captions(folder, beside[name])))
+            rows.append(values_of(name, _captions(folder, names)))
         except StorageError:
             raise
         # its row will say so
         except UserError:
             continue
-    return values_schema(rows, settings, folder, is_partial=len(names) > SAMPLE)
+    return values_schema(rows, settings, folder, is_partial=is_partial)
 
 
-def _images(place: Place) -> tuple[FileEntry, ...]:
+def _images(place: Place) -> FileList:
     return place.ending(*IMAGES)
 
 
 def _tables(place: Place) -> list[FileEntry]:
-    return [entry for entry in place.files if basename(entry.name) in METADATA]
+    return [entry for entry in place.ending(*METADATA) if basename(entry.name) in METADATA]
 
 
-def _reads(place: Place) -> list[FileEntry]:
+def _reads(place: Place) -> Iterator[FileEntry]:
     images = _images(place)
-    return [*images, *_tables(place)] if images else []
+    yield from images
+    yield from _tables(place) if images else ()
 
 
 def _detect(place: Place) -> str | None:

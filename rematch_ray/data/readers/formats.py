@@ -99,7 +99,11 @@ def list_data(
     *,
     rows: Rows | None = None,
 ) -> list[Unit]:
-    """Name the pieces of files and folders, in reading order; nothing but their frame is read.
+    """Name the pieces of files and folders, in reading order.
+
+    What tells columns, types and where to cut is read: footers of Parquet, the beginnings of JSONL,
+    headers of local tars, some captions of image folders, up to 1 GiB of large PDF files for their
+    pages; CSV, and JSONL of training rows, once from end to end.
 
     Args:
         paths: files, folders or URIs; each may hold another format.

@@ -161,7 +161,7 @@ def _refuse(entry: FileEntry) -> None:
             parsed(line, f"{entry.path}, byte {begin} (and no other line at its beginning is)")
 
 
-def _files(place: Place) -> tuple[FileEntry, ...]:
+def _files(place: Place) -> Sequence[FileEntry]:
     return place.ending(*SUFFIXES)
 
 

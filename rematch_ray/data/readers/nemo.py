@@ -89,7 +89,7 @@ def _detect(place: Place) -> str | None:
     return "keys corpus, data" if {"corpus", "data"} <= found.keys() else None
 
 
-def _reads(place: Place) -> tuple[FileEntry, ...]:
+def _reads(place: Place) -> Sequence[FileEntry]:
     # any other JSON describes something
     return place.ending(SUFFIX) if _detect(place) else ()
 

@@ -135,7 +135,7 @@ def row_groups(path: str) -> tuple[pa.Schema, list[tuple[int, int, int]], str]:
     return schema, found, stamp
 
 
-def _files(place: Place) -> tuple[FileEntry, ...]:
+def _files(place: Place) -> Sequence[FileEntry]:
     if not place.is_folder:
         return place.files
     files = _reads(place)

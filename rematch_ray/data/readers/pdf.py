@@ -46,6 +46,9 @@ FILE_BYTES = 2**31 - 1
 UNIT_PDFS = 64
 # pages in a row that are not there, after which a file is taken to have no more
 LOST_PAGES = 32
+# a file alone is cut into pieces by its pages, which only reading it tells: so much is read for it
+# when the data is listed; with more, there are files enough to be read side by side
+COUNTED_BYTES = 2**30
 POINTS_PER_INCH = 72
 # a JPEG's sides end a little above
 SIDE_PIXELS = 65_000
@@ -61,8 +64,12 @@ def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
     if not entries:
         raise UserError(f"{place.path}: no *{SUFFIX} file")
     folder = place.path if place.is_folder else parent(place.path)
+    counted = 0
     for group in _groups(entries, settings.unit_bytes):
-        begins = [0] if len(group) > 1 else _begins(group[0], settings.unit_files)
+        begins = [0]
+        if len(group) == 1 and counted < COUNTED_BYTES:
+            counted += group[0].size
+            begins = _begins(group[0], settings.unit_files)
         for begin, end in zip(begins, [*begins[1:], 2**31]):
             yield Unit(
                 format=NAME,
@@ -259,7 +266,7 @@ def _opened(path: str) -> Iterator[Any]:
         yield document
 
 
-def _pdfs(place: Place) -> tuple[FileEntry, ...]:
+def _pdfs(place: Place) -> Sequence[FileEntry]:
     return place.ending(SUFFIX)
 
 

@@ -92,7 +92,7 @@ class Layout:
             check_columns(entry, self.columns, self.name)
             yield from list_rows(inside, entry, self.name, rows, settings)
 
-    def _reads(self, place: Place) -> tuple[FileEntry, ...]:
+    def _reads(self, place: Place) -> Sequence[FileEntry]:
         return row_tables(self.within(place, ReaderSettings()))
 
     def _is_beside(self, place: Place, entry: FileEntry) -> bool:
@@ -103,7 +103,7 @@ class Layout:
         yield from converted(read_rows(unit), self.convert, unit, id_of=self.id_of)
 
 
-def row_tables(place: Place) -> tuple[FileEntry, ...]:
+def row_tables(place: Place) -> Sequence[FileEntry]:
     """The files of a place that hold rows, of every split."""
     return place.ending(*PARQUET, *JSONL)
 

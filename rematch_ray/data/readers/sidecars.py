@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -33,6 +33,7 @@ NAME, IMAGE = "file_name", "image files"
 # where a caption is looked for, unless a column is named
 CAPTIONS = ("txt", "text", "caption")
 SAMPLE = 64
+T = TypeVar("T")
 
 
 def values_of(name: str, contents: Mapping[str, bytes]) -> Row:
@@ -142,9 +143,9 @@ def item_of(
     return item_row(values, mapped, settings, folder=folder, where=where)
 
 
-def sampled(names: Sequence[str]) -> Sequence[str]:
-    """Some of many names, spread over all, enough to learn the fields from."""
-    return names[:: max(1, len(names) // SAMPLE)][:SAMPLE]
+def sampled(among: Sequence[T]) -> Sequence[T]:
+    """Some of many, spread over all, enough to learn the fields from."""
+    return among[:: max(1, len(among) // SAMPLE)][:SAMPLE]
 
 
 def _text(content: bytes, name: str, suffix: str) -> str:

@@ -5,7 +5,7 @@ Pieces are row groups, large ones in parts; all are counted. Middle floor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +60,7 @@ def _rows(unit: Unit, mapped: Mapped) -> Iterator[dict[str, Any]]:
             yield item_row(values, mapped, unit.settings, folder=folder, where=where)
 
 
-def _files(place: Place) -> tuple[FileEntry, ...]:
+def _files(place: Place) -> Sequence[FileEntry]:
     return place.ending(SUFFIX)
 
 

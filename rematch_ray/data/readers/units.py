@@ -6,9 +6,9 @@ What `list_data` gives and `read_data` takes. It does not know any format. Middl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import pyarrow as pa
 
@@ -16,6 +16,43 @@ from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.errors import UserError
 
 Rows = Literal["items", "samples"]
+
+
+class Names(Sequence[str]):
+    """Names of files as one text, since a folder of images has one for every row.
+
+    Args:
+        names: none of them holds a NUL.
+
+    >>> Names(["a.png", "b.png"])[-1], len(Names([]))
+    ('b.png', 0)
+    """
+
+    __slots__ = ("_count", "_text")
+
+    def __init__(self, names: Iterable[str]) -> None:
+        listed = list(names)
+        self._count = len(listed)
+        self._text = "\0".join(listed)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._text.split("\0") if self._count else ())
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[str]: ...
+    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
+        return tuple(self)[at]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Names) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +84,7 @@ class Unit:
     first_row: int = 0
     begin: int = 0
     end: int = 0
-    members: tuple[str, ...] = ()
+    members: Sequence[str] = ()
     stamp: str = ""
     payload: pa.StructType | None = None
     settings: ReaderSettings = field(default_factory=ReaderSettings)

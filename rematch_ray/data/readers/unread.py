@@ -39,12 +39,13 @@ def refuse_unread(found: Format, place: Place, rows: Rows, known: Iterable[Forma
     """
     left = _unread(found, place, rows, known) if place.is_folder else []
     if left:
+        count = len({entry.name for entry in found.reads(place)})
         names = ", ".join(entry.name for entry in left[:SHOWN])
         raise UserError(
-            f"{place.path}: format {found.name} was detected, which reads "
-            f"{len(set(found.reads(place)))} files here and would leave out {len(left)} that hold "
-            f"rows too ({names}{', ...' if len(left) > SHOWN else ''}); give the files or "
-            "subfolders that are meant, each as a path of its own, or name the format whose files "
+            f"{place.path}: format {found.name} was detected, which reads {count} files here and "
+            f"would leave out {len(left)} that hold rows too "
+            f"({names}{', ...' if len(left) > SHOWN else ''}); give the files or subfolders "
+            "that are meant, each as a path of its own, or name the format whose files "
             f"alone are meant, as in --format {found.name}"
         )
 
@@ -60,17 +61,19 @@ def is_media(place: Place, entry: FileEntry) -> bool:
 
 
 def _unread(found: Format, place: Place, rows: Rows, known: Iterable[Format]) -> list[FileEntry]:
-    read = {entry.path for entry in found.reads(place)}
     others = {
-        entry.path for other in known if rows in other.rows for entry in other.reads(place)
-    } - read
+        entry.name: entry
+        for other in known
+        if other is not found and rows in other.rows
+        for entry in other.reads(place)
+        if not found.beside(place, entry)
+    }
+    for entry in found.reads(place) if others else ():
+        others.pop(entry.name, None)
     left = [
         entry
-        for entry in place.files
-        if entry.path in others
-        and not found.beside(place, entry)
-        and not _is_about_rows(place, entry)
-        and not _is_embedding(place, entry)
+        for _, entry in sorted(others.items())
+        if not _is_about_rows(place, entry) and not _is_embedding(place, entry)
     ]
     readme = _readme(place) if any(is_image(place, entry) for entry in left) else ""
     return [entry for entry in left if not (is_image(place, entry) and _shows(readme, entry))]
@@ -82,7 +85,7 @@ def _is_about_rows(place: Place, entry: FileEntry) -> bool:
     if any(stem.startswith("qrels") for stem in stems):
         return True
     # of an image folder the metadata are the rows
-    return "metadata" in stems and not any(is_image(place, other) for other in place.files)
+    return "metadata" in stems and not place.ending(*IMAGES)
 
 
 def _is_embedding(place: Place, entry: FileEntry) -> bool:

@@ -133,7 +133,7 @@ def _schema(entries: Sequence[FileEntry], settings: ReaderSettings) -> pa.Schema
     return values_schema(rows, settings, path, is_partial=is_partial)
 
 
-def _tars(place: Place) -> tuple[FileEntry, ...]:
+def _tars(place: Place) -> Sequence[FileEntry]:
     return place.ending(*TARS)
 
 

@@ -152,7 +152,7 @@ def test_a_link_to_a_folder_around_it_is_not_read_again(
     (corpus / "nowhere").symlink_to("gone")
     (corpus / "round").symlink_to("round")
     assert [entry.name for entry in before] == ["deep/y.png", "x.png"]
-    assert look(corpus).files == before
+    assert list(look(corpus).files) == list(before)
     assert [r["id"] for r in read_items(corpus)] == ["deep/y.png", "x.png"]
     assert f"{corpus}/self is left out: it leads to {corpus}, which is read already" in caplog.text
     assert f"{corpus}/a copy is left out: it leads to {corpus}/deep" in caplog.text

@@ -1,8 +1,11 @@
 """Image folders: captions beside images or in a table, and folders that are not as they should."""
 
 import json
+import pickle
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from rematch_ray.data.item import SchemaError
@@ -176,3 +179,44 @@ def test_images_that_a_table_refers_to_are_not_the_rows(tmp_path: Path) -> None:
 def test_one_image_is_a_corpus(tmp_path: Path) -> None:
     write(tmp_path, a_png=RED)
     assert [r["id"] for r in read_items(tmp_path / "a.png")] == ["a.png"]
+
+
+def test_listing_holds_few_bytes_for_an_image(tmp_path: Path) -> None:
+    images, sidecars, folders = 12_000, 2000, 20
+    for folder in range(folders):
+        (tmp_path / f"{folder}").mkdir()
+    for number in range(images):
+        path = tmp_path / f"{number % folders}" / f"image-{number:08}.jpg"
+        path.touch()
+        if number < sidecars:
+            path.with_suffix(".txt").touch()
+    list_data(tmp_path)  # what is imported, and caches
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        units = list_data(tmp_path)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(unit.num_rows or 0 for unit in units) == images
+    assert pa.total_allocated_bytes() == before
+    assert len(pickle.dumps(units)) < 40 * images
+    assert held < 60 * images
+    # folders are listed one by one, at a hundred bytes for each of their files
+    assert peak < 150 * images
+
+
+def test_what_lies_beside_an_image_has_its_name_exactly(tmp_path: Path) -> None:
+    write(tmp_path, a_b_PNG=RED, a_png=BLUE, c_png=RED, d__e_jpg=RED)
+    for name in ("a.b.txt", "a.TXT", "c.json", "d/e.txt", "d.txt"):
+        (tmp_path / name).write_text("{}" if name.endswith("json") else name)
+    rows = read_items(tmp_path)
+    assert [(r["id"], [part["text"] for part in r["parts"][1:]]) for r in rows] == [
+        ("a.b.PNG", ["a.b.txt"]),
+        ("a.png", []),
+        ("c.png", []),
+        ("d/e.jpg", ["d/e.txt"]),
+    ]
+    before = fingerprint(list_data(tmp_path))
+    (tmp_path / "a.txt").write_text("late")
+    assert fingerprint(list_data(tmp_path)) != before

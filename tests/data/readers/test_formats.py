@@ -34,7 +34,7 @@ def test_an_unknown_folder_lists_what_could_be_named(tmp_path: Path) -> None:
         list_data(tmp_path)
     message = str(caught.value)
     assert "notes.md" in message
-    assert "--format NAME" in message
+    assert "--format, format of a source" in message
     for name, known in formats().items():
         assert f"{name}: {known.claim}" in message
 

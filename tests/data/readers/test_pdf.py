@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from rematch_ray.data.readers import pdf as pdf_reader
 from rematch_ray.data.readers.files import look
 from rematch_ray.data.readers.formats import detect, list_data
 from rematch_ray.data.readers.settings import ReaderSettings
@@ -154,6 +155,32 @@ def test_many_small_files_are_one_piece_and_a_long_one_several(tmp_path: Path) -
     assert len(units) == 3
     rows = read_items(tmp_path / "long", unit_files=2)
     assert [r["payload"]["text"] for r in rows] == [f"page {n}" for n in range(5)]
+
+
+def test_only_so_much_is_read_to_count_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = pdf([f"page {n}" for n in range(5)])
+    for n in range(6):
+        (tmp_path / f"{n}.pdf").write_bytes(content)
+    read: list[str] = []
+    read_bytes = pdf_reader.read_bytes
+
+    def counted(path: str, *, limit: int) -> bytes:
+        read.append(path)
+        return read_bytes(path, limit=limit)
+
+    monkeypatch.setattr(pdf_reader, "read_bytes", counted)
+    monkeypatch.setattr(pdf_reader, "COUNTED_BYTES", 2 * len(content))
+    # each file is alone
+    settings = ReaderSettings(unit_files=2, unit_bytes=1)
+    units = list_data(tmp_path, settings)
+    assert len(read) == 2
+    assert [unit.members[0] for unit in units] == [
+        *["0.pdf"] * 3, *["1.pdf"] * 3, "2.pdf", "3.pdf", "4.pdf", "5.pdf",
+    ]  # fmt: skip
+    rows = read_items(tmp_path, unit_files=2, unit_bytes=1)
+    assert [r["id"] for r in rows] == [f"{n}.pdf#page={k}" for n in range(6) for k in range(1, 6)]
 
 
 def test_settings_of_other_formats_are_refused(tmp_path: Path) -> None:
