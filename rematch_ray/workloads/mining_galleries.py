@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from rematch_ray.index.build import build_index
 from rematch_ray.index.generation import CURRENT_FILE
 from rematch_ray.index.mining.documents import Documents, ItemStore
+from rematch_ray.index.mining.pinned import PinnedIndex
 from rematch_ray.index.mining.references import References
-from rematch_ray.index.sharding.opened import open_generation
 from rematch_ray.workloads.embed import embed
 from rematch_ray.workloads.mining_inputs import Inputs
 from rematch_ray.workloads.mining_runs import run_tasks, save_array, say
@@ -30,7 +30,7 @@ from rematch_ray.workloads.mining_tasks import (
 
 def make_galleries(inputs: Inputs, workspace: Workspace) -> Galleries:
     """Embed and index documents, and say what is known of every row of the index."""
-    index, documents = workspace.root / "index", workspace.root / "documents"
+    documents = workspace.root / "documents"
     if inputs.corpus is None:
         _collect(inputs, workspace, _first_of_each(inputs, workspace), "items", "documents")
     else:
@@ -40,10 +40,10 @@ def make_galleries(inputs: Inputs, workspace: Workspace) -> Galleries:
             for file in [workspace.items(number)]
         ]
         run_tasks("read", tasks, inputs.settings.cpus_per_task, what="row groups of the corpus")
-    if inputs.index is not None:
-        index = inputs.index
-    else:
-        _build(inputs, inputs.corpus or [documents], workspace.root / "vectors", index)
+    index = inputs.index
+    if index is None:
+        data, vectors = inputs.corpus or [documents], workspace.root / "vectors"
+        index = _build(inputs, data, vectors, workspace.root / "index")
     _align(workspace, "items", index)
     outside = None
     if inputs.corpus is not None:
@@ -51,15 +51,15 @@ def make_galleries(inputs: Inputs, workspace: Workspace) -> Galleries:
     return Galleries(index, outside, workspace, inputs.miner, uuid.uuid4().hex)
 
 
-def _make_outside(inputs: Inputs, workspace: Workspace) -> Path | None:
+def _make_outside(inputs: Inputs, workspace: Workspace) -> PinnedIndex | None:
     """Embed and index positives that the corpus lacks: their scores are needed all the same."""
     known = Documents(ItemStore(workspace.root / "items").lines())
     chosen = _first_of_each(inputs, workspace, lacking=known)
     if not any(len(places) for places in chosen):
         return None
     _collect(inputs, workspace, chosen, "outside-items", "outside-documents")
-    folder, index = workspace.root / "outside-documents", workspace.root / "outside-index"
-    _build(inputs, [folder], workspace.root / "outside-vectors", index)
+    folder, vectors = workspace.root / "outside-documents", workspace.root / "outside-vectors"
+    index = _build(inputs, [folder], vectors, workspace.root / "outside-index")
     _align(workspace, "outside", index, store="outside-items")
     return index
 
@@ -116,14 +116,15 @@ def _collect(
     run_tasks("collected", tasks, inputs.settings.cpus_per_task)
 
 
-def _build(inputs: Inputs, data: Sequence[Path], vectors: Path, index: Path) -> None:
+def _build(inputs: Inputs, data: Sequence[Path], vectors: Path, index: Path) -> PinnedIndex:
     embed(model=inputs.export, data=data, out=vectors, settings=inputs.settings.embed)
     if not (index / CURRENT_FILE).exists():
         info = build_index(vectors, index)
         say(f"indexed {info.documents} documents")
+    return PinnedIndex.of(index)
 
 
-def _align(workspace: Workspace, gallery: str, index: Path, *, store: str = "items") -> None:
+def _align(workspace: Workspace, gallery: str, index: PinnedIndex, *, store: str = "items") -> None:
     if not workspace.lines(gallery).exists():
-        items = ItemStore(workspace.root / store)
-        save_array(workspace.lines(gallery), items.documents(open_generation(index).ids()))
+        items, generation = ItemStore(workspace.root / store), index.open()
+        save_array(workspace.lines(gallery), items.documents(generation.ids(), generation.live))

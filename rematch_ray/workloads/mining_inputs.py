@@ -12,11 +12,10 @@ from rematch_ray.data.readers.formats import list_data
 from rematch_ray.data.readers.parquet import list_units
 from rematch_ray.data.readers.units import Unit, fingerprint
 from rematch_ray.errors import UserError
-from rematch_ray.index.manifest import hash_file
 from rematch_ray.index.mining.miner import MinerSettings
+from rematch_ray.index.mining.pinned import PinnedIndex
 from rematch_ray.index.mining.selection import MiningRules
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.sharding.opened import current_file
 from rematch_ray.model.checkpoint import load_identity, read_meta, resolve_export
 from rematch_ray.model.settings import ModelIdentity, ModelSettings
 from rematch_ray.scoring.budget import Ladder
@@ -39,7 +38,7 @@ class Inputs:
         units: row groups of the training rows.
         corpus: paths of the corpus, or None: the rows' own documents.
         corpus_units: its row groups.
-        index: an index of the corpus, or None.
+        index: an index of the corpus, at the one state that is read, or None.
         settings: of the job.
     """
 
@@ -49,7 +48,7 @@ class Inputs:
     units: Sequence[Unit]
     corpus: Sequence[Path] | None
     corpus_units: Sequence[Unit]
-    index: Path | None
+    index: PinnedIndex | None
     settings: MineSettings
 
     @property
@@ -66,14 +65,11 @@ class Inputs:
 
     def job(self) -> Job:
         """What the output depends on."""
-        generation = None
-        if self.index is not None:
-            generation = hash_file(current_file(self.index))
         return Job(
             model=self.identity.digest,
             data=fingerprint(self.units),
             corpus=fingerprint(self.corpus_units) if self.corpus_units else None,
-            index=generation,
+            index=None if self.index is None else self.index.digest,
             settings={
                 **self.settings.model_dump(mode="json", exclude=ONLY_HOW),
                 **self.settings.embed.model_dump(include=OF_VECTORS),
@@ -96,11 +92,12 @@ def read_inputs(
     export = resolve_export(model).absolute()
     identity = load_identity(export)
     ladder = Ladder.parse(identity.ladder)
-    opened = None
+    pinned = None
     if index is not None:
         if corpus is None:
             raise UserError("--index needs --corpus: the documents themselves become negatives")
-        opened = SearchIndex.open(Path(index).expanduser().absolute())
+        pinned = PinnedIndex.of(Path(index).expanduser().absolute())
+        opened = SearchIndex(pinned.open())
         opened.check_model(identity)
         ladder = opened.ladder
     ladder.resolve(settings.budget, has_fused=identity.fused_dim is not None)
@@ -112,7 +109,7 @@ def read_inputs(
         units=list_data(_given(data), settings.reader, rows="samples"),
         corpus=paths,
         corpus_units=list_units(paths, rows="items") if paths else [],
-        index=Path(index).expanduser().absolute() if index is not None else None,
+        index=pinned,
         settings=settings,
     )
 

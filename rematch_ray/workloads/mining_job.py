@@ -34,7 +34,7 @@ class Job:
         model: digest of the model's identity.
         data: fingerprint of the training rows.
         corpus: fingerprint of the corpus, or None.
-        index: digest of the index's generation, or None.
+        index: digest of the manifest of the index's generation, or None.
         settings: those that change what comes out.
     """
 
@@ -69,6 +69,9 @@ def read_finished(out: Path, job: Job) -> dict[str, Any] | None:
 def hold_workspace(out: Path, job: Job) -> Iterator[Workspace]:
     """Hold where the job keeps its files, made new or left by an interrupted run.
 
+    What that run mined from another state of the index is mined anew: rows of two states are of
+    different documents.
+
     Raises:
         UserError: it cannot be written, an interrupted run of another job left it, or another
             process is at work in it.
@@ -85,7 +88,7 @@ def hold_workspace(out: Path, job: Job) -> Iterator[Workspace]:
         except BlockingIOError as taken:
             raise UserError(f"{out} is being written by another process: wait for it") from taken
         if (root / JOB).exists():
-            _refuse_another(root, _read(root / JOB), job)
+            _go_on(root, _read(root / JOB), job)
         for name in FOLDERS:
             (root / name).mkdir(exist_ok=True)
         write_whole(root / JOB, json.dumps(job.to_json(), indent=1) + "\n")
@@ -118,6 +121,17 @@ def publish(
 def remove_workspace(out: Path) -> None:
     """Remove what a finished job does not need."""
     shutil.rmtree(out.with_name(f".{out.name}.unfinished"), ignore_errors=True)
+
+
+def _go_on(root: Path, found: dict[str, Any], job: Job) -> None:
+    """Refuse what another job left; of another state of the index, forget what came from it."""
+    left = found | {"index": job.index} if "index" in found else found
+    _refuse_another(root, left, job)
+    if found["index"] != job.index:
+        # counts first: they say that a row group is finished
+        for folder in (root / "counts", root / "rows"):
+            shutil.rmtree(folder, ignore_errors=True)
+        Workspace(root).lines("items").unlink(missing_ok=True)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from rematch_ray.data.schema import Item, item_from_row, items_to_table, write_p
 from rematch_ray.errors import UserError
 from rematch_ray.index.mining.documents import ItemStore, write_items
 from rematch_ray.index.mining.miner import Gallery, Mined, Miner, MinerSettings
+from rematch_ray.index.mining.pinned import PinnedIndex
 from rematch_ray.index.mining.references import Reference, ReferenceMaker
 from rematch_ray.index.mining.rows import RowScanner, add_negatives, document_of
 from rematch_ray.index.query_shards import read_queries
@@ -199,15 +200,15 @@ class Galleries:
     """Where candidates are searched, and positives that are not among them.
 
     Args:
-        index: index directory of the candidates.
-        outside: index directory of positives that the corpus lacks, or None.
+        index: of the candidates, at the state that lines are known of.
+        outside: the same of positives that the corpus lacks, or None.
         workspace: where links, lines and items lie.
         settings: what is searched and taken.
         run: names this run: a process that outlives it must not answer from what it had open.
     """
 
-    index: Path
-    outside: Path | None
+    index: PinnedIndex
+    outside: PinnedIndex | None
     workspace: Workspace
     settings: MinerSettings
     run: str
@@ -311,7 +312,8 @@ def _open(galleries: Galleries) -> _Opened:
     lines = np.load(workspace.lines("items"))
     outside = None
     if galleries.outside is not None:
-        outside = Gallery.open(galleries.outside, np.load(workspace.lines("outside")))
+        outside = Gallery.of(galleries.outside.open(), np.load(workspace.lines("outside")))
     links = np.load(workspace.links, mmap_mode="r")
-    miner = Miner(Gallery.open(galleries.index, lines), galleries.settings, links, outside)
+    gallery = Gallery.of(galleries.index.open(), lines)
+    miner = Miner(gallery, galleries.settings, links, outside)
     return _Opened(miner, ItemStore(workspace.root / "items"), lines)

@@ -25,6 +25,7 @@ from rematch_ray.data.schema import (
 from rematch_ray.data.sources import SourceSettings
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
+from rematch_ray.index.changes import delete_documents
 from rematch_ray.index.mining.references import ReferenceMaker, item_modality, parse_modality
 from rematch_ray.index.mining.selection import REASONS
 from rematch_ray.workloads import mine as workload
@@ -297,6 +298,31 @@ class TestOnACluster:
         assert mined_ids(read(out)) == mined_ids(read(run[0]))
         with pytest.raises(UserError, match=r"was made with index '.*asked for is None"):
             mine(model=tiny_export, data=rows, out=out, corpus=corpus, settings=SETTINGS)
+
+    def test_an_index_that_changes_meanwhile_is_refused_and_the_next_run_mines_it_as_it_is(
+        self, rows: Path, tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        corpus, index, out = (tmp_path / name for name in ("corpus.parquet", "index", "mined"))
+        write_parquet(items_to_table(items_of(read(rows))), corpus)
+        embed(model=tiny_export, data=corpus, out=tmp_path / "vectors", settings=SETTINGS.embed)
+        build_index(tmp_path / "vectors", index)
+        given = {"model": tiny_export, "data": rows, "out": out, "corpus": corpus, "index": index}
+        real, gone = workload._embed_queries, {"n0", "p0"}
+
+        def changing(*arguments: Any) -> None:
+            real(*arguments)
+            for name in gone:
+                delete_documents(index, [name])
+
+        with monkeypatch.context() as patched:
+            patched.setattr(workload, "_embed_queries", changing)
+            with pytest.raises(UserError, match=r"index has changed .* run the same command again"):
+                mine(**given, settings=SETTINGS)
+        assert not out.exists()
+        assert mine(**given, settings=SETTINGS)["rows"] == 36
+        found = {name for row in mined_ids(read(out)) for _, name, _ in row}
+        assert found
+        assert not found & gone
 
     @pytest.mark.slow
     def test_a_corpus_without_some_positives_still_serves_their_rows(

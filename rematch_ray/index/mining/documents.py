@@ -104,21 +104,31 @@ class ItemStore:
         found = [_lines(batch, part) for part, batch in enumerate(batches) if batch is not None]
         return np.concatenate([np.empty(0, DOCUMENTS), *found])
 
-    def documents(self, index_ids: Iterable[str]) -> NDArray[Any]:
+    def documents(
+        self, index_ids: Iterable[str], live: NDArray[np.bool_] | None = None
+    ) -> NDArray[Any]:
         """The lines of `DOCUMENTS` of an index's rows.
 
         Args:
             index_ids: ids of the index, in the order of its rows.
+            live: (rows,) False where a row is deleted: its line is empty, and nobody need know its
+                id; None: none is.
 
         Raises:
-            UserError: an id that no part holds.
+            UserError: an id of a live row that no part holds.
         """
+        ids = list(index_ids)
+        rows = np.arange(len(ids)) if live is None else np.flatnonzero(live)
+        found = np.zeros(len(ids), DOCUMENTS)
+        found[rows] = self._lines_of([ids[row] for row in rows.tolist()])
+        return found
+
+    def _lines_of(self, ids: Sequence[str]) -> NDArray[Any]:
         batches = [self.part(number) for number in range(len(self._paths))]
         lines = self.lines()
         names = [name for batch in batches if batch is not None for name in batch["index_id"]]
         keys = np.array([stable_id(name.as_py()) for name in names], np.int64)
         order = np.argsort(keys, kind="stable")
-        ids = list(index_ids)
         wanted = np.array([stable_id(name) for name in ids], np.int64)
         place = np.minimum(np.searchsorted(keys[order], wanted), max(0, len(keys) - 1))
         known = keys[order][place] == wanted if len(keys) else np.zeros(len(ids), bool)
@@ -145,12 +155,14 @@ class Documents:
 
     Args:
         lines: (rows,) of `DOCUMENTS`.
+        live: (rows,) False where a row is deleted: it is not found; None: none is.
     """
 
-    def __init__(self, lines: NDArray[Any]) -> None:
+    def __init__(self, lines: NDArray[Any], live: NDArray[np.bool_] | None = None) -> None:
         self.lines = lines
-        self._by_id = np.argsort(lines["id_key"], kind="stable")
-        self._by_content = np.argsort(lines["content"], kind="stable")
+        rows = np.arange(len(lines)) if live is None else np.flatnonzero(live)
+        self._by_id = rows[np.argsort(lines["id_key"][rows], kind="stable")]
+        self._by_content = rows[np.argsort(lines["content"][rows], kind="stable")]
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -166,7 +178,7 @@ class Documents:
         return modality
 
     def find(self, references: References) -> list[Int64]:
-        """Rows that are each document: by id and source where that is here, and by content."""
+        """Live rows that are each document: by id and source where that is here, and by content."""
         ids, contents = self._spans("id_key", references), self._spans("content", references)
         found = []
         for one, by_id, by_content in zip(range(len(references)), ids, contents, strict=True):

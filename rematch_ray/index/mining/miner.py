@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rematch_ray.errors import UserError
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.hits import SearchResult
@@ -32,7 +32,6 @@ from rematch_ray.index.mining.selection import (
 from rematch_ray.index.planner import Candidates as CandidateCount
 from rematch_ray.index.queries import Queries, QueryVectors
 from rematch_ray.index.search import SearchIndex
-from rematch_ray.index.sharding.opened import open_generation
 from rematch_ray.index.stages import score_documents
 
 
@@ -58,7 +57,7 @@ class Gallery:
     """An open index and what is known of its rows.
 
     Args:
-        index: the index.
+        generation: the index.
         documents: one line per row of it.
     """
 
@@ -66,9 +65,18 @@ class Gallery:
     documents: Documents
 
     @classmethod
-    def open(cls, index: str | Path, lines: NDArray[Any]) -> Gallery:
-        """Opens an index; `lines` are its rows, of `DOCUMENTS`."""
-        return cls(open_generation(Path(index).absolute()), Documents(lines))
+    def of(cls, generation: Generation, lines: NDArray[Any]) -> Gallery:
+        """An open index; `lines` are its rows, of `DOCUMENTS`, those of deleted rows ignored.
+
+        Raises:
+            UserError: `lines` are those of another index.
+        """
+        if len(lines) != generation.rows:
+            raise UserError(
+                f"{generation.path} holds {generation.rows} rows at {generation.name}, what is "
+                f"known of it are {len(lines)}: the index has changed, run the same command again"
+            )
+        return cls(generation, Documents(lines, generation.live))
 
     def check(self, query: QueryVectors) -> Queries:
         """Query vectors as scoring reads them."""

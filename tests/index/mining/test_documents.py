@@ -44,6 +44,16 @@ def test_lines_follow_the_rows_of_the_index_and_lead_back_to_the_items(store: It
     assert store.items(lines[:0]) == []
 
 
+def test_nobody_need_know_a_deleted_row_and_none_is_found(store: ItemStore) -> None:
+    live = np.array([False, True, True])
+    lines = store.documents(["notes:gone", "notes:t", "photos:copy"], live)
+    assert lines["part"][1:].tolist() == [0, 2]
+    lines[0] = lines[1]
+    references = References(*(lines[name][1:2] for name in ("id_key", "source_key", "content")))
+    assert [rows.tolist() for rows in Documents(lines).find(references)] == [[0, 1, 2]]
+    assert [rows.tolist() for rows in Documents(lines, live).find(references)] == [[1, 2]]
+
+
 def test_an_index_with_other_documents_is_refused_by_name(store: ItemStore) -> None:
     with pytest.raises(UserError, match=r"1 of 2 documents .* the first is 'notes:gone'"):
         store.documents(["notes:t", "notes:gone"])

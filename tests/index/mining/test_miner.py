@@ -7,12 +7,15 @@ import pytest
 
 from rematch_ray.data.item import Item, Negative, Positive, Sample
 from rematch_ray.data.schema import samples_to_table
+from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
+from rematch_ray.index.changes import add_documents
 from rematch_ray.index.mining.documents import ItemStore, write_items
 from rematch_ray.index.mining.miner import Gallery, Mined, Miner, MinerSettings
 from rematch_ray.index.mining.references import ReferenceMaker
 from rematch_ray.index.mining.rows import RowScanner, links_of
 from rematch_ray.index.mining.selection import MiningRules
+from rematch_ray.index.sharding.opened import open_generation
 from tests.index.made import Vectors, queries, unit, write_embeddings
 
 COUNT, ROWS = 60, 12
@@ -32,7 +35,8 @@ def gallery(folder: Path, vectors: np.ndarray, fused: np.ndarray | None, first: 
     write_items(
         folder / "items" / "000000.arrow", [(item.id, item, MAKE.of(item)) for item in items]
     )
-    return Gallery.open(folder / "index", ItemStore(folder / "items").documents(names))
+    generation = open_generation(folder / "index")
+    return Gallery.of(generation, ItemStore(folder / "items").documents(generation.ids()))
 
 
 def rows_of(positives: list[list[int]], negatives: int = 0) -> list[Sample]:
@@ -167,6 +171,32 @@ def test_a_positive_outside_the_corpus_still_sets_the_limit(
     [lost] = mine(made, rows_of([[902]]), query, MinerSettings(HARDEST))
     assert lost.selection is None
     assert not len(lost.rows)
+
+
+def test_a_positive_that_was_replaced_counts_with_its_new_vectors(
+    tmp_path: Path, vectors: tuple[np.ndarray, np.ndarray]
+) -> None:
+    before = gallery(tmp_path, *vectors)
+    query, ranked = queries(1), np.argsort(-max_sim(queries(1).vectors, vectors[0])[0]).tolist()
+    name, new = f"doc-{ranked[0]:04d}", (vectors[0][ranked[-1:]], vectors[1][ranked[-1:]])
+    add_documents(tmp_path / "index", write_embeddings(tmp_path / "new", *new, ids=[name]))
+    generation = open_generation(tmp_path / "index")
+    made = Gallery.of(generation, ItemStore(tmp_path / "items").documents(generation.ids()))
+    rules = MiningRules(per_row=60, ranks=(1, 60), max_share=1, max_similarity=None)
+    settings = MinerSettings(rules, candidates="all")
+    [old] = mine(before, rows_of([[ranked[0]]]), query, settings)
+    assert len(old.rows) == COUNT - 1
+    # all score above the new vectors, which are those of the last, but that one
+    [mined] = mine(made, rows_of([[ranked[0]]]), query, settings)
+    assert mined.rows.tolist() == ranked[-1:]
+
+
+def test_lines_of_another_state_of_the_index_are_refused(
+    tmp_path: Path, vectors: tuple[np.ndarray, np.ndarray]
+) -> None:
+    made = gallery(tmp_path, *vectors)
+    with pytest.raises(UserError, match=r"holds 60 rows at generation-000001, .* are 59: .* again"):
+        Gallery.of(made.generation, made.documents.lines[1:])
 
 
 def test_draws_depend_on_the_rows_number_and_not_on_the_block(

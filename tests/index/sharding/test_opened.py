@@ -386,7 +386,8 @@ def test_shards_of_packed_codes_agree_with_one_index(tied: Path, tmp_path: Path)
 def test_a_miner_reads_shards_as_one_gallery(tied: Path, one: SearchIndex, tmp_path: Path) -> None:
     build_sharded(tied, tmp_path / "set", 5)
     lines = np.empty(300, DOCUMENTS)
-    whole, split = Gallery.open(one.info()["path"], lines), Gallery.open(tmp_path / "set", lines)
+    folders = Path(one.info()["path"]), tmp_path / "set"
+    whole, split = (Gallery.of(open_generation(folder), lines) for folder in folders)
     ids = whole.generation.ids()[:7]
     mine = np.array([split.generation.rows_of(ids)[name] for name in ids])
     theirs = np.array([whole.generation.rows_of(ids)[name] for name in ids])
