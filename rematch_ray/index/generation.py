@@ -271,6 +271,14 @@ class Generation:
                 found |= {row + offset: document for row, document in local.items()}
         return [found[row] for row in asked]
 
+    def sources(self, rows: Rows) -> list[str]:
+        """Source of each row, in the order asked; "" for none."""
+        found = np.full(len(rows), "", dtype=object)
+        for segment, mine, local in self.split(rows):
+            known = segment.payload.sources(local.tolist())
+            found[slice(None) if mine is None else mine] = [known[row] for row in local.tolist()]
+        return found.tolist()
+
     def ids(self) -> list[str]:
         """Ids of all rows, deleted ones included."""
         return [name for segment in self.segments for name in segment.payload.ids()]

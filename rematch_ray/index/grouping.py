@@ -1,4 +1,4 @@
-"""Which documents share a hit: one per value of a payload field. Middle floor."""
+"""Which documents share a hit: one per value of a payload field, or per source. Middle floor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Grouping:
     """One hit per value of a payload field, and a document that stands for no group.
 
     Attributes:
-        field: of the payload, nested ones by dots.
+        field: of the payload, nested ones by dots; `source` is the document's.
         apart: id that is a group of its own: whoever leaves it out afterwards loses nothing else.
     """
 
@@ -23,6 +23,8 @@ class Grouping:
 
 # a field's name alone sets no document apart
 GroupBy = str | Grouping
+# kept beside the payload, though a filter names it as it does a field
+SOURCE = "source"
 
 
 def field_of(group_by: GroupBy) -> str:
@@ -30,17 +32,35 @@ def field_of(group_by: GroupBy) -> str:
     return group_by.field if isinstance(group_by, Grouping) else group_by
 
 
-def group_of(document_id: str, payload: Mapping[str, Any], group_by: GroupBy) -> str:
+def needs_source(group_by: GroupBy | None) -> bool:
+    """Whether documents are grouped by what their payload may not hold."""
+    return group_by is not None and field_of(group_by) == SOURCE
+
+
+def group_of(
+    document_id: str, payload: Mapping[str, Any], group_by: GroupBy, *, source: str = ""
+) -> str:
     """The group of a document; one without the field is a group of its own.
+
+    Args:
+        document_id: of the document.
+        payload: of the document.
+        group_by: what is grouped by.
+        source: of the document, "" for none, where `needs_source` says so; a payload's own field
+            of that name comes first.
 
     >>> group_of("a", {"kind": "cat"}, "kind") == group_of("b", {"kind": "cat"}, "kind")
     True
     >>> group_of("a", {"kind": "cat"}, Grouping("kind", "a")), group_of("a", {}, "kind")
     ('id a', 'id a')
+    >>> group_of("a", {}, "source", source="emoji"), group_of("a", {}, "source")
+    ('value "emoji"', 'id a')
     """
     value: Any = payload
     for name in field_of(group_by).split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
+    if value is None and needs_source(group_by):
+        value = source or None
     is_apart = isinstance(group_by, Grouping) and document_id == group_by.apart
     if value is None or is_apart:
         return f"id {document_id}"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.exact import Float32, Rows, order_best
-from rematch_ray.index.grouping import GroupBy, group_of
+from rematch_ray.index.grouping import GroupBy, group_of, needs_source
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ class Documents(Protocol):
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
         """Id and payload of each row, in the order asked."""
 
+    def sources(self, rows: Rows) -> list[str]:
+        """Source of each row, in the order asked."""
+
 
 def best_hits(
     held: Documents, rows: Rows, scores: Float32, top_k: int, group_by: GroupBy | None = None
@@ -89,8 +92,8 @@ def best_hits(
         rows: (C,) scored documents.
         scores: (C,) their scores.
         top_k: most hits.
-        group_by: payload field of which each value gives one hit, its best; a document without
-            the field is a group of its own.
+        group_by: payload field, or `source`, of which each value gives one hit, its best; a
+            document without is a group of its own.
     """
     return [
         _hit(name, float(scores[position]), payload)
@@ -131,8 +134,10 @@ def _best(
     order = order_best(scores, keys, len(rows))
     seen: set[str] = set()
     for start in range(0, len(order), 4 * top_k):
-        for found in _read(held, rows, order[start : start + 4 * top_k]):
-            group = group_of(found[1], found[2], group_by)
+        some = order[start : start + 4 * top_k]
+        sources = held.sources(rows[some]) if needs_source(group_by) else [""] * len(some)
+        for found, source in zip(_read(held, rows, some), sources, strict=True):
+            group = group_of(found[1], found[2], group_by, source=source)
             if group not in seen:
                 seen.add(group)
                 yield found

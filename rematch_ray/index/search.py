@@ -83,8 +83,8 @@ class SearchIndex(IndexReader):
                 `auto`: the planner's choice, narrowed through smaller budgets.
             top_k: hits per query; fewer when fewer documents pass.
             filter: payload field -> value, or list of allowed values; all fields must hold.
-            group_by: payload field of which each value gives at most one hit, its best; a
-                `Grouping` sets one document apart.
+            group_by: payload field, or `source`, of which each value gives at most one hit, its
+                best; a `Grouping` sets one document apart.
             coarse: one of `coarse_choices`; None takes the calibration's or the index's default.
             nprobe: inverted lists that the coarse stage looks through; None: the stored number, the
                 only calibrated one: with another no recall is promised, and no goal can be given.

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematch_ray.index.exact import Float32, Rows, order_best
-from rematch_ray.index.grouping import GroupBy
+from rematch_ray.index.grouping import GroupBy, needs_source
 from rematch_ray.index.lexical.bm25 import LexicalIndex, LexicalStatistics
 from rematch_ray.index.maxima import CarriedMaxima
 from rematch_ray.index.plan import Plan
@@ -78,6 +78,7 @@ class Ahead:
         best: the best at the last rung, of `pool` (None: of all that pass).
         pool: rows that `best` was chosen from.
         documents: ids and payloads of `best`.
+        sources: of `best`, where hits are grouped by them; else none.
         queue_ms: from the arrival of the request to its start.
         statistics: what this shard counts of the words, where there are some.
     """
@@ -88,6 +89,7 @@ class Ahead:
     best: Found
     pool: Rows | None
     documents: tuple[tuple[str, dict[str, Any]], ...]
+    sources: tuple[str, ...] = ()
     queue_ms: float = 0.0
     statistics: LexicalStatistics | None = None
 
@@ -143,7 +145,8 @@ def run_ahead(opened: Opened, asked: AheadAsked) -> Ahead:
         group_by=asked.group_by,
     )
     documents = tuple(shard.documents(best.rows)) if len(best.rows) else ()
-    return Ahead(passing, coarse, scored, best, pool, documents, statistics=counted)
+    sources = tuple(shard.sources(best.rows)) if needs_source(asked.group_by) else ()
+    return Ahead(passing, coarse, scored, best, pool, documents, sources, statistics=counted)
 
 
 def _ready_hits(asked: AheadAsked) -> int:

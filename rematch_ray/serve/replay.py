@@ -84,10 +84,18 @@ class Foreseen:
 
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
         """See `phases.Shard.documents`; UnforeseenError."""
+        return [self._ahead.documents[place] for place in self._places(rows)]
+
+    def sources(self, rows: Rows) -> list[str]:
+        """See `phases.Shard.sources`; UnforeseenError."""
+        return [self._ahead.sources[place] for place in self._places(rows)]
+
+    def _places(self, rows: Rows) -> list[int]:
+        """Where rows stand among the best; UnforeseenError."""
         places = {int(row): place for place, row in enumerate(self._ahead.best.rows)}
         if not all(int(row) in places for row in rows):
             raise UnforeseenError
-        return [self._ahead.documents[places[int(row)]] for row in rows]
+        return [places[int(row)] for row in rows]
 
 
 class RemotePhases:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 Tell = Callable[[ShardReport], None]
 LOOK_S = 1.0
-_PHASES = ("passing", "coarse", "score", "best", "documents")
+_PHASES = ("passing", "coarse", "score", "best", "documents", "sources")
 logger = logging.getLogger(__name__)
 
 

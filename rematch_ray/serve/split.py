@@ -24,7 +24,7 @@ from rematch_ray.index.cascade import stage
 from rematch_ray.index.choice import Choice
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.filters import check_filter
-from rematch_ray.index.grouping import field_of
+from rematch_ray.index.grouping import field_of, needs_source
 from rematch_ray.index.hits import SearchResult
 from rematch_ray.index.lexical.bm25 import LexicalStatistics
 from rematch_ray.index.lexical.fusion import list_depth
@@ -200,6 +200,7 @@ class SplitIndex:
             filter=request.filter,
             depth=list_depth(request.top_k),
             hits=(),
+            with_sources=needs_source(request.group_by),
         )
         parts = await asyncio.gather(
             *(

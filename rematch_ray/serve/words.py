@@ -41,6 +41,7 @@ class WordsAsked:
         filter: as asked; its fields exist in some shard.
         depth: length of the words' list.
         hits: ids and scores of the vector search's documents that this shard holds.
+        with_sources: whether hits are grouped by source.
     """
 
     generation: str
@@ -51,6 +52,7 @@ class WordsAsked:
     filter: Filter
     depth: int
     hits: tuple[tuple[str, float], ...]
+    with_sources: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class WordsFound:
         keys: (C,) tie-breakers.
         added: ids and payloads of those that only the words found.
         ms: of the words' list, and of scoring what only that holds.
+        sources: of the C documents, where they were asked for.
     """
 
     vector: Float32
@@ -70,6 +73,7 @@ class WordsFound:
     keys: NDArray[np.uint64]
     added: tuple[Document, ...]
     ms: tuple[float, float]
+    sources: tuple[str, ...] = ()
 
 
 def find_words(opened: Opened, asked: WordsAsked) -> WordsFound:
@@ -108,6 +112,7 @@ def find_words(opened: Opened, asked: WordsAsked) -> WordsFound:
         generation.keys[found.rows],
         tuple(generation.documents(added)) if len(added) else (),
         (listed["ms"], scored["ms"]),
+        tuple(generation.sources(found.rows)) if asked.with_sources else (),
     )
 
 
@@ -131,10 +136,15 @@ class Gathered:
             for part, some in zip(parts, known, strict=True)
             for document in (*some, *part.added)
         ]
+        self._sources = [source for part in parts for source in part.sources]
 
     def documents(self, rows: Rows) -> list[Document]:
         """Id and payload of each row, in the order asked."""
         return [self._documents[row] for row in rows]
+
+    def sources(self, rows: Rows) -> list[str]:
+        """Source of each row, in the order asked, where they were asked for."""
+        return [self._sources[row] for row in rows]
 
 
 def fuse_shards(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from rematch_ray.errors import UserError
 from rematch_ray.index.build import build_index
+from rematch_ray.index.grouping import Grouping
 from rematch_ray.index.payload import document_key
 from rematch_ray.index.plan import Plan
 from rematch_ray.index.quantisation import quantise
@@ -239,6 +241,22 @@ def test_a_group_gives_only_its_best_hit(index: SearchIndex) -> None:
     }
     assert sorted(hit.id for hit in grouped.hits) == sorted(hit.id for hit in expected.values())
     assert [h.score for h in grouped.hits] == sorted((h.score for h in grouped.hits), reverse=True)
+
+
+@pytest.mark.parametrize("candidates", ["all", 299])
+def test_a_source_is_a_group_as_it_is_a_field_of_filters(
+    index: SearchIndex, candidates: Any
+) -> None:
+    asked: dict[str, Any] = {"candidates": candidates, "top_k": 10}
+    expected = [
+        index.search(queries(1), **asked, filter={"source": source})[0].hits[0]
+        for source in ("source-0", "source-1")
+    ]
+    [grouped] = index.search(queries(1), **asked, group_by="source")
+    assert grouped.hits == sorted(expected, key=lambda hit: -hit.score)
+    best = grouped.hits[0].id
+    [apart] = index.search(queries(1), **asked, group_by=Grouping("source", apart=best))
+    assert len(apart.hits) == 3
 
 
 def test_equal_scores_go_by_id_whatever_the_row_order(

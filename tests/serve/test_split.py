@@ -28,6 +28,8 @@ PLANS: list[dict[str, Any]] = [
     {"candidates": 40, "coarse": "first"},
     {"candidates": 41, "coarse": "both"},
     {"candidates": 60, "group_by": "group"},
+    {"candidates": 60, "group_by": "source"},
+    {"candidates": "all", "group_by": "source", "filter": {"number": 1}},
     {"candidates": 30, "filter": {"number": [1, 2]}},
     {"candidates": "auto"},
     {"candidates": "auto", "filter": {"number": 3}},

@@ -5,6 +5,7 @@
     score       8-bit scores of chosen documents at a rung, for a cut on the way
     best        the best of chosen documents, or of all, by exact scores at the last rung
     documents   ids and payloads of hits
+    sources     their sources, where hits are grouped by them
 
 Each takes and gives arrays and plain values and keeps nothing between calls, so a shard may as well
 live in another process. Knows nothing of other shards, plans or cuts. Middle floor.
@@ -99,6 +100,9 @@ class Shard(Protocol):
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
         """Id and payload of each row, in the order asked."""
 
+    def sources(self, rows: Rows) -> list[str]:
+        """Source of each row, in the order asked."""
+
 
 class LocalShard:
     """A shard whose generation is open in this process; safe to ask from several threads.
@@ -165,6 +169,10 @@ class LocalShard:
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
         """See `Shard.documents`."""
         return self._generation.documents(rows)
+
+    def sources(self, rows: Rows) -> list[str]:
+        """See `Shard.sources`."""
+        return self._generation.sources(rows)
 
     def _read_passing(self, conditions: str) -> NDArray[np.bool_]:
         return self._generation.passing(json.loads(conditions))

@@ -155,11 +155,19 @@ class Candidates:
 
     def documents(self, rows: Rows) -> list[tuple[str, dict[str, Any]]]:
         """Id and payload of the candidates at some places, in the order asked."""
+        return self._each_of(rows, lambda shard, mine: shard.documents(mine))
+
+    def sources(self, rows: Rows) -> list[str]:
+        """Source of the candidates at some places, in the order asked."""
+        return self._each_of(rows, lambda shard, mine: shard.sources(mine))
+
+    def _each_of(self, rows: Rows, read: Callable[[Shard, Rows], list[Answer]]) -> list[Answer]:
+        """What the shards that hold the candidates at some places say of each."""
         local, owners = np.divmod(self.codes[rows], len(self.group))
 
-        def ask(number: int, shard: Shard) -> list[tuple[str, dict[str, Any]]]:
+        def ask(number: int, shard: Shard) -> list[Answer]:
             mine = local[owners == number]
-            return shard.documents(mine) if len(mine) else []
+            return read(shard, mine) if len(mine) else []
 
         answers = [iter(answer) for answer in self.group.each(ask)]
         return [next(answers[owner]) for owner in owners]

@@ -130,6 +130,13 @@ def test_the_stages_are_reported_with_counts_and_times(path: Path) -> None:
     assert all(stage["ms"] >= 0 for stage in result.stages)
 
 
+def test_one_source_gives_one_hit(path: Path) -> None:
+    index = SearchIndex.open(path)
+    for result in index.search(queries(3), candidates="all", text=TEXTS, group_by="source"):
+        sources = [int(hit.id.removeprefix("doc-")) % 2 for hit in result.hits]
+        assert sorted(sources) == [0, 1]
+
+
 def test_one_group_gives_one_hit_the_best_by_the_fused_score(path: Path) -> None:
     index = SearchIndex.open(path)
     scores = naive(index, "rrf")

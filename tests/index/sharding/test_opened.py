@@ -35,6 +35,7 @@ SEARCHES: list[dict[str, Any]] = [
     {"candidates": "all", "filter": {"group": ["animals", "food"], "number": 2}},
     {"candidates": "all", "filter": {"group": "none"}},
     {"candidates": "all", "group_by": "number"},
+    {"candidates": "all", "group_by": "source"},
     {"candidates": "all", "group_by": "inner.half", "filter": {"tags": "t1"}},
     {"candidates": 40, "coarse": "fused"},
     {"candidates": 40, "coarse": "first"},
