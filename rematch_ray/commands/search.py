@@ -157,6 +157,8 @@ def print_hits(found: SearchResult) -> None:
         f"documents scored, {certainty}, {spent:.1f} ms",
         file=sys.stderr,
     )
+    if found.plan.get("groups_short"):
+        print("there may be more groups: ask for more --candidates, or all", file=sys.stderr)
 
 
 def title(payload: Mapping[str, Any]) -> str:

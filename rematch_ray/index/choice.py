@@ -90,11 +90,14 @@ class Choice:
         plan: its coarse choice is named where it has one.
         expected_recall: lower end of the recall measured; None where none was.
         chosen_by: in a few words.
+        is_automatic: whether neither the plan, nor a number of candidates, nor a limit was given:
+            it may be widened where groups are missing.
     """
 
     plan: Plan
     expected_recall: float | None
     chosen_by: str
+    is_automatic: bool = False
 
     def mark(self, result: SearchResult, top: Budget, *, is_hybrid: bool = False) -> SearchResult:
         """A result that says which plan gave it and what was to be expected.
@@ -106,7 +109,7 @@ class Choice:
         return replace(
             result,
             expected_recall=None if is_hybrid else expected,
-            plan=dict(self._described),
+            plan={**self._described, **result.plan},
         )
 
     @cached_property
@@ -165,7 +168,8 @@ def choose_plan(
     expected = chosen.expected_recall
     if expected is None:
         expected = _measured(plan, ladder, wish.hits, table)
-    return replace(chosen, plan=plan, expected_recall=expected)
+    is_automatic = wish.goal is None and wish.plan is None and wish.candidates == "auto"
+    return replace(chosen, plan=plan, expected_recall=expected, is_automatic=is_automatic)
 
 
 def _reach(wish: Wish, ladder: Ladder, table: Table) -> Choice:

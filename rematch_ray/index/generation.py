@@ -292,17 +292,24 @@ class Generation:
                     found[name] = int(offset) + row
         return found
 
+    def sources_of(self, ids: Sequence[str]) -> list[str]:
+        """Sources by id; UserError for one that is not here."""
+        return self.sources(self._known_rows(ids))
+
     def fused_of(self, ids: Sequence[str]) -> NDArray[np.float16]:
         """Fused vectors by id, (len(ids), F).
 
         Raises:
             UserError: an id is not here.
         """
+        return self.read_fused(self._known_rows(ids))
+
+    def _known_rows(self, ids: Sequence[str]) -> Rows:
         rows = self.rows_of(ids)
         missing = [name for name in ids if name not in rows]
         if missing:
             raise UserError(f"document '{missing[0]}' is not in the index")
-        return self.read_fused(np.array([rows[name] for name in ids], np.int64))
+        return np.array([rows[name] for name in ids], np.int64)
 
     def fields(self) -> dict[str, str]:
         """Payload fields that a filter may name, and their types."""

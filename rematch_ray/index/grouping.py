@@ -37,6 +37,18 @@ def needs_source(group_by: GroupBy | None) -> bool:
     return group_by is not None and field_of(group_by) == SOURCE
 
 
+def value_of(payload: Mapping[str, Any], group_by: GroupBy, *, source: str = "") -> Any:
+    """What a document is grouped by, None for nothing; arguments as of `group_of`.
+
+    >>> value_of({"of": {"name": "x"}}, "of.name"), value_of({}, "source", source="emoji")
+    ('x', 'emoji')
+    """
+    value: Any = payload
+    for name in field_of(group_by).split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return (source or None) if value is None and needs_source(group_by) else value
+
+
 def group_of(
     document_id: str, payload: Mapping[str, Any], group_by: GroupBy, *, source: str = ""
 ) -> str:
@@ -56,11 +68,7 @@ def group_of(
     >>> group_of("a", {}, "source", source="emoji"), group_of("a", {}, "source")
     ('value "emoji"', 'id a')
     """
-    value: Any = payload
-    for name in field_of(group_by).split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    if value is None and needs_source(group_by):
-        value = source or None
+    value = value_of(payload, group_by, source=source)
     is_apart = isinstance(group_by, Grouping) and document_id == group_by.apart
     if value is None or is_apart:
         return f"id {document_id}"

@@ -6,7 +6,7 @@ Knows nothing of how the scores came about. Middle floor.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,7 +52,8 @@ class SearchResult:
         expected_recall: least recall to be expected against an exhaustive search at the full
             budget: 1 where all was scored at it and there alone, else the lower end of what was
             calibrated; None where nothing was.
-        plan: the stages as `Plan.to_json` gives them, and `chosen_by`: why these.
+        plan: the stages as `Plan.to_json` gives them, and `chosen_by`: why these; `groups_short`,
+            True, where there may be groups that were asked for and not looked for.
     """
 
     hits: list[Hit]
@@ -66,6 +67,11 @@ class SearchResult:
     generation: str
     expected_recall: float | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
+
+
+def note_short(result: SearchResult) -> SearchResult:
+    """A result that says that it may lack groups."""
+    return replace(result, plan={**result.plan, "groups_short": True})
 
 
 class Documents(Protocol):

@@ -19,7 +19,7 @@ from rematch_ray.index.cascade import Request, ms_since, stage
 from rematch_ray.index.choice import Table
 from rematch_ray.index.chooser import Chooser
 from rematch_ray.index.exact import Float32
-from rematch_ray.index.execution import search_vectors
+from rematch_ray.index.execution import find_groups, search_vectors
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.grouping import GroupBy, field_of
 from rematch_ray.index.hits import Hit, SearchResult
@@ -72,6 +72,7 @@ class SearchIndex(IndexReader):
         cost_limit: int | None = None,
         max_ms: float | None = None,
         plan: Plan | None = None,
+        groups_within_s: float | None = None,
     ) -> list[SearchResult]:
         """Finds the best documents of each query.
 
@@ -84,7 +85,9 @@ class SearchIndex(IndexReader):
             top_k: hits per query; fewer when fewer documents pass.
             filter: payload field -> value, or list of allowed values; all fields must hold.
             group_by: payload field, or `source`, of which each value gives at most one hit, its
-                best; a `Grouping` sets one document apart.
+                best; a `Grouping` sets one document apart. A plan that was left open is widened
+                until there are `top_k` groups, or no more; where one that was not gives fewer,
+                `plan["groups_short"]` says that there may be others.
             coarse: one of `coarse_choices`; None takes the calibration's or the index's default.
             nprobe: inverted lists that the coarse stage looks through; None: the stored number, the
                 only calibrated one: with another no recall is promised, and no goal can be given.
@@ -96,6 +99,8 @@ class SearchIndex(IndexReader):
             cost_limit: most dot products per query.
             max_ms: most milliseconds.
             plan: the stages themselves.
+            groups_within_s: seconds from now within which a pass for missing groups must be
+                expected to end, or it is not begun; None: no limit.
 
         Returns:
             One result per query.
@@ -141,6 +146,10 @@ class SearchIndex(IndexReader):
             results = search_hybrid(self._generation, queries, request, hybrid)
         else:
             results = search_vectors(self._generation, queries, request)
+            if group_by is not None:
+                until = None if groups_within_s is None else started + groups_within_s
+                found = find_groups(self._generation, queries, request, chosen, results, until)
+                return [passes.marked(self.ladder.top) for passes in found]
         return [chosen.mark(r, self.ladder.top, is_hybrid=bool(hybrid)) for r in results]
 
     def score_all(

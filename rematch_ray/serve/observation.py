@@ -51,7 +51,9 @@ class Searched:
         result = answer.result
         seconds = {"queue": answer.queue_ms / 1e3, "search": answer.search_ms / 1e3}
         for stage in result.stages:
-            seconds[str(stage["name"])] = float(stage.get("ms", 0.0)) / 1e3
+            name = str(stage["name"])
+            # a stage comes again where groups were missing
+            seconds[name] = seconds.get(name, 0.0) + float(stage.get("ms", 0.0)) / 1e3
         if answer.rerank is not None:
             seconds["rerank"] = float(answer.rerank.get("ms", 0.0)) / 1e3
         return cls(

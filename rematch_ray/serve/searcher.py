@@ -190,8 +190,10 @@ class Searcher:
             with_fused=head is not None and head.item is None,
             left_s=self.left_s(plan),
             allow_partial=plan.allow_partial,
+            # who gets less than was asked for gets no more of anything
+            may_widen=not decision.degraded,
         )
-        expected_ms = option.mean_ms(self._forecast)
+        expected_ms = option.mean_ms(self._forecast, grouped=plan.group_by is not None)
         began = self._clock()
         number = self._follower.waits.begin((2 * expected_ms + self._forecast.hop_ms) / 1e3)
         try:
@@ -204,7 +206,11 @@ class Searcher:
             self._follower.waits.end(number, None)
             raise
         way_ms = (self._clock() - began) * 1e3 - found.search_ms
-        self._forecast.take(option.name, option.dot_products, found.search_ms)
+        if plan.group_by is None:
+            self._forecast.take(option.name, option.dot_products, found.search_ms)
+        else:
+            spent = max(option.dot_products, found.dot_products)
+            self._forecast.take(option.grouped_name, spent, found.search_ms)
         self._forecast.take_delay(way_ms, found.queue_ms)
         waited_ms = found.queue_ms
         if (lag_ms := self._forecast.lag_ms(way_ms)) >= expected_ms:

@@ -40,7 +40,13 @@ def search_opened(opened: Opened, asked: Asked, queue_ms: float) -> Found:
     refuse_other_model(asked.query.model, opened.index.identity)
     started = time.perf_counter()
     wanted = asked.offset + asked.limit + (asked.exclude is not None)
-    [result] = opened.index.search(asked.query, top_k=wanted, **asked.how)
+    left_s = None if asked.left_s is None else asked.left_s - queue_ms / 1e3
+    [result] = opened.index.search(
+        asked.query,
+        top_k=wanted,
+        groups_within_s=left_s if asked.may_widen else 0.0,
+        **asked.how,
+    )
     search_ms = (time.perf_counter() - started) * 1e3
     spent = spent_on(result, opened.coarse_dot_products)
     hits = cut_hits(
@@ -109,6 +115,8 @@ def spent_on(result: SearchResult, coarse_dot_products: Mapping[str, int]) -> in
             rung = Budget.parse(name).dot_products
             total += stage["in"] * max(0, rung - carried)
             carried = max(rung, carried)
+        elif name == "exact":
+            carried = 0  # another pass begins, where groups were missing
     return total
 
 

@@ -186,6 +186,12 @@ class Shard:
         """(ids, F) fused vectors of documents of this shard."""
         return await self._in_thread(lambda: self._held.opened(generation).index.fused_vectors(ids))
 
+    async def sources(self, generation: str | None, ids: Sequence[str]) -> list[str]:
+        """Sources of documents of this shard."""
+        return await self._in_thread(
+            lambda: self._held.opened(generation).generation.sources_of(ids)
+        )
+
     async def explain(
         self, generation: str | None, query: EncodedQuery, ids: Sequence[str], budget: str
     ) -> dict[str, Float32]:

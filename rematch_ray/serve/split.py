@@ -20,11 +20,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from rematch_ray.index.cascade import stage
 from rematch_ray.index.choice import Choice
 from rematch_ray.index.exact import Float32
 from rematch_ray.index.filters import check_filter
-from rematch_ray.index.grouping import field_of, needs_source
+from rematch_ray.index.grouping import needs_source
 from rematch_ray.index.hits import SearchResult
 from rematch_ray.index.lexical.bm25 import LexicalStatistics
 from rematch_ray.index.lexical.fusion import list_depth
@@ -36,11 +35,12 @@ from rematch_ray.index.sharding.scatter import ShardedRequest, search_shards
 from rematch_ray.index.stages import require_fused
 from rematch_ray.serve.ahead import Ahead, AheadAsked
 from rematch_ray.serve.backend import NotReadyError
-from rematch_ray.serve.facts import IndexFacts
 from rematch_ray.serve.follower import Admitted, ShardClient
+from rematch_ray.serve.groups import Asking, find_groups
 from rematch_ray.serve.partial import ShardsLostError, answers_of
 from rematch_ray.serve.replay import Foreseen, RemotePhases, Replay
 from rematch_ray.serve.searching import cut_hits, spent_on
+from rematch_ray.serve.split_request import check_queries, read_hybrid, read_request
 from rematch_ray.serve.wire import Asked, Found
 from rematch_ray.serve.words import WordsAsked, fuse_shards
 
@@ -89,11 +89,11 @@ class SplitIndex:
         """Over some shards; ShardsLostError where one of them is lost and the request allows it."""
         began = time.perf_counter()
         facts = admitted.planner.facts
-        queries = _checked(asked, facts)
-        hybrid = _hybrid(asked)
+        queries = check_queries(asked, facts)
+        hybrid = read_hybrid(asked)
         counts = await self._count(admitted, asked, living)
         top_k = asked.offset + asked.limit + (asked.exclude is not None)
-        choice, request = _request(asked, facts, sum(counts), top_k, admitted.state.name)
+        choice, request = read_request(asked, facts, sum(counts), top_k, admitted.state.name)
         deep = request
         if hybrid is not None:
             deep = replace(request, top_k=list_depth(top_k), group_by=None)
@@ -112,7 +112,11 @@ class SplitIndex:
                 request,
                 result,
             )
-        result = choice.mark(result, facts.rungs.top, is_hybrid=hybrid is not None)
+        if hybrid is None and request.group_by is not None:
+            first = (choice, request, result)
+            result = await self._with_groups(admitted, asked, living, queries, *first, began=began)
+        else:
+            result = choice.mark(result, facts.rungs.top, is_hybrid=hybrid is not None)
         queue_ms = max(ahead.queue_ms for ahead in aheads)
         hits = cut_hits(
             result.hits,
@@ -126,6 +130,42 @@ class SplitIndex:
         total_ms = (time.perf_counter() - began) * 1e3
         spent = spent_on(result, facts.coarse_dot_products)
         return Found(result, spent, queue_ms, max(0.0, total_ms - queue_ms), fused)
+
+    async def _with_groups(
+        self,
+        admitted: Admitted,
+        asked: Asked,
+        living: Sequence[int],
+        queries: Queries,
+        choice: Choice,
+        request: ShardedRequest,
+        result: SearchResult,
+        *,
+        began: float,
+    ) -> SearchResult:
+        """What one pass found, and others where groups are missing."""
+        facts = admitted.planner.facts
+        until = None if asked.left_s is None else began + asked.left_s
+
+        async def run(wide: ShardedRequest) -> SearchResult:
+            left_s = None if until is None else until - time.perf_counter()
+            work = facts.dot_products(wide.plan, int(wide.filter_stage["out"]))
+            again = replace(asked, left_s=left_s, work=work)
+            aheads = await self._run_ahead(admitted, again, living, queries, wide, None)
+            return await self._replay(admitted, living, aheads, queries, wide)
+
+        async def count(filter: Filter) -> int:
+            return sum(await self._count(admitted, replace(asked, how={"filter": filter}), living))
+
+        passes = await find_groups(
+            Asking(run, count, lambda ids: self._sources(admitted, ids)),
+            request,
+            choice,
+            result,
+            began=began,
+            until=until if asked.may_widen else began,
+        )
+        return passes.marked(facts.rungs.top)
 
     async def _run_ahead(
         self,
@@ -245,6 +285,20 @@ class SplitIndex:
                 self._counts.popitem(last=False)
         return counted
 
+    async def _sources(self, admitted: Admitted, ids: Sequence[str]) -> list[str]:
+        """Source of each document, from the shard that holds it."""
+        routed = route(ids, len(self._shards))
+        generations = admitted.state.generations
+        parts = await asyncio.gather(
+            *(self._shards[n].ask("sources", generations[n], some) for n, some in routed.items())
+        )
+        known = {
+            name: source
+            for some, part in zip(routed.values(), parts, strict=True)
+            for name, source in zip(some, part, strict=True)
+        }
+        return [known[name] for name in ids]
+
     async def _fused(self, admitted: Admitted, ids: Sequence[str]) -> Float32:
         """(ids, F) fused vectors, each from the shard that holds it."""
         width = admitted.planner.facts.fused_dim or 0
@@ -260,51 +314,3 @@ class SplitIndex:
         for some, part in zip(routed.values(), parts, strict=True):
             vectors[[places[name] for name in some]] = part
         return vectors
-
-
-def _checked(asked: Asked, facts: IndexFacts) -> Queries:
-    group_by = asked.how.get("group_by")
-    if group_by is not None:
-        check_filter({field_of(group_by): ""}, facts.fields)
-    return Queries.check(
-        asked.query,
-        num_vectors=facts.rungs.num_query_vectors,
-        dim=facts.dim,
-        fused_dim=facts.fused_dim,
-    )
-
-
-def _hybrid(asked: Asked) -> Hybrid | None:
-    how = {"text": None, "fusion": None, "lexical_weight": 0.5, **asked.how}
-    return Hybrid.check(how["text"], how["fusion"], how["lexical_weight"], 1)
-
-
-def _request(
-    asked: Asked, facts: IndexFacts, num_allowed: int, top_k: int, state: str
-) -> tuple[Choice, ShardedRequest]:
-    how = {"text": None, **asked.how}
-    is_hybrid = how["text"] is not None
-    filter, group_by = how.pop("filter", None), how.pop("group_by", None)
-    for name in ("text", "fusion", "lexical_weight"):  # of the fusion, which no plan knows
-        how.pop(name, None)
-    choice = facts.choose(
-        top_k=top_k,
-        filter=filter,
-        group_by=group_by,
-        num_allowed=num_allowed,
-        is_hybrid=is_hybrid,
-        **how,
-    )
-    request = ShardedRequest(
-        plan=choice.plan,
-        coarse=choice.plan.coarse or facts.default_coarse,
-        filter=filter or None,
-        nprobe=None,
-        top_k=top_k,
-        group_by=group_by,
-        filter_stage=stage("filter", facts.live, num_allowed, 0.0),
-        live=facts.live,
-        is_float=choice.plan.budget.is_fused or facts.has_originals,
-        generation=state,
-    )
-    return choice, request

@@ -49,6 +49,7 @@ class Asked:
         with_fused: whether the fused vectors of the hits come with them.
         left_s: seconds until the deadline; a search that has waited longer is not begun.
         allow_partial: whether shards that do not answer are left out.
+        may_widen: whether candidates may become more where groups are missing, as time allows.
     """
 
     generation: str | None
@@ -63,6 +64,7 @@ class Asked:
     with_fused: bool = False
     left_s: float | None = None
     allow_partial: bool = False
+    may_widen: bool = True
 
     @property
     def is_whole(self) -> bool:

@@ -124,3 +124,15 @@ def kinds(index: SearchIndex) -> list[dict[str, str]]:
     """Kind of each coarse list, segment by segment."""
     segments = index._generation.segments
     return [{key: entry["kind"] for key, entry in s.manifest.coarse.items()} for s in segments]
+
+
+def crowded(path: Path, *, files: int = 15, pages: int = 20, **options: Any) -> Path:
+    """Embeddings of files whose pages lie together: few files fill the best of any query."""
+    of = np.repeat(np.arange(files), pages)
+
+    def near(shape: Sequence[int], seed: int) -> np.ndarray:
+        found = unit((files, *shape), seed)[of] + 0.05 * unit((len(of), *shape), seed + 1)
+        return found / np.linalg.norm(found, axis=-1, keepdims=True)
+
+    payloads = [{"file": f"file-{n}", "text": f"page of file-{n}"} for n in of]
+    return write_embeddings(path, near((8, 16), 11), near((24,), 13), payloads=payloads, **options)

@@ -21,7 +21,14 @@ from rematch_ray.index.exact import Float32, Rows
 from rematch_ray.index.execution import search_vectors
 from rematch_ray.index.generation import Generation
 from rematch_ray.index.grouping import GroupBy
-from rematch_ray.index.hits import Documents, Hit, SearchResult, best_positions, hits_of
+from rematch_ray.index.hits import (
+    Documents,
+    Hit,
+    SearchResult,
+    best_positions,
+    hits_of,
+    note_short,
+)
 from rematch_ray.index.lexical.bm25 import LexicalIndex, LexicalStatistics
 from rematch_ray.index.lexical.fusion import FUSIONS, Fusion, fuse_candidates, list_depth
 from rematch_ray.index.maxima import coded_scores
@@ -234,6 +241,10 @@ def fuse_found(
     # all that the words add has been scored already where every allowed document was
     knows_all = found.scored == num_allowed
     added = 0 if knows_all else len(candidates.rows) - len(found.hits)
+    is_cut = list_depth(top_k) < num_allowed
+    if group_by is not None and is_cut and len(hits) < min(top_k, num_allowed):
+        # not looked for: in longer lists documents have other ranks, and so another order
+        found = note_short(found)
     return replace(
         found,
         hits=hits,

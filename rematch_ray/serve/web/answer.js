@@ -43,6 +43,7 @@ export function factsOf(found, request) {
     ["Degraded", degradedOf(found) || "no"],
     ["Plan", found.plan?.name],
     ["Chosen by", found.plan?.chosen_by],
+    ["Groups", found.plan?.groups_short ? "there may be more than were looked for" : null],
     ["Matching head", headOf(found)],
     ...usageOf(found),
     ["Instruction", found.instruction || (found.instruction === "" ? "none" : null)],
