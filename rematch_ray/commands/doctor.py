@@ -71,7 +71,7 @@ def add_arguments(parser: OneLineParser) -> None:
     )
     parser.add_argument(
         "--plot",
-        type=picture_file(".png", ".svg", ".pdf"),
+        type=picture_file(".png", ".jpg", ".jpeg", ".svg", ".pdf"),
         metavar="out.png",
         help="draw quality against cost",
     )

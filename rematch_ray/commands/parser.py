@@ -50,15 +50,16 @@ def picture_file(*suffixes: str) -> Callable[[str], Path]:
     Args:
         suffixes: those that can be written.
 
-    >>> picture_file(".png")("sheet.png").name
+    >>> picture_file(".png", ".jpg")("sheet.png").name
     'sheet.png'
     """
 
     def check(text: str) -> Path:
         path = Path(text)
         if path.suffix.lower() not in suffixes:
+            endings = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
             raise argparse.ArgumentTypeError(
-                f"{text!r} does not say what to write; end it in {' or '.join(suffixes)}"
+                f"{text!r} does not say what to write; end it in {endings}"
             )
         if path.is_dir():
             raise argparse.ArgumentTypeError(f"{text!r} is a directory; name a file")

@@ -92,7 +92,7 @@ def add_arguments(parser: OneLineParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=picture_file(".png", ".jpg", ".webp"),
+        type=picture_file(".png", ".jpg", ".jpeg", ".webp"),
         metavar="sheet.png",
         help="write a contact sheet of the hits",
     )

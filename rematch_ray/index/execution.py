@@ -45,7 +45,9 @@ def find_groups(
     request: Request,
     choice: Choice,
     results: Sequence[SearchResult],
+    *,
     until: float | None,
+    most: int | None,
 ) -> list[GroupPasses]:
     """Runs the passes that groups are missing for.
 
@@ -56,6 +58,7 @@ def find_groups(
         choice: its plan.
         results: what it found, per query.
         until: reading of `time.perf_counter` by which all must end; None for no limit.
+        most: documents that a further pass may score at the final budget; None for no limit.
 
     Returns:
         The passes of each query, run.
@@ -71,6 +74,7 @@ def find_groups(
             num_allowed=int(request.filter_stage["out"]),
             group_by=request.group_by,
             until=until,
+            most=most,
         )
         while passes.next_plan() is not None:
             _look_at_rest(generation, request, passes)

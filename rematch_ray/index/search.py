@@ -73,6 +73,7 @@ class SearchIndex(IndexReader):
         max_ms: float | None = None,
         plan: Plan | None = None,
         groups_within_s: float | None = None,
+        groups_among: int | None = None,
     ) -> list[SearchResult]:
         """Finds the best documents of each query.
 
@@ -101,6 +102,7 @@ class SearchIndex(IndexReader):
             plan: the stages themselves.
             groups_within_s: seconds from now within which a pass for missing groups must be
                 expected to end, or it is not begun; None: no limit.
+            groups_among: documents that such a pass may score at the final budget; None: no limit.
 
         Returns:
             One result per query.
@@ -148,7 +150,15 @@ class SearchIndex(IndexReader):
             results = search_vectors(self._generation, queries, request)
             if group_by is not None:
                 until = None if groups_within_s is None else started + groups_within_s
-                found = find_groups(self._generation, queries, request, chosen, results, until)
+                found = find_groups(
+                    self._generation,
+                    queries,
+                    request,
+                    chosen,
+                    results,
+                    until=until,
+                    most=groups_among,
+                )
                 return [passes.marked(self.ladder.top) for passes in found]
         return [chosen.mark(r, self.ladder.top, is_hybrid=bool(hybrid)) for r in results]
 

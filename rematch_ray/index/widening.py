@@ -20,6 +20,8 @@ from rematch_ray.index.plan import Plan
 from rematch_ray.scoring.budget import Budget
 
 FACTOR = 4
+# ends what a choice says of itself
+_WHY = "widened for groups"
 # a pass is begun where so many times what it is expected to take is left
 _MARGIN = 2
 
@@ -40,6 +42,11 @@ def wider(plan: Plan, num_allowed: int) -> Plan | None:
     return Plan(plan.budget, None) if kept is None or kept >= num_allowed else grown
 
 
+def is_widened(result: SearchResult) -> bool:
+    """Whether it took more than one pass to find the groups."""
+    return str(result.plan["chosen_by"]).endswith(_WHY)
+
+
 class GroupPasses:
     """The passes of one grouped query; whoever runs them asks for the plan of the next.
 
@@ -51,6 +58,7 @@ class GroupPasses:
         num_allowed: documents that pass the filter.
         group_by: as asked.
         until: reading of the clock by which all must end; None for no limit.
+        most: documents that a further pass may score at the final budget; None for no limit.
         clock: seconds, monotonic.
     """
 
@@ -64,6 +72,7 @@ class GroupPasses:
         num_allowed: int,
         group_by: GroupBy,
         until: float | None = None,
+        most: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._first = choice
@@ -75,6 +84,7 @@ class GroupPasses:
         self._group_by = group_by
         self._clock = clock
         self._until = until
+        self._most = most
         self._knows_all = False
 
     def next_plan(self) -> Plan | None:
@@ -82,7 +92,9 @@ class GroupPasses:
         if not self._is_short or not self._first.is_automatic:
             return None
         plan = wider(self._plan, self._num_allowed)
-        if plan is None or self._until is None:
+        if plan is None or self._is_too_wide(plan):
+            return None
+        if self._until is None:
             return plan
         before, after = (p.dot_products(self._num_allowed, coarse=0) for p in (self._plan, plan))
         expected = self._seconds * after / max(1, before)
@@ -120,7 +132,7 @@ class GroupPasses:
         """What was found, by which plan, and whether groups may be missing."""
         choice = self._first
         if self._plan != choice.plan:
-            why = f"{choice.chosen_by}; widened for groups"
+            why = f"{choice.chosen_by}; {_WHY}"
             choice = Choice(self._plan, None, why, is_automatic=True)
         return choice.mark(note_short(self._result) if self._is_short else self._result, top)
 
@@ -133,6 +145,10 @@ class GroupPasses:
     def _is_short(self) -> bool:
         is_whole = self._knows_all or self._result.scored >= self._num_allowed
         return len(self._result.hits) < self._top_k and not is_whole
+
+    def _is_too_wide(self, plan: Plan) -> bool:
+        scored = self._num_allowed if plan.kept is None else plan.kept
+        return self._most is not None and scored > self._most
 
     def _values(self, sources: Sequence[str]) -> list[tuple[Any, Any]]:
         """Of each hit the field's value, and that of its group: None where it stands alone."""

@@ -26,7 +26,8 @@ from rematch_ray.model.settings import ModelSettings
 if TYPE_CHECKING:
     from rematch_ray.model.embedder import Embedder
 
-_SIZES = {"ladder", "embedding_dim", "fused_dim"}
+_SIZES = {"ladder", "embedding_dim", "fused_dim", "fuse_k"}
+_FUSED = "fused_projection.weight"
 _log = logging.getLogger(__name__)
 
 
@@ -59,25 +60,35 @@ class Start:
         What only one of both has (a fused vector) is left as it is, and said.
 
         Raises:
-            UserError: the files cannot be read, or a shape differs.
+            UserError: the files cannot be read, a shape differs, or what a fused vector is made of.
         """
         if self.export is None:
             return
+        given = export_settings(read_meta(self.export), self.export)
         heads, wanted = read_heads(self.export), head_shapes(embedder)
         misshapen = sorted(n for n in wanted.keys() & heads if heads[n].shape != wanted[n])
         if misshapen:
             has, asked = tuple(heads[misshapen[0]].shape), tuple(wanted[misshapen[0]])
-            given = export_settings(read_meta(self.export), self.export)
-            sizes = given.model_dump(mode="json", include=_SIZES)
             raise UserError(
                 f"model.base '{self.export}' was trained with {misshapen[0]} of {has}, this run "
-                f"has {asked}: give it the sizes of that export, "
-                + " ".join(f"model.{name}={json.dumps(size)}" for name, size in sizes.items())
+                f"has {asked}: give it the sizes of that export, {_told(given)}"
+            )
+        if {_FUSED} <= wanted.keys() & heads and given.fuse_k != embedder.settings.fuse_k:
+            raise UserError(
+                f"model.base '{self.export}' was trained to fuse the first {given.fuse_k} states, "
+                f"this run fuses {embedder.settings.fuse_k}: give it what that export has, "
+                f"{_told(given)}"
             )
         for names, fate in ((wanted.keys() - heads, "begin anew"), (heads.keys() - wanted, "go")):
             if names:
                 _log.warning("%s: %s, %s", self.export, fate, ", ".join(sorted(names)))
         embedder.load_state_dict(heads, strict=False)
+
+
+def _told(settings: ModelSettings) -> str:
+    """What has to be as an export has it, as overrides."""
+    sizes = settings.model_dump(mode="json", include=_SIZES)
+    return " ".join(f"model.{name}={json.dumps(size)}" for name, size in sizes.items())
 
 
 def check_base(base: str) -> None:

@@ -122,6 +122,7 @@ class SearchPlan:
         exclude: an id that is left out: the document a `like` search started from.
         item: the query itself, where the matching head is to read it.
         allow_partial: whether shards that do not answer are left out.
+        widen_to: most candidates that may be looked through for missing groups; None: no limit.
     """
 
     budget: str | None = None
@@ -143,6 +144,7 @@ class SearchPlan:
     exclude: str | None = None
     item: Item | None = None
     allow_partial: bool = False
+    widen_to: int | None = None
 
     @property
     def is_auto(self) -> bool:

@@ -5,6 +5,7 @@ Knows shards by what they are asked with, and no Ray.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,13 @@ from rematch_ray.index.hits import SearchResult
 from rematch_ray.index.sharding.phases import Filter
 from rematch_ray.index.sharding.scatter import ShardedRequest
 from rematch_ray.index.widening import GroupPasses
+from rematch_ray.serve.backend import DeadlineError, NotReadyError, OverloadedError
+from rematch_ray.serve.partial import ShardsLostError
+from rematch_ray.serve.wire import GenerationGoneError
+
+logger = logging.getLogger(__name__)
+# what a later pass may meet that the first one did not
+_NO_MORE = (OverloadedError, NotReadyError, DeadlineError, ShardsLostError, GenerationGoneError)
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,9 @@ async def find_groups(
     *,
     began: float,
     until: float | None,
+    most: int | None,
 ) -> GroupPasses:
-    """Runs the passes that groups are missing for.
+    """Runs the passes that groups are missing for, and those that fail leave what was found.
 
     Args:
         asking: asks the shards.
@@ -50,6 +59,7 @@ async def find_groups(
         result: what it found.
         began: reading of `time.perf_counter` when it began.
         until: such a reading by which all must end; None for no limit.
+        most: documents that a further pass may score at the final budget; None for no limit.
     """
     assert request.group_by is not None
     passes = GroupPasses(
@@ -60,16 +70,26 @@ async def find_groups(
         num_allowed=int(request.filter_stage["out"]),
         group_by=request.group_by,
         until=until,
+        most=most,
     )
-    while passes.next_plan() is not None:
-        sources: list[str] = []
-        if needs_source(request.group_by):
-            sources = await asking.sources(passes.hits)
-        conditions = passes.conditions(request.filter, sources)
-        if conditions is not None:
-            passes.saw(await asking.count(conditions), sources)
-        if (plan := passes.next_plan()) is not None:
-            began = time.perf_counter()
-            more = await asking.run(replace(request, plan=plan))
-            passes.take(plan, more, time.perf_counter() - began)
+    try:
+        while passes.next_plan() is not None:
+            await _look_further(asking, request, passes)
+    except _NO_MORE as failed:
+        # the first pass is an answer, which says that groups may be missing
+        logger.warning("no further pass for groups: %r", failed)
     return passes
+
+
+async def _look_further(asking: Asking, request: ShardedRequest, passes: GroupPasses) -> None:
+    """Whether any other group is left, and if so another pass."""
+    sources: list[str] = []
+    if needs_source(request.group_by):
+        sources = await asking.sources(passes.hits)
+    conditions = passes.conditions(request.filter, sources)
+    if conditions is not None:
+        passes.saw(await asking.count(conditions), sources)
+    if (plan := passes.next_plan()) is not None:
+        began = time.perf_counter()
+        more = await asking.run(replace(request, plan=plan))
+        passes.take(plan, more, time.perf_counter() - began)

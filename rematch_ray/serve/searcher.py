@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rematch_ray.index.grouping import Grouping
 from rematch_ray.index.sharding.hashing import route
+from rematch_ray.index.widening import is_widened
 from rematch_ray.serve.backend import (
     Answer,
     Caller,
@@ -190,8 +191,9 @@ class Searcher:
             with_fused=head is not None and head.item is None,
             left_s=self.left_s(plan),
             allow_partial=plan.allow_partial,
-            # who gets less than was asked for gets no more of anything
-            may_widen=not decision.degraded,
+            # where somebody gets less than was asked for nobody gets more
+            may_widen=not decision.degraded and self._follower.orders.is_calm,
+            widen_to=plan.widen_to,
         )
         expected_ms = option.mean_ms(self._forecast, grouped=plan.group_by is not None)
         began = self._clock()
@@ -206,9 +208,9 @@ class Searcher:
             self._follower.waits.end(number, None)
             raise
         way_ms = (self._clock() - began) * 1e3 - found.search_ms
-        if plan.group_by is None:
+        if plan.group_by is None or not is_widened(found.result):
             self._forecast.take(option.name, option.dot_products, found.search_ms)
-        else:
+        if plan.group_by is not None:
             spent = max(option.dot_products, found.dot_products)
             self._forecast.take(option.grouped_name, spent, found.search_ms)
         self._forecast.take_delay(way_ms, found.queue_ms)

@@ -45,6 +45,7 @@ def search_opened(opened: Opened, asked: Asked, queue_ms: float) -> Found:
         asked.query,
         top_k=wanted,
         groups_within_s=left_s if asked.may_widen else 0.0,
+        groups_among=asked.widen_to,
         **asked.how,
     )
     search_ms = (time.perf_counter() - started) * 1e3

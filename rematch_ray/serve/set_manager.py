@@ -138,15 +138,21 @@ class Sets:
     async def _fulfil(self, wish: Pair) -> None:
         """Begin the change that the configuration asks for, unless it is one of long ago."""
         serving = self._manager.serving
-        if self._is_wish_of_start and serving != self._first:
-            if wish != (serving.index, serving.model):
-                logger.warning("%s serves on, although user_config of 'sets' names %s: swap to it, "
-                               "if that is still wanted", serving.index, wish[0])  # fmt: skip
-            return
         try:
-            await self.swap(*wish)
+            if not self._is_wish_of_start or serving == self._first:
+                await self.swap(*wish)
+                return
+            wanted = await asyncio.to_thread(check_pair, Path(wish[0]), wish[1], "")
         except UserError as refused:
             logger.warning("user_config of 'sets': %s", refused)
+            return
+        if (wanted.index, wanted.model) != (serving.index, serving.model):
+            logger.warning(
+                "%s serves on, although user_config of 'sets' names %s: swap to it, if that is "
+                "still wanted",
+                serving.index,
+                wish[0],
+            )
 
     def _begin(self, chore: Any) -> None:
         task = asyncio.create_task(chore)

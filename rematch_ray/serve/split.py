@@ -164,6 +164,7 @@ class SplitIndex:
             result,
             began=began,
             until=until if asked.may_widen else began,
+            most=asked.widen_to,
         )
         return passes.marked(facts.rungs.top)
 

@@ -50,6 +50,7 @@ class Asked:
         left_s: seconds until the deadline; a search that has waited longer is not begun.
         allow_partial: whether shards that do not answer are left out.
         may_widen: whether candidates may become more where groups are missing, as time allows.
+        widen_to: so many of them at most; None for no limit.
     """
 
     generation: str | None
@@ -65,6 +66,7 @@ class Asked:
     left_s: float | None = None
     allow_partial: bool = False
     may_widen: bool = True
+    widen_to: int | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -147,3 +149,8 @@ class Orders:
     refuses_explicit: bool = False
     bearable_s: float | None = None
     leases: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether nobody gets less than was asked for."""
+        return self.level == 0 and not self.refuses_explicit

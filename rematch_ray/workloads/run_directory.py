@@ -97,7 +97,8 @@ class RunDirectory:
             if not free and old.get(key) != new.get(key):
                 raise UserError(
                     f"{self.path} holds a run with {key}={old.get(key)}, now {key}={new.get(key)}; "
-                    "a run goes on with the settings it began with: give this one another `name`"
+                    f"a run goes on with the settings it began with: say {key}="
+                    f"{json.dumps(old.get(key), default=str)}, give this one another `name`"
                     f"{self._begin_there()}, or delete {self.path}"
                 )
 

@@ -50,7 +50,6 @@ def train(run: RunConfig) -> dict[str, Any]:
         CheckpointError: checkpoints could not be written; the last good one stands.
         RuntimeError: the workers failed more often than `train.max_failures` allows.
     """
-    check_base(run.model.base)
     if run.data.demo is not None:
         demo = run.data.demo
         write_demo(demo.out.absolute(), sources=demo.corpora, quick=demo.quick)
@@ -64,6 +63,8 @@ def train(run: RunConfig) -> dict[str, Any]:
     if finished is not None:
         _say(f"run {run.name} is finished ({finished['steps']} steps): {run.directory}")
         return {**finished, "skipped": True}
+    if not os.environ.get("RAY_ADDRESS"):
+        check_base(run.model.base)  # on a cluster its nodes may see what this one does not
     if not directory.has_begun():
         check_start(run)
     if run.train.min_workers < run.train.max_workers:

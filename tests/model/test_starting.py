@@ -51,11 +51,13 @@ def test_a_base_model_has_new_banks_by_the_seed(tiny_base: Path) -> None:
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("change", [{"ladder": ("1x1", "2x3")}, {"embedding_dim": 8}])
+@pytest.mark.parametrize(
+    "change", [{"ladder": ("1x1", "2x3")}, {"embedding_dim": 8}, {"fuse_k": 2}]
+)
 def test_an_export_of_other_sizes_is_refused_with_its_own(
     first: tuple[Embedder, Path], change: dict[str, object]
 ) -> None:
-    with pytest.raises(UserError, match=r"this run has .*model\.ladder=.*embedding_dim=16"):
+    with pytest.raises(UserError, match=r"this run (has|fuses) .*model\.ladder=.*embedding_dim=16"):
         new_embedder(first[1], **change)
 
 

@@ -12,12 +12,17 @@ from rematch_ray.index import planner
 from rematch_ray.index.build import build_index
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding.build import build_sharded
-from rematch_ray.serve.backend import SearchPlan
+from rematch_ray.serve.backend import (
+    DeadlineError,
+    NotReadyError,
+    OverloadedError,
+    SearchPlan,
+)
 from rematch_ray.serve.router import Router
 from rematch_ray.serve.searching import spent_on
 from rematch_ray.serve.wire import Orders
 from tests.index.made import crowded
-from tests.serve.local import StubCoordinator, query, router_over, shards_of
+from tests.serve.local import LocalShard, StubCoordinator, query, router_over, shards_of
 
 COUNTS = [1, 2, 5]
 BY_FILE = SearchPlan(group_by="file", top_k=10)
@@ -110,6 +115,57 @@ async def test_who_gets_less_under_load_gets_no_second_pass(folder: Path, count:
     assert found.degraded == ("load",)
     assert found.result.plan["groups_short"] is True
     assert found.result.plan["chosen_by"].startswith("load")
+
+
+@pytest.mark.parametrize("count", COUNTS)
+async def test_an_explicit_budget_gets_no_second_pass_while_others_get_less(
+    folder: Path, count: int
+) -> None:
+    for orders, is_short in ((Orders(level=1, refuses_explicit=True), True), (Orders(), False)):
+        router = served(folder, count, coordinator=StubCoordinator(orders))
+        await router.follower.exchange()
+        found = await router.search(query(), replace(BY_FILE, budget="2x4"))
+        assert found.degraded == ()
+        assert ("groups_short" in found.result.plan) == is_short
+
+
+@pytest.mark.parametrize("count", COUNTS)
+async def test_no_pass_scores_more_than_the_limits_allow(folder: Path, count: int) -> None:
+    router = served(folder, count)
+    found = await router.search(query(), replace(BY_FILE, widen_to=150))
+    scored = [stage["in"] for stage in found.result.stages if stage["name"] == "4x8"]
+    assert max(scored) <= 150
+    assert found.result.plan["groups_short"] is True
+    whole = await router.search(query(), replace(BY_FILE, widen_to=300))
+    assert "groups_short" not in whole.result.plan
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+@pytest.mark.parametrize("error", [OverloadedError, NotReadyError, DeadlineError])
+async def test_a_later_pass_that_fails_leaves_what_was_found(
+    folder: Path, count: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router, ask = served(folder, count), LocalShard.ask
+    passes: list[str] = []
+
+    async def failing(self: LocalShard, method: str, *values: Any) -> Any:
+        passes.append(method)
+        if method == "ahead" and passes.count("ahead") > count:
+            raise error("in the second pass")
+        return await ask(self, method, *values)
+
+    monkeypatch.setattr(LocalShard, "ask", failing)
+    found = await router.search(query(), BY_FILE)
+    assert passes.count("ahead") > count
+    assert 0 < len(found.result.hits) < 10
+    assert found.result.plan["groups_short"] is True
+
+
+async def test_a_grouped_search_of_one_pass_teaches_what_its_plan_takes(folder: Path) -> None:
+    router = served(folder, 1)
+    found = await router.search(query(), replace(BY_FILE, top_k=1))
+    assert "widened" not in found.result.plan["chosen_by"]
+    assert any(not name.endswith("by groups") for name in router.forecast._plans)
 
 
 async def test_what_groups_take_is_not_expected_of_other_searches(folder: Path) -> None:

@@ -254,6 +254,7 @@ def plan_of(
         with_explain=request.with_explain,
         exclude=request.like,
         allow_partial=request.allow_partial,
+        widen_to=None if limits.allow_all_candidates else limits.max_candidates,
         item=item if rerank is not None and rerank.raw else None,
     )
 
