@@ -73,6 +73,27 @@ def package_log() -> Iterator[None]:
     package.handlers.clear()
 
 
+@pytest.fixture(autouse=True)
+def shards_that_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Afterwards no shard that a test has made looks at the disk any more.
+
+    Its threads live as long as the process: they would run what a later test puts in their way.
+    """
+    from rematch_ray.serve.shard import Shard
+
+    made: list[Shard] = []
+    init = Shard.__init__
+
+    def remembered(self: Shard, *values: Any, **named: Any) -> None:
+        init(self, *values, **named)
+        made.append(self)
+
+    monkeypatch.setattr(Shard, "__init__", remembered)
+    yield
+    for shard in made:
+        shard.close()
+
+
 class FakeBackend:
     """Five documents; remembers what it was asked, fails when told to.
 
