@@ -142,9 +142,9 @@ def _reader(options: argparse.Namespace) -> ReaderSettings:
     from rematch_ray.data.readers.settings import ReaderSettings
 
     told = {"format": options.format, "columns": options.columns}
-    return read_settings(
-        ReaderSettings, None, [f"{key}={json.dumps(value)}" for key, value in told.items() if value]
-    )
+    # YAML takes an escaped pair of surrogates for two characters, neither of which is one
+    given = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in told.items() if v]
+    return read_settings(ReaderSettings, None, given)
 
 
 def _embed(items: Sequence[Item], model: Embedder, instruction: str | None) -> NamedQueries:

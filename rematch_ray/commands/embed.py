@@ -70,7 +70,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from rematch_ray.workloads.embed import embed
 
     told = {"format": options.format, "columns": options.columns}
-    reader = [f"reader.{key}={json.dumps(value)}" for key, value in told.items() if value]
+    # YAML takes an escaped pair of surrogates for two characters, neither of which is one
+    reader = [f"reader.{k}={json.dumps(v, ensure_ascii=False)}" for k, v in told.items() if v]
     flags = {"store_dtype": options.dtype, "num_vectors": options.num_vectors}
     stored = [f"{key}={value}" for key, value in flags.items() if value]
     settings = read_settings(EmbedJobSettings, None, [*reader, *stored, *options.overrides])

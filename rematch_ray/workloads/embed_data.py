@@ -2,6 +2,7 @@
 change. Top floor.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,15 +25,21 @@ def list_items(
 
 def read_as(units: Sequence[Unit], *, detected: bool) -> str:
     """What is read, for people: how many files in which format."""
-    files: dict[str, set[str]] = {}
+    named: dict[str, set[str]] = {}
+    grouped: Counter[str] = Counter()
     for unit in units:
         # the documents of MMEB-eval are those that the rows of several files name
         for piece in unit.options.get("pieces", (unit,)):
-            named = files.setdefault(unit.format, set())
-            named.update(join(piece.path, name) for name in piece.members or ("",))
+            files = named.setdefault(unit.format, set())
+            # of several files in a piece none lies in another one: the millions of images of a
+            # corpus are counted, not named
+            if len(piece.members) > 1:
+                grouped[unit.format] += len(piece.members)
+            else:
+                files.add(join(piece.path, *piece.members) if piece.members else piece.path)
+    counts = {name: len(files) + grouped[name] for name, files in named.items()}
     told = ", ".join(
-        f"{len(names)} file{'s' if len(names) > 1 else ''} as {name}"
-        for name, names in files.items()
+        f"{count} file{'s' if count > 1 else ''} as {name}" for name, count in counts.items()
     )
     return f"reading {told} ({'detected' if detected else 'as named'})"
 

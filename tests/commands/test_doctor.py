@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rematch_ray.cli import main
+from rematch_ray.commands.doctor import _reader
 from rematch_ray.data.schema import QRELS_SCHEMA
 from rematch_ray.evaluation import diagnosis
 from rematch_ray.index.build import build_index
@@ -226,3 +228,8 @@ def _identity(model: Embedder) -> dict[str, Any]:
     from rematch_ray.index.identity import identity_json
 
     return identity_json(model.identity)
+
+
+def test_a_column_may_be_called_anything() -> None:
+    given = Namespace(format="jsonl", columns="text=\N{BUBBLE TEA}")
+    assert _reader(given).columns == (("text", "\N{BUBBLE TEA}"),)

@@ -57,6 +57,13 @@ def test_a_wrong_column_is_named_with_those_that_are_there(
     assert "'captoin'" in line
     assert "caption" in line.replace("captoin", "")
     assert not (tmp_path / "out").exists()
+    line = told(
+        data / "lines.jsonl",
+        tmp_path / "out",
+        "--columns",
+        "text=tea \N{HOT BEVERAGE}\N{BUBBLE TEA}",
+    )
+    assert "no column 'tea \N{HOT BEVERAGE}\N{BUBBLE TEA}'" in line
 
 
 def test_a_role_that_no_column_can_have_is_named_with_those_that_can(
