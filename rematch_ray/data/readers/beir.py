@@ -67,8 +67,8 @@ def _within(place: Place, settings: ReaderSettings) -> Place:
         return place
     if place.find(f"{settings.part}.jsonl"):
         return look(join(place.path, f"{settings.part}.jsonl"))
-    inside = any(entry.name.startswith(f"{settings.part}/") for entry in place.files)
-    return look(join(place.path, settings.part)) if inside else place
+    inside = place.files.starting(f"{settings.part}/")
+    return look(join(place.path, settings.part)) if len(inside) else place
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -15,7 +15,8 @@ import pyarrow as pa
 from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.batches import error_row, is_text, to_batches
 from rematch_ray.data.readers.csv_records import Record, records
-from rematch_ray.data.readers.files import FileEntry, Place, parent
+from rematch_ray.data.readers.file_list import FileEntry, FileList
+from rematch_ray.data.readers.files import Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.inferred import inferred_schema
 from rematch_ray.data.readers.json_lines import MAPPED_USES
@@ -23,7 +24,7 @@ from rematch_ray.data.readers.lines import COMPRESSED, lines_between
 from rematch_ray.data.readers.mapping import Mapped, item_row, map_columns
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
-from rematch_ray.data.readers.unread import is_image
+from rematch_ray.data.readers.unread import images
 from rematch_ray.data.schema import item_schema
 from rematch_ray.errors import UserError
 
@@ -163,7 +164,7 @@ def _delimiter(entry: FileEntry) -> str:
     return max(DELIMITERS, key=first.count)
 
 
-def _files(place: Place) -> Sequence[FileEntry]:
+def _files(place: Place) -> FileList:
     return place.ending(*SUFFIXES)
 
 
@@ -180,8 +181,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
-        reads=_files,
-        beside=is_image,
+        reads=lambda place, settings: _files(place),
+        beside=images,
         uses=MAPPED_USES | {"unit_bytes", "unit_files"},
     ),
 )

@@ -44,6 +44,7 @@ class FileList(Sequence[FileEntry]):
         sizes: (n,) bytes.
         root: what stands before a name in its path.
         odd_paths: name -> path of those whose path is another.
+        rows: (n,) where each stands in the list that they were taken from; None = they are all.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class FileList(Sequence[FileEntry]):
         sizes: NDArray[np.int64],
         root: str,
         odd_paths: Mapping[str, str],
+        rows: NDArray[np.integer] | None = None,
     ) -> None:
         self.names = names
         self.stamps = stamps
         self.sizes = sizes
         self._root = root
         self._odd_paths = odd_paths
+        self._rows = rows
 
     @classmethod
     def of(cls, entries: Iterable[FileEntry]) -> FileList:
@@ -115,7 +118,13 @@ class FileList(Sequence[FileEntry]):
             self.sizes[rows],
             self._root,
             self._odd_paths,
+            rows if self._rows is None else self._rows[rows],
         )
+
+    @property
+    def rows(self) -> NDArray[np.integer]:
+        """(n,) where each stands in the list of all files, which these were taken from."""
+        return np.arange(len(self)) if self._rows is None else self._rows
 
     def ending(self, *suffixes: str) -> FileList:
         """Those whose names end so, in upper or lower case."""
@@ -125,6 +134,13 @@ class FileList(Sequence[FileEntry]):
             lower = pc.utf8_lower(self.names[part])
             for suffix in suffixes:
                 found[part] |= pc.ends_with(lower, suffix).to_numpy(zero_copy_only=False)
+        return self.take(np.flatnonzero(found))
+
+    def starting(self, *prefixes: str) -> FileList:
+        """Those whose names begin so."""
+        found = np.zeros(len(self), np.bool_)
+        for prefix in prefixes:
+            found |= pc.starts_with(self.names, prefix).to_numpy(zero_copy_only=False)
         return self.take(np.flatnonzero(found))
 
     def top(self) -> FileList:

@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rematch_ray.data.readers import csv_files, json_lines
 from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.endings import IMAGES
+from rematch_ray.data.readers.endings import IMAGES, TABLES
 from rematch_ray.data.readers.file_list import FileEntry, FileList
 from rematch_ray.data.readers.files import Place, StorageError, join, parent, read_bytes
 from rematch_ray.data.readers.folder_tables import METADATA, read_table, table_units
@@ -42,7 +41,6 @@ from rematch_ray.errors import UserError
 NAME = "images"
 SIDECARS = (".txt", ".json")
 CAPTION_BYTES = 2**20
-TABLES = (".parquet", *json_lines.SUFFIXES, *csv_files.SUFFIXES)
 
 
 def _list(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
@@ -220,10 +218,10 @@ def _tables(place: Place) -> list[FileEntry]:
     return [entry for entry in place.ending(*METADATA) if basename(entry.name) in METADATA]
 
 
-def _reads(place: Place) -> Iterator[FileEntry]:
+def _reads(place: Place, settings: ReaderSettings) -> FileList:
     images = _images(place)
-    yield from images
-    yield from _tables(place) if images else ()
+    # other tables with such an ending keep a folder from being one of images
+    return place.ending(*IMAGES, *METADATA) if images else images
 
 
 def _detect(place: Place) -> str | None:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from rematch_ray.data.readers.content import CONTENT
-from rematch_ray.data.readers.files import FileEntry, Place, absolute_path, look
+from rematch_ray.data.readers.file_list import FileList
+from rematch_ray.data.readers.files import Place, absolute_path, look
 from rematch_ray.data.readers.keys import row_keys
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit, with_one_payload
@@ -62,9 +63,9 @@ class Format:
         list_units: the pieces of a place, in reading order.
         read_unit: the rows of a piece, as batches of `item_schema` or `sample_schema`; what cannot
             be read is a row too, with the reason in a column `error`.
-        reads: the files of a folder that it reads.
-        beside: whether a file that it does not read has its place beside them; what neither it nor
-            this knows is no folder of this format alone.
+        reads: the files of a folder that it reads, of every split, taken from those of the place.
+        beside: files of a folder that have their place beside them, taken likewise; what neither
+            is read nor one of these may belong to another format.
         kind: which of `rows` a place holds, where there are several; None = the first.
         uses: names of the reader settings it heeds, beside those that all do; others are refused.
         open_rows: fills in what the rows of `read_unit` only refer to (images, documents of a
@@ -77,13 +78,23 @@ class Format:
     detect: Callable[[Place], str | None]
     list_units: Callable[[Place, ReaderSettings, Rows], Iterable[Unit]]
     read_unit: Callable[[Unit], Iterator[pa.RecordBatch]]
-    reads: Callable[[Place], Iterable[FileEntry]]
-    beside: Callable[[Place, FileEntry], bool] = lambda place, entry: False
+    reads: Callable[[Place, ReaderSettings], FileList]
+    beside: Callable[[Place, ReaderSettings], FileList] = lambda place, settings: place.files[:0]
     uses: frozenset[str] = frozenset()
     kind: Callable[[Place], Rows] | None = None
     open_rows: Callable[[pa.RecordBatch | pa.Table, ReaderSettings], Iterator[pa.RecordBatch]] | (
         None
     ) = None
+
+    def unused(self, settings: ReaderSettings | None) -> list[str]:
+        """Names of the settings that were given and mean nothing to it."""
+        fields = ReaderSettings.model_fields.items() if settings is not None else ()
+        changed = {name for name, f in fields if getattr(settings, name) != f.get_default()}
+        return sorted(changed - COMMON - self.uses)
+
+    def rows_at(self, place: Place) -> Rows:
+        """What a place of this format is read as where nothing else is needed."""
+        return self.kind(place) if self.kind is not None else self.rows[0]
 
 
 @lru_cache(maxsize=1)
@@ -128,9 +139,9 @@ def list_data(
     for place in map(look, given):
         found = _format_of(place, settings, rows)
         _refuse_unused(found, place, settings)
-        rows = rows or (found.kind(place) if found.kind is not None else found.rows[0])
+        rows = rows or found.rows_at(place)
         if settings.format is None:
-            refuse_unread(found, place, rows, formats().values())
+            refuse_unread(found, place, rows, settings, formats().values())
         units.extend(found.list_units(place, settings, rows))
     if not any(unit.num_rows != 0 for unit in units):
         raise UserError(f"no rows in {', '.join(map(str, given)) or 'an empty list of paths'}")
@@ -207,7 +218,7 @@ def detect(
             continue
         if rows is not None and rows not in known.rows:
             other.append(f"{known.name} ({reason}), which is read as {' or '.join(known.rows)}")
-        elif unused := _unused(known, settings):
+        elif unused := known.unused(settings):
             other.append(f"{known.name} ({reason}), which does not use {', '.join(unused)}")
         else:
             if known.name in TABLES and not (settings and settings.columns):
@@ -248,19 +259,12 @@ def _format_of(place: Place, settings: ReaderSettings, rows: Rows | None) -> For
 
 
 def _refuse_unused(found: Format, place: Place, settings: ReaderSettings) -> None:
-    if unused := _unused(found, settings):
+    if unused := found.unused(settings):
         used = ", ".join(sorted(found.uses)) or "none"
         raise UserError(
             f"{place.path}: format {found.name} does not use {', '.join(unused)} (it uses: {used});"
             " leave that out, or name another format with --format"
         )
-
-
-def _unused(found: Format, settings: ReaderSettings | None) -> list[str]:
-    """Names of the settings that were given and mean nothing to a format."""
-    fields = ReaderSettings.model_fields.items() if settings is not None else ()
-    changed = {name for name, f in fields if getattr(settings, name) != f.get_default()}
-    return sorted(changed - COMMON - found.uses)
 
 
 def _shown(place: Place) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.files import Damaged, FileEntry, Place, parent
+from rematch_ray.data.readers.file_list import FileEntry, FileList
+from rematch_ray.data.readers.files import Damaged, Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.inferred import inferred_schema
 from rematch_ray.data.readers.lines import COMPRESSED, lines_between, ranges
@@ -27,7 +28,7 @@ from rematch_ray.data.readers.mapping import (
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
-from rematch_ray.data.readers.unread import is_image
+from rematch_ray.data.readers.unread import images
 from rematch_ray.data.schema import item_schema
 from rematch_ray.errors import UserError
 
@@ -161,7 +162,7 @@ def _refuse(entry: FileEntry) -> None:
             parsed(line, f"{entry.path}, byte {begin} (and no other line at its beginning is)")
 
 
-def _files(place: Place) -> Sequence[FileEntry]:
+def _files(place: Place) -> FileList:
     return place.ending(*SUFFIXES)
 
 
@@ -178,8 +179,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
-        reads=_files,
-        beside=is_image,
+        reads=lambda place, settings: _files(place),
+        beside=images,
         uses=MAPPED_USES | {"unit_bytes", "unit_files"},
     ),
 )

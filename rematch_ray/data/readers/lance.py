@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import plain_rows, to_batches
-from rematch_ray.data.readers.files import FAILURES, FileEntry, Place, join
+from rematch_ray.data.readers.file_list import FileList
+from rematch_ray.data.readers.files import FAILURES, Place, join
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
 from rematch_ray.data.readers.mapping import Mapped, bad_row, item_row, map_columns
@@ -21,7 +22,7 @@ from rematch_ray.data.readers.one_payload import with_payload
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
-from rematch_ray.data.readers.unread import is_image
+from rematch_ray.data.readers.unread import images
 from rematch_ray.data.schema import item_schema
 from rematch_ray.errors import UserError
 
@@ -122,9 +123,8 @@ def _datasets(place: Place) -> list[str]:
     return [""] if "" in roots else sorted(root for root in roots if root.endswith("/"))
 
 
-def _reads(place: Place) -> list[FileEntry]:
-    roots = tuple(_datasets(place))
-    return [entry for entry in place.files if entry.name.startswith(roots)]
+def _reads(place: Place, settings: ReaderSettings) -> FileList:
+    return place.files.starting(*_datasets(place))
 
 
 def _detect(place: Place) -> str | None:
@@ -141,7 +141,7 @@ FORMATS = (
         list_units=_list,
         read_unit=_read,
         reads=_reads,
-        beside=is_image,
+        beside=images,
         uses=MAPPED_USES | {"unit_files"},
     ),
 )

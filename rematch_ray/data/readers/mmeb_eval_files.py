@@ -36,12 +36,12 @@ from rematch_ray.data.readers.row_files import (
     read_rows,
     row_tables,
     split_files,
-    split_of,
 )
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.splits import split_of
 from rematch_ray.data.readers.units import Rows, Unit
-from rematch_ray.data.readers.unread import is_media
+from rematch_ray.data.readers.unread import media
 from rematch_ray.errors import UserError
 
 
@@ -138,8 +138,8 @@ FORMATS = (
         detect=partial(detect_columns, needed=COLUMNS),
         list_units=_list_units,
         read_unit=_read_unit,
-        reads=row_tables,
-        beside=is_media,
+        reads=lambda place, settings: row_tables(place),
+        beside=media,
         open_rows=load_images,
         uses=frozenset({"split", "part", *MEDIA}),
     ),

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.readers.beir import document_parts
+from rematch_ray.data.readers.file_list import FileList
 from rematch_ray.data.readers.files import (
     FileEntry,
     Place,
@@ -89,9 +90,14 @@ def _detect(place: Place) -> str | None:
     return "keys corpus, data" if {"corpus", "data"} <= found.keys() else None
 
 
-def _reads(place: Place) -> Sequence[FileEntry]:
+def _reads(place: Place, settings: ReaderSettings) -> FileList:
+    try:
+        is_nemo = _detect(place) is not None
+    # what only begins like one
+    except UserError:
+        is_nemo = False
     # any other JSON describes something
-    return place.ending(SUFFIX) if _detect(place) else ()
+    return place.ending(SUFFIX) if is_nemo else place.files[:0]
 
 
 def _list_units(place: Place, settings: ReaderSettings, rows: Rows) -> Iterator[Unit]:
@@ -167,7 +173,7 @@ FORMATS = (
         read_unit=_read_unit,
         reads=_reads,
         # the corpus that the rows name
-        beside=lambda place, entry: True,
+        beside=lambda place, settings: place.files,
         uses=frozenset({*MEDIA, *USES}),
         open_rows=open_documents,
     ),

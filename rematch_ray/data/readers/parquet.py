@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from rematch_ray.data.columns import check_schema
 from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.batches import conform, error_row, readable, to_batches
+from rematch_ray.data.readers.file_list import FileEntry, FileList
 from rematch_ray.data.readers.files import (
     FAILURES,
     Damaged,
-    FileEntry,
     Place,
     look,
     open_file,
@@ -37,14 +37,12 @@ from rematch_ray.data.readers.row_group import (
 )
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
-from rematch_ray.data.readers.unread import is_image
+from rematch_ray.data.readers.unread import media
 from rematch_ray.data.schema import item_schema, sample_schema
 from rematch_ray.errors import UserError
 
 NAME = "rematch"
 SUFFIX = ".parquet"
-# rows that mining could not read, beside those that it wrote
-UNREADABLE = "unreadable.jsonl"
 _REQUIRED: dict[Rows, tuple[str, ...]] = {"items": ("parts",), "samples": ("query", "positives")}
 
 
@@ -144,13 +142,9 @@ def _files(place: Place) -> Sequence[FileEntry]:
     return files
 
 
-def _reads(place: Place) -> tuple[FileEntry, ...]:
-    """Those of the folder itself: below it lie other tables (`corpus/` beside queries)."""
-    return tuple(entry for entry in place.top if entry.suffix == SUFFIX)
-
-
-def _is_beside(place: Place, entry: FileEntry) -> bool:
-    return is_image(place, entry) or entry.name == UNREADABLE
+def _reads(place: Place) -> FileList:
+    """Those of the folder itself: below it lie other tables (`corpus/` beside training rows)."""
+    return place.top.ending(SUFFIX)
 
 
 def _file_units(entry: FileEntry, settings: ReaderSettings, rows: Rows | None) -> list[Unit]:
@@ -266,8 +260,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
-        reads=_reads,
-        beside=_is_beside,
+        reads=lambda place, settings: _reads(place),
+        beside=media,
         open_rows=load_images,
         kind=_kind,
         uses=frozenset({"image_root", "url_hosts", "url_bytes", "url_seconds"}),

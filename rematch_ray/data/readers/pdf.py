@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import error_row, to_batches
+from rematch_ray.data.readers.file_list import FileEntry, FileList
 from rematch_ray.data.readers.files import (
-    FileEntry,
     Place,
     StorageError,
     join,
@@ -266,7 +266,7 @@ def _opened(path: str) -> Iterator[Any]:
         yield document
 
 
-def _pdfs(place: Place) -> Sequence[FileEntry]:
+def _pdfs(place: Place) -> FileList:
     return place.ending(SUFFIX)
 
 
@@ -283,7 +283,7 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
-        reads=_pdfs,
+        reads=lambda place, settings: _pdfs(place),
         uses=frozenset({"pdf_dpi", "pdf_pixels", "unit_bytes", "unit_files"}),
     ),
 )

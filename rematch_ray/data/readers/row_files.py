@@ -7,7 +7,6 @@ Middle floor.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +16,8 @@ import pyarrow as pa
 
 from rematch_ray.data.item import SchemaError
 from rematch_ray.data.readers.batches import error_row, is_text, to_batches
-from rematch_ray.data.readers.files import FileEntry, Place, parent
+from rematch_ray.data.readers.file_list import FileEntry, FileList
+from rematch_ray.data.readers.files import Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import parsed
 from rematch_ray.data.readers.line_files import first_line, list_lines, read_lines
@@ -25,8 +25,9 @@ from rematch_ray.data.readers.linked_images import in_folder, load_images
 from rematch_ray.data.readers.parquet_rows import list_groups, parquet_columns, read_cells
 from rematch_ray.data.readers.sample_rows import Row
 from rematch_ray.data.readers.settings import ReaderSettings
+from rematch_ray.data.readers.splits import split_of
 from rematch_ray.data.readers.units import Rows, Unit
-from rematch_ray.data.readers.unread import is_media
+from rematch_ray.data.readers.unread import media
 from rematch_ray.data.schema import item_schema, sample_schema
 from rematch_ray.errors import UserError, did_you_mean
 
@@ -34,9 +35,7 @@ PARQUET, JSONL = (".parquet",), (".jsonl", ".ndjson")
 # rows read at a time: with their images they have to fit into a reader's memory several times over
 UNIT_ROWS = 1000
 MEDIA = ("image_root", "url_hosts", "url_bytes", "url_seconds")
-_SHARD = re.compile(r"(?P<split>.+?)[-_]\d+(-of-\d+)?$")
 AnyRow = TypeVar("AnyRow")
-_SPLITS = {"train", "test", "validation", "valid", "val", "dev"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Layout:
             list_units=self._list_units,
             read_unit=self._read_unit,
             reads=self._reads,
-            beside=self._is_beside,
+            beside=self._beside,
             open_rows=load_images,
             uses=frozenset({"split", *self.uses}),
         )
@@ -92,18 +91,24 @@ class Layout:
             check_columns(entry, self.columns, self.name)
             yield from list_rows(inside, entry, self.name, rows, settings)
 
-    def _reads(self, place: Place) -> Sequence[FileEntry]:
-        return row_tables(self.within(place, ReaderSettings()))
+    def _reads(self, place: Place, settings: ReaderSettings) -> FileList:
+        inside = self.within(place, settings)
+        if inside is place:
+            return row_tables(place)
+        name = inside.path.removeprefix(place.path).lstrip("/")
+        below = place.files.starting(f"{name}/" if inside.is_folder else name)
+        return below.ending(*PARQUET, *JSONL)
 
-    def _is_beside(self, place: Place, entry: FileEntry) -> bool:
+    def _beside(self, place: Place, settings: ReaderSettings) -> FileList:
         # where one table of a data set is read, any other is as the data set has it
-        return is_media(place, entry) or self.within(place, ReaderSettings()) is not place
+        is_whole = self.within(place, settings) is place
+        return media(place, settings) if is_whole else place.files
 
     def _read_unit(self, unit: Unit) -> Iterator[pa.RecordBatch]:
         yield from converted(read_rows(unit), self.convert, unit, id_of=self.id_of)
 
 
-def row_tables(place: Place) -> Sequence[FileEntry]:
+def row_tables(place: Place) -> FileList:
     """The files of a place that hold rows, of every split."""
     return place.ending(*PARQUET, *JSONL)
 
@@ -197,15 +202,6 @@ def split_files(place: Place, split: str | None, *, otherwise: str | None) -> li
     if split is not None and known and split not in known:
         raise UserError(f"{place.path} has no split {split!r}; {did_you_mean(split, known)}")
     return [entry for entry, found in splits.items() if split is None or found in (None, split)]
-
-
-def split_of(entry: FileEntry) -> str | None:
-    """The split that a file's name or folder tells, or None."""
-    *folders, file = entry.name.split("/")
-    stem = file.rpartition(".")[0]
-    if shard := _SHARD.fullmatch(stem):
-        return shard["split"]
-    return next((name for name in (stem, *reversed(folders)) if name in _SPLITS), None)
 
 
 def list_rows(

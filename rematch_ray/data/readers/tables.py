@@ -5,14 +5,15 @@ Pieces are row groups, large ones in parts; all are counted. Middle floor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import to_batches
-from rematch_ray.data.readers.files import FileEntry, Place, parent
+from rematch_ray.data.readers.file_list import FileList
+from rematch_ray.data.readers.files import Place, parent
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.json_lines import MAPPED_USES
 from rematch_ray.data.readers.mapping import Mapped, bad_row, item_row, map_columns
@@ -21,7 +22,7 @@ from rematch_ray.data.readers.parquet import row_groups
 from rematch_ray.data.readers.parquet_rows import list_groups, read_cells
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows, Unit
-from rematch_ray.data.readers.unread import is_image
+from rematch_ray.data.readers.unread import images
 from rematch_ray.data.schema import item_schema
 from rematch_ray.errors import UserError
 
@@ -60,7 +61,7 @@ def _rows(unit: Unit, mapped: Mapped) -> Iterator[dict[str, Any]]:
             yield item_row(values, mapped, unit.settings, folder=folder, where=where)
 
 
-def _files(place: Place) -> Sequence[FileEntry]:
+def _files(place: Place) -> FileList:
     return place.ending(SUFFIX)
 
 
@@ -77,8 +78,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
-        reads=_files,
-        beside=is_image,
+        reads=lambda place, settings: _files(place),
+        beside=images,
         uses=MAPPED_USES | {"unit_files"},
     ),
 )

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from posixpath import splitext
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from rematch_ray.data.readers.batches import error_row, to_batches
-from rematch_ray.data.readers.endings import TARS
-from rematch_ray.data.readers.files import Damaged, FileEntry, Place, StorageError
+from rematch_ray.data.readers.endings import TABLES, TARS
+from rematch_ray.data.readers.file_list import FileEntry, FileList
+from rematch_ray.data.readers.files import Damaged, Place, StorageError
 from rematch_ray.data.readers.formats import Format
 from rematch_ray.data.readers.mapping import Mapped
 from rematch_ray.data.readers.sample_rows import Row
@@ -133,13 +134,25 @@ def _schema(entries: Sequence[FileEntry], settings: ReaderSettings) -> pa.Schema
     return values_schema(rows, settings, path, is_partial=is_partial)
 
 
-def _tars(place: Place) -> Sequence[FileEntry]:
+def _tars(place: Place) -> FileList:
     return place.ending(*TARS)
 
 
-def _is_index(place: Place, entry: FileEntry) -> bool:
-    """Whether a table tells of one archive, as img2dataset writes `00000.parquet` beside it."""
-    return any(place.find(f"{splitext(entry.name)[0]}{suffix}") for suffix in TARS)
+def _indexes(place: Place, settings: ReaderSettings) -> FileList:
+    """The tables that tell of one archive, as img2dataset writes `00000.parquet` beside it."""
+    tables = place.ending(*TABLES)
+    stems = {_stem(entry.name, TARS) for entry in _tars(place)} if tables else set()
+    rows = [row for row, entry in enumerate(tables) if _stem(entry.name, TABLES) in stems]
+    return tables.take(np.array(rows, np.int64))
+
+
+def _stem(name: str, endings: Sequence[str]) -> str:
+    """A name without its ending.
+
+    >>> _stem("a/b-0.tar.gz", TARS)
+    'a/b-0'
+    """
+    return next(name[: -len(end)] for end in endings if name.lower().endswith(end))
 
 
 def _detect(place: Place) -> str | None:
@@ -155,8 +168,8 @@ FORMATS = (
         detect=_detect,
         list_units=_list,
         read_unit=_read,
-        reads=_tars,
-        beside=_is_index,
+        reads=lambda place, settings: _tars(place),
+        beside=_indexes,
         uses=frozenset({"columns", "unit_bytes", "unit_files"}),
     ),
 )

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rematch_ray.data.readers import unread
 from rematch_ray.data.readers.files import look
 from rematch_ray.data.readers.formats import detect, formats, list_data
+from rematch_ray.data.readers.judged import read_queries
 from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Rows
 from rematch_ray.data.readers.unread import refuse_unread
@@ -46,7 +49,7 @@ def check(folder: Path, rows: Rows = "items") -> str:
     """The format of a folder that none of its rows are left out of."""
     place = look(folder)
     found, _ = detect(place, rows)
-    refuse_unread(found, place, rows, formats().values())
+    refuse_unread(found, place, rows, ReaderSettings(), formats().values())
     return found.name
 
 
@@ -145,21 +148,141 @@ def test_files_that_hold_no_rows_of_the_kind_needed_are_no_loss(tmp_path: Path) 
     assert check(fill(tmp_path, "plot.png", "log.csv", "manifest.json"), "samples") == "rematch"
     # mining writes what it could not read beside its rows
     assert check(fill(tmp_path, "unreadable.jsonl"), "samples") == "rematch"
+    write_rows(tmp_path / "more.jsonl", [{"anchor": "a", "positive": "b"}])
     with pytest.raises(UserError, match=r"format rematch .* would leave out 1 .*more\.jsonl"):
-        check(fill(tmp_path, "more.jsonl"), "samples")
+        check(tmp_path, "samples")
     rows = [{"question": "q", "pos_doc": [{"id": "d"}]}]
     (tmp_path / "nemo").mkdir()
     (tmp_path / "nemo" / "train.json").write_text(json.dumps({"corpus": [], "data": rows}))
     assert check(fill(tmp_path / "nemo", "corpus/part.parquet"), "samples") == "nemo"
 
 
+EMBEDDINGS = {"identity": {"digest": "a"}, "side": "document", "shards": []}
+MINING = {"rows": 1, "mined": {}, "job": {"model": "a"}}
+
+
 def test_embeddings_may_stand_beside_their_data(tmp_path: Path) -> None:
     write_parquet(OWN, tmp_path / "a.parquet")
     fill(tmp_path, "out/part-00000.parquet", "out/quarantine.parquet", "out/manifest.json")
+    # a manifest of something else
     with pytest.raises(UserError, match=r"out/part-00000\.parquet, out/quarantine\.parquet"):
         check(tmp_path)
-    assert check(fill(tmp_path, "out/summary.json")) == "rematch"
+    (tmp_path / "out/manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"out/part-00000\.parquet, out/quarantine\.parquet"):
+        check(tmp_path)
+    # as a job leaves it that was killed before its summary, too
+    (tmp_path / "out/manifest.json").write_text(json.dumps(EMBEDDINGS))
+    assert check(tmp_path) == "rematch"
     assert len(list_data(tmp_path)) == 1
+
+
+def test_unfinished_embeddings_may_stand_beside_their_data(tmp_path: Path) -> None:
+    write_parquet(OWN, tmp_path / "a.parquet")
+    # all that a job leaves of which too many rows are bad
+    assert check(fill(tmp_path, "out/refused.parquet")) == "rematch"
+    assert check(fill(tmp_path, "new/part-00000.parquet", "new/.progress/job.json")) == "rematch"
+
+
+def test_mined_rows_may_stand_beside_those_they_were_mined_from(tmp_path: Path) -> None:
+    write_parquet(MINED, tmp_path / "train.parquet")
+    write_parquet(MINED, tmp_path / "mined" / "part-000000.parquet")
+    with pytest.raises(UserError, match=r"would leave out 1 .*mined/part-000000\.parquet"):
+        check(tmp_path, "samples")
+    fill(tmp_path, "mined/unreadable.jsonl", "mined/manifest.json")
+    (tmp_path / "mined/manifest.json").write_text(json.dumps(MINING))
+    assert check(tmp_path, "samples") == "rematch"
+
+
+@pytest.mark.parametrize("name", ["corpus/train-0.parquet", "corpus/rows.jsonl", "queries/a.csv"])
+def test_a_folder_may_be_called_as_a_part_of_a_data_set(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, name, "README.md")
+    if name.endswith(".csv"):
+        (tmp_path / name).write_text("text\na\n")
+    assert [unit.path for unit in list_data(tmp_path, rows="items")] == [str(tmp_path / name)]
+
+
+def test_what_is_read_below_such_a_folder_is_counted_once(tmp_path: Path) -> None:
+    fill(tmp_path, "corpus/a.parquet", "corpus/b.jsonl", "b.jsonl")
+    told = r"reads 1 files here and would leave out 1 that hold rows too \(b\.jsonl\)"
+    with pytest.raises(UserError, match=told):
+        list_data(tmp_path, rows="items")
+
+
+def test_columns_are_read_of_what_would_be_another_format(tmp_path: Path) -> None:
+    write_rows(tmp_path / "corpus.jsonl", [{"_id": "a", "text": "b"}])
+    fill(tmp_path, "qrels/test.tsv")
+    settings = ReaderSettings(columns=(("text", "text"),))
+    assert {unit.format for unit in list_data(tmp_path, settings)} == {"jsonl"}
+    write_rows(tmp_path / "eval" / "corpus" / "test-0.parquet", [EVAL])
+    assert {unit.format for unit in list_data(tmp_path / "eval")} == {"mmeb-eval"}
+
+
+def test_queries_are_read_beside_whatever_the_corpus_is(tmp_path: Path) -> None:
+    write_rows(tmp_path / "queries.jsonl", [{"_id": "q", "text": "b"}])
+    fill(tmp_path, "qrels.tsv", "pdfs/a.pdf")
+    assert [item.id for item in read_queries(tmp_path, ReaderSettings())] == ["q"]
+    with pytest.raises(UserError, match=r"format beir .* would leave out 1 .*pdfs/a\.pdf"):
+        list_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "is_told"),
+    [
+        ("corpus/p.parquet", OWN, False),
+        ("queries.jsonl", [{"_id": "1", "text": "a"}], False),
+        ("queries.jsonl", [{"id": "1", "text": "a"}], True),
+        ("validation/part.parquet", MINED, True),
+        ("valid/v.jsonl", [{"anchor": "a", "positive": "b"}], True),
+    ],
+)
+def test_training_rows_may_lie_beside_their_corpus_queries_and_held_out_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, rows: Any, is_told: bool
+) -> None:
+    write_parquet(MINED, tmp_path / "train.parquet")
+    if isinstance(rows, list):
+        write_rows(tmp_path / name, rows)
+    else:
+        write_parquet(rows, tmp_path / name)
+    assert len(list_data(tmp_path, rows="samples")) == 1
+    told = f"{tmp_path} is read as rematch; 1 files beside it are left out ({name})"
+    assert caplog.messages == [told] * is_told
+
+
+def test_a_corpus_may_lie_beside_its_training_rows_and_queries(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_parquet(OWN, tmp_path / "a.parquet")
+    write_parquet(MINED, tmp_path / "rows" / "a.parquet")
+    assert check(tmp_path) == "rematch"
+    assert not caplog.messages
+    assert check(fill(tmp_path, "queries/q.jsonl", "images.tar")) == "rematch"
+    assert "(queries/q.jsonl)" in caplog.text
+    assert check(fill(tmp_path, "pdfs/a.pdf")) == "rematch"
+    assert "2 files beside it are left out (queries/q.jsonl, pdfs/a.pdf)" in caplog.text
+
+
+def test_many_tables_are_looked_at_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "LOOKED_AT", 2)
+    write_parquet(MINED, tmp_path / "train.parquet")
+    for number in range(5):
+        write_parquet(OWN, tmp_path / "corpus" / f"{number}.parquet")
+    assert check(tmp_path, "samples") == "rematch"
+    write_parquet(MINED, tmp_path / "rows" / "a.parquet")
+    with pytest.raises(UserError, match=r"would leave out .*rows/a\.parquet"):
+        check(tmp_path, "samples")
+
+
+def test_a_figure_does_not_make_rows_of_metadata(tmp_path: Path) -> None:
+    fill(tmp_path, "data/a.tar", "data/metadata.jsonl", "teaser.png", "README.md")
+    (tmp_path / "README.md").write_text("![teaser](teaser.png)\n")
+    assert check(tmp_path) == "webdataset"
+
+
+def test_an_index_of_an_archive_is_known_by_any_ending(tmp_path: Path) -> None:
+    tars = ("a-0.tar", "sub/b.TAR.GZ", "a-0.jsonl.gz", "a-0.idx", "sub/b.csv.zst", "a-0.parquet")
+    assert check(fill(tmp_path, *tars)) == "webdataset"
+    with pytest.raises(UserError, match=r"would leave out 1 .*\(b\.csv\)"):
+        check(fill(tmp_path, "b.csv"))
 
 
 def test_figures_of_the_readme_are_no_rows(tmp_path: Path) -> None:
