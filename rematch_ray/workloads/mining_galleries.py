@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rematch_ray.data.readers.parquet import NAME as OWN_FORMAT
+from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.index.build import build_index
 from rematch_ray.index.generation import CURRENT_FILE
 from rematch_ray.index.mining.documents import Documents, ItemStore
@@ -117,7 +119,9 @@ def _collect(
 
 
 def _build(inputs: Inputs, data: Sequence[Path], vectors: Path, index: Path) -> PinnedIndex:
-    embed(model=inputs.export, data=data, out=vectors, settings=inputs.settings.embed)
+    # a corpus has been listed as our own Parquet, and is not to be taken for anything else here
+    own = ReaderSettings(format=OWN_FORMAT)
+    embed(model=inputs.export, data=data, out=vectors, settings=inputs.settings.embed, reader=own)
     if not (index / CURRENT_FILE).exists():
         info = build_index(vectors, index)
         say(f"indexed {info.documents} documents")

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rematch_ray.config import MineSettings
-from rematch_ray.data.readers.formats import list_data
-from rematch_ray.data.readers.parquet import list_units
+from rematch_ray.data.readers.files import look
+from rematch_ray.data.readers.formats import formats, list_data
+from rematch_ray.data.readers.parquet import NAME, list_units
+from rematch_ray.data.readers.settings import ReaderSettings
 from rematch_ray.data.readers.units import Unit, fingerprint
+from rematch_ray.data.readers.unread import refuse_unread
 from rematch_ray.errors import UserError
 from rematch_ray.index.mining.miner import MinerSettings
 from rematch_ray.index.mining.pinned import PinnedIndex
@@ -108,10 +111,20 @@ def read_inputs(
         model=ModelSettings.model_validate(read_meta(export)["settings"]),
         units=list_data(_given(data), settings.reader, rows="samples"),
         corpus=paths,
-        corpus_units=list_units(paths, rows="items") if paths else [],
+        corpus_units=_list_corpus(paths) if paths else [],
         index=pinned,
         settings=settings,
     )
+
+
+def _list_corpus(paths: Sequence[Path]) -> list[Unit]:
+    """The row groups of a corpus, which is our own Parquet and nothing else."""
+    known = formats()
+    for path in paths:
+        refuse_unread(
+            known[NAME], look(path), "items", ReaderSettings(), known.values(), can_be_named=False
+        )
+    return list_units(paths, rows="items")
 
 
 def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:

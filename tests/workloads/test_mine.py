@@ -392,6 +392,12 @@ def test_a_mistake_is_one_line_before_anything_starts(
     refused("--index needs --corpus", index=tmp_path / "index")
     refused("is not an index", index=tmp_path / "none", corpus=tmp_path / "items.parquet")
     refused("no column 'parts'", corpus=rows)
+    write_parquet(items_to_table([note(1)]), tmp_path / "corpus" / "items.parquet")
+    (tmp_path / "corpus" / "more.jsonl").write_text('{"text": "a"}\n')
+    # a corpus is our own Parquet, so that no other format can be named
+    refused(
+        r"leave out 1 .*\(more\.jsonl\); .*each as a path of its own$", corpus=tmp_path / "corpus"
+    )
     refused(
         "budget '3x3' does not exist here; allowed: fused, 1x1",
         settings=SETTINGS.model_copy(update={"budget": "3x3"}),
