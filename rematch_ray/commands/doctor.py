@@ -8,13 +8,17 @@ model the gain of its matching head. Interrupted, it leaves the index as it was.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rematch_ray.commands.parser import OneLineParser, picture_file, positive_number
+from rematch_ray.commands.parser import (
+    OneLineParser,
+    picture_file,
+    positive_number,
+    reader_overrides,
+)
 
 if TYPE_CHECKING:
     from rematch_ray.data.item import Item
@@ -141,10 +145,7 @@ def _reader(options: argparse.Namespace) -> ReaderSettings:
     from rematch_ray.config_file import read_settings
     from rematch_ray.data.readers.settings import ReaderSettings
 
-    told = {"format": options.format, "columns": options.columns}
-    # YAML takes an escaped pair of surrogates for two characters, neither of which is one
-    given = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in told.items() if v]
-    return read_settings(ReaderSettings, None, given)
+    return read_settings(ReaderSettings, None, reader_overrides(options))
 
 
 def _embed(items: Sequence[Item], model: Embedder, instruction: str | None) -> NamedQueries:

@@ -8,11 +8,15 @@ what is new or changed.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from rematch_ray.commands.parser import OneLineParser, add_overrides, positive_number
+from rematch_ray.commands.parser import (
+    OneLineParser,
+    add_overrides,
+    positive_number,
+    reader_overrides,
+)
 
 
 def add_arguments(parser: OneLineParser) -> None:
@@ -69,9 +73,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from rematch_ray.config import EmbedJobSettings, read_settings
     from rematch_ray.workloads.embed import embed
 
-    told = {"format": options.format, "columns": options.columns}
-    # YAML takes an escaped pair of surrogates for two characters, neither of which is one
-    reader = [f"reader.{k}={json.dumps(v, ensure_ascii=False)}" for k, v in told.items() if v]
+    reader = reader_overrides(options, "reader.")
     flags = {"store_dtype": options.dtype, "num_vectors": options.num_vectors}
     stored = [f"{key}={value}" for key, value in flags.items() if value]
     settings = read_settings(EmbedJobSettings, None, [*reader, *stored, *options.overrides])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -77,6 +78,21 @@ def existing_directory(text: str) -> Path:
         what = "is a file" if path.exists() else "does not exist"
         raise argparse.ArgumentTypeError(f"{text!r} {what}; name a directory")
     return path
+
+
+def reader_overrides(options: argparse.Namespace, section: str = "") -> list[str]:
+    """What ``--format`` and ``--columns`` say, as overrides of reader settings.
+
+    Args:
+        options: with `format` and `columns`, None where they were not given.
+        section: that the reader settings are in, with its dot.
+
+    >>> reader_overrides(argparse.Namespace(format="csv", columns=None), "reader.")
+    ['reader.format="csv"']
+    """
+    told = {"format": options.format, "columns": options.columns}
+    # YAML takes an escaped pair of surrogates for two characters, neither of which is one
+    return [f"{section}{k}={json.dumps(v, ensure_ascii=False)}" for k, v in told.items() if v]
 
 
 def add_config_arguments(parser: OneLineParser, kind: Kind) -> None:

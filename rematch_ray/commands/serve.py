@@ -121,12 +121,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     def start_again() -> None:
         serve.shutdown()
-        _start_serve(options.host, proxy_port)
+        _start_serve(options.host, proxy_port, is_joined=is_joined)
         _deploy(build(args), f"{url}readyz")
 
     with connect(bundles):
         interruption.install()  # Ray's own handler prints a native stack and aborts
-        _start_serve(options.host, proxy_port)
+        _start_serve(options.host, proxy_port, is_joined=is_joined)
         application = build(args)
         with _taken_away(is_joined):
             _deploy(application, f"{url}readyz")
@@ -217,14 +217,14 @@ def _check_port(host: str, port: int) -> None:
             ) from taken
 
 
-def _start_serve(host: str, port: int) -> None:
+def _start_serve(host: str, port: int, *, is_joined: bool) -> None:
     """Start Serve where it does not run; refuse one that listens elsewhere."""
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if (running := joining.running_at()) is None:
-        if os.environ.get("RAY_ADDRESS"):  # else it was looked at before Ray was started
+        if is_joined:  # else it was looked at before Ray was started
             _check_port(host, port)
         serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=_quiet())
         running = joining.running_at()  # somebody else may have been quicker

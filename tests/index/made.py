@@ -10,12 +10,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from rematch_ray.index import planner
 from rematch_ray.index.quantisation import quantise
 from rematch_ray.index.search import SearchIndex
 
 LADDER = ["1x1", "2x4", "4x8"]
 GROUPS = ["animals", "food", "travel"]
+
+
+def narrow_small_indexes(
+    monkeypatch: pytest.MonkeyPatch, candidates: int, *, floor: int = 10, few: int = 0
+) -> None:
+    """Plans of an index of hundreds of documents narrow on the way, as those of large ones do."""
+    monkeypatch.setattr(planner, "EXHAUSTIVE_COST", 1)
+    monkeypatch.setattr(planner, "AUTO_CANDIDATES", candidates)
+    monkeypatch.setattr(planner, "_NARROW_FLOOR", floor)
+    monkeypatch.setattr(planner, "_FEW_DOCUMENTS", few)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from rematch_ray.index import planner
 from rematch_ray.index.build import build_index
 from rematch_ray.index.choice import Choice
 from rematch_ray.index.grouping import Grouping
@@ -16,7 +15,7 @@ from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding.build import build_sharded
 from rematch_ray.index.widening import GroupPasses
 from rematch_ray.scoring.budget import Budget
-from tests.index.made import crowded, queries
+from tests.index.made import crowded, narrow_small_indexes, queries
 
 BY_FILE: dict[str, Any] = {"group_by": "file", "top_k": 10, "budget": "4x8"}
 
@@ -34,10 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def index(
     request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SearchIndex]:
-    monkeypatch.setattr(planner, "EXHAUSTIVE_COST", 1)
-    monkeypatch.setattr(planner, "AUTO_CANDIDATES", 30)
-    monkeypatch.setattr(planner, "_NARROW_FLOOR", 10)
-    monkeypatch.setattr(planner, "_FEW_DOCUMENTS", 0)
+    narrow_small_indexes(monkeypatch, 30)
     return SearchIndex.open(folder / request.param)
 
 

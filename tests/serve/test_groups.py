@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from rematch_ray.index import planner
 from rematch_ray.index.build import build_index
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding.build import build_sharded
@@ -21,7 +20,7 @@ from rematch_ray.serve.backend import (
 from rematch_ray.serve.router import Router
 from rematch_ray.serve.searching import spent_on
 from rematch_ray.serve.wire import Orders
-from tests.index.made import crowded
+from tests.index.made import crowded, narrow_small_indexes
 from tests.serve.local import LocalShard, StubCoordinator, query, router_over, shards_of
 
 COUNTS = [1, 2, 5]
@@ -40,10 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_indexes_are_narrowed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "EXHAUSTIVE_COST", 1)
-    monkeypatch.setattr(planner, "AUTO_CANDIDATES", 30)
-    monkeypatch.setattr(planner, "_NARROW_FLOOR", 10)
-    monkeypatch.setattr(planner, "_FEW_DOCUMENTS", 0)
+    narrow_small_indexes(monkeypatch, 30)
 
 
 def served(folder: Path, count: int, **options: Any) -> Router:

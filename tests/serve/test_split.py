@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from rematch_ray.errors import UserError
-from rematch_ray.index import planner
 from rematch_ray.index.search import SearchIndex
 from rematch_ray.index.sharding.hashing import shard_of
 from rematch_ray.serve import ahead, partial
 from rematch_ray.serve.backend import NotReadyError, Rerank, SearchPlan
 from rematch_ray.serve.router import Router
+from tests.index.made import narrow_small_indexes
 from tests.serve.local import LocalShard, build, embeddings, query, router_over, shards_of
 
 COUNTS = [1, 2, 5]
@@ -47,10 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_indexes_are_narrowed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "EXHAUSTIVE_COST", 1)
-    monkeypatch.setattr(planner, "AUTO_CANDIDATES", 120)
-    monkeypatch.setattr(planner, "_NARROW_FLOOR", 30)
-    monkeypatch.setattr(planner, "_FEW_DOCUMENTS", 70)
+    narrow_small_indexes(monkeypatch, 120, floor=30, few=70)
 
 
 def served(folder: Path, num_shards: int) -> tuple[Router, list[LocalShard]]:
