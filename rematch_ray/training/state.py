@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from rematch_ray.collectives import rank, world_size
@@ -66,10 +68,41 @@ def load_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> int:
 
 
 def full_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights, gathered, in main memory on rank 0; {} on the others. Every rank calls it."""
-    options = StateDictOptions(full_state_dict=world_size() > 1, cpu_offload=True)
-    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
-    return weights if rank() == 0 else {}
+    """All weights in main memory on rank 0, {} on the others; every rank calls it.
+
+    What is whole and in main memory already is not copied: it is the tensor in use.
+    """
+    here = {
+        name: _whole(cast(Tensor, value)) for name, value in get_model_state_dict(model).items()
+    }
+    return {name: value for name, value in here.items() if value is not None}
+
+
+def _whole(value: Tensor) -> Tensor | None:
+    """A weight in main memory on rank 0, None on the others.
+
+    Not by `full_state_dict`: that gathers with functional collectives, whose long name
+    (ALLGATHER_COALESCED) the two threads of a gloo group write down without a lock after each of
+    them, and now and then free twice (ProcessGroupGloo::runLoop of torch 2.13: a segmentation fault
+    in some thousands of exports). A plain gather has a name that needs no memory, and the other
+    ranks never hold a whole weight.
+    """
+    if not isinstance(value, DTensor):
+        return value.detach().cpu() if rank() == 0 else None
+    group = value.device_mesh.get_group()
+    (placement,) = value.placements
+    assert placement.is_shard(0), "strategies shard the first axis alone"
+    share = value.to_local().detach()
+    held, size = group.size(), value.size(0)
+    rows = -(-size // held)
+    padded = share.new_zeros(rows, *value.shape[1:])
+    padded[: len(share)] = share
+    if rank() > 0:
+        dist.gather(padded, group=group, group_dst=0)
+        return None
+    whole = share.new_empty(held * rows, *value.shape[1:])
+    dist.gather(padded, list(whole.chunk(held)), group=group, group_dst=0)
+    return whole[:size].cpu()
 
 
 def first_failure(error: BaseException) -> BaseException:

@@ -190,8 +190,13 @@ def _cells(folder: Path, base: Path, name: str, cells: dict[str, Cell]) -> None:
     _refuses_what_is_not_finite(training)
 
 
+def weights_now(training: Training) -> dict[str, torch.Tensor]:
+    """Copies: what a strategy hands out may be the tensors in use."""
+    return {name: value.clone() for name, value in training.strategy.full_state().items()}
+
+
 def _refuses_what_is_not_finite(training: Training) -> None:
-    before = training.strategy.full_state()
+    before = weights_now(training)
     backward = training.strategy.backward
 
     def broken(loss: torch.Tensor, last: bool) -> None:
@@ -531,7 +536,7 @@ def _goes_on_slower(folder: Path, base: Path) -> None:
         training.save(folder / name)
         resumed = build(base, replace(cell, optimisation=rates), strategy)
         resumed.load(folder / name)
-        before = resumed.strategy.full_state()
+        before = weights_now(resumed)
         resumed.step(mine(resumed, 1))
         groups = resumed.optimizer.param_groups
         assert {group["peak"] for group in groups} == {1e-6, 1e-5}, name
