@@ -21,7 +21,7 @@ from rematch_ray.errors import UserError
 LIVE_S = 10.0
 # a manager that was held up itself has not listened: longer pauses than this do not count
 PAUSE_S = 0.5
-# a new manager asks the routers what they serve before it says anything
+# a new manager listens to what the routers serve before it says anything
 LISTEN_S = 2.0
 
 
@@ -217,7 +217,7 @@ class SwapManager:
     def _advance(self) -> None:
         self._listen()
         waited = self._clock() - self._since
-        if self._phase == Phase.LISTENING and waited >= LISTEN_S:
+        if self._phase == Phase.LISTENING and self._listened >= LISTEN_S:
             self._move(Phase.SERVING)
         elif self._phase == Phase.WARMING:
             self._warm(waited)

@@ -1,6 +1,7 @@
 """A change of model and index: nothing flips before every router has reached the new set, nothing
 is removed while requests run on it, and what fails leaves the old set serving."""
 
+import math
 import random
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from rematch_ray.serve.swap import (
     LISTEN_S,
     LIVE_S,
+    PAUSE_S,
     Chores,
     Phase,
     SetOrders,
@@ -58,6 +60,13 @@ class Router:
         return orders
 
 
+def listened(manager: SwapManager, clock: Clock) -> None:
+    """As long as a new manager listens, in the steps of one that runs."""
+    for _ in range(math.ceil(LISTEN_S / PAUSE_S)):
+        clock.now += PAUSE_S
+        manager.tick()
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -67,8 +76,7 @@ def clock() -> Clock:
 def manager(clock: Clock) -> SwapManager:
     """One that serves OLD and has listened long enough."""
     made = SwapManager(OLD, clock=clock, warm_timeout_s=100, drain_timeout_s=30)
-    clock.now += LISTEN_S
-    made.tick()
+    listened(made, clock)
     return made
 
 
@@ -210,8 +218,18 @@ def test_a_manager_that_starts_anew_goes_by_what_routers_serve(clock: Clock) -> 
     assert serving.report() == SetOrders(), "and stays where it is"
     with pytest.raises(SwapBusyError):
         manager.begin(OLD)
-    clock.now += LISTEN_S
+    listened(manager, clock)
     assert fresh.report() == SetOrders(NEW)
+    assert serving.report() == SetOrders(NEW)
+
+
+def test_a_new_manager_that_was_held_up_has_not_listened(clock: Clock) -> None:
+    manager = SwapManager(OLD, clock=clock)
+    clock.now += 10 * LISTEN_S  # the machine was busy: nobody could be heard
+    manager.tick()
+    serving = Router("serving", manager, serving=NEW)
+    assert serving.report() == SetOrders(), "OLD is not put back"
+    listened(manager, clock)
     assert serving.report() == SetOrders(NEW)
 
 
@@ -219,7 +237,7 @@ def test_a_manager_that_starts_with_its_application_serves_the_first_set(clock: 
     manager = SwapManager(OLD, clock=clock)
     router = Router("r", manager, serving=None)
     router.report()
-    clock.now += LISTEN_S
+    listened(manager, clock)
     assert router.report() == SetOrders(OLD)
 
 
