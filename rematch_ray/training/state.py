@@ -84,8 +84,8 @@ def _whole(value: Tensor) -> Tensor | None:
     Not by `full_state_dict`: that gathers with functional collectives, whose long name
     (ALLGATHER_COALESCED) the two threads of a gloo group write down without a lock after each of
     them, and now and then free twice (ProcessGroupGloo::runLoop of torch 2.13: a segmentation fault
-    in some thousands of exports). A plain gather has a name that needs no memory, and the other
-    ranks never hold a whole weight.
+    after two thousand gatherings of a small model). A plain gather has a name that needs no memory,
+    and the other ranks never hold a whole weight.
     """
     if not isinstance(value, DTensor):
         return value.detach().cpu() if rank() == 0 else None
