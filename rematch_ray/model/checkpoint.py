@@ -123,7 +123,7 @@ def save_embedder(
         meta = {
             "format_version": FORMAT_VERSION,
             "has_fused": model.has_fused,
-            "settings": model.settings.model_dump(mode="json"),
+            "settings": {**model.settings.model_dump(mode="json"), "base": _base_name(model)},
             "identity": identity.to_json(),
         }
         (partial / META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
@@ -293,6 +293,12 @@ def _identity(model: Embedder, folder: Path) -> ModelIdentity:
         template_digest=model.template.digest,
         weights_digest=digest.hexdigest(),
     )
+
+
+def _base_name(model: Embedder) -> str:
+    """What an export says of its base: hub id or folder name; where a folder lay is nobody's."""
+    base = model.settings.base
+    return base if is_hub_id(base) and not Path(base).exists() else Path(base).name
 
 
 def _replace(partial: Path, target: Path) -> None:

@@ -45,13 +45,25 @@ def test_an_export_reads_back_bit_for_bit(
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
     assert again.identity == identity
-    assert again.settings == model.settings
+    # of the base its name, and not where it lay on this machine
+    assert again.settings == model.settings.model_copy(update={"base": tiny_base.name})
     assert not again.training
     for side in ("query", "document"):
         first, second = model.encode(mixed, side), again.encode(mixed, side)
         assert torch.equal(first.vectors, second.vectors)
         assert first.fused is not None and second.fused is not None
         assert torch.equal(first.fused, second.fused)
+
+
+def test_an_export_names_its_base_and_no_path(tiny_base: Path, tmp_path: Path) -> None:
+    model = new_embedder(tiny_base)
+    assert model.settings.base == str(tiny_base)
+    model.save_pretrained(tmp_path / "a")
+    assert str(tiny_base.parent) not in (tmp_path / "a" / META_FILE).read_text()
+    model.settings = model.settings.model_copy(update={"base": "Qwen/Qwen3-VL-2B-Instruct"})
+    model.save_pretrained(tmp_path / "b")
+    read = json.loads((tmp_path / "b" / META_FILE).read_text())
+    assert read["settings"]["base"] == "Qwen/Qwen3-VL-2B-Instruct"
 
 
 def test_a_model_without_fused_vector_reads_back_as_one(tiny_base: Path, tmp_path: Path) -> None:
