@@ -22,6 +22,8 @@ from rematch_ray.workloads.autoscaling import PATIENCE_S, is_autoscaled, wait_fo
 # small machines the CPUs that Ray counts are therefore more than there are.
 MIN_LOCAL_CPUS = 4
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a submitted job its own settings
+# Ray sends its token to an address that is named only where this says so
+AUTH_MODE = "RAY_AUTH_MODE"
 MAX_LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -288,6 +290,22 @@ def _worker_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in WORKER_ENVIRONMENT if name not in given}
 
 
+def _unreachable(address: str, error: Exception) -> str:
+    """What a user can do about a cluster that does not take this program in."""
+    reason = " ".join(str(error).split())
+    said = (
+        f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}); start one, or unset "
+        "RAY_ADDRESS to run on this machine alone"
+    )
+    if os.environ.get(AUTH_MODE) == "token":
+        return said
+    # Ray tells a cluster that refuses apart from one that is not there in its log alone
+    return (
+        f"{said}; one that asks for a token, as `ray start` makes it where ~/.ray/auth_token "
+        f"exists, needs {AUTH_MODE}=token here too"
+    )
+
+
 def _start(address: str | None) -> None:
     import ray
 
@@ -300,11 +318,8 @@ def _start(address: str | None) -> None:
     if address:
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, ValueError) as error:
-            raise UserError(
-                f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one, or "
-                "unset RAY_ADDRESS to run on this machine alone"
-            ) from error
+        except (ray.exceptions.AuthenticationError, ConnectionError, ValueError) as error:
+            raise UserError(_unreachable(address, error)) from error
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     ray.init(

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from rematch_ray.errors import UserError
 from rematch_ray.workloads import autoscaling, runtime
@@ -102,18 +103,37 @@ def test_nodes_that_do_not_come_and_clusters_that_get_none_are_refused(
     assert cluster.asked[-1] == []
 
 
-def test_an_address_without_a_cluster_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("mode", "failure", "says", "hints"),
+    [
+        ("disabled", ConnectionError("nobody home"), r"no Ray cluster.*\(nobody home\)", True),
+        ("token", ConnectionError("nobody home"), r"no Ray cluster.*\(nobody home\)", False),
+        (
+            "token",
+            AuthenticationError("no token\nwas found"),
+            r"no Ray cluster.*\(no token was found.*\)",
+            False,
+        ),
+    ],
+)
+def test_an_address_without_a_cluster_that_takes_us_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, mode: str, failure: Exception, says: str, hints: bool
+) -> None:
     def no_cluster(**_: object) -> None:
-        raise ConnectionError("nobody home")
+        raise failure
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", no_cluster)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
     with (
-        pytest.raises(UserError, match=r"RAY_ADDRESS=10.0.0.1:6379: no Ray cluster"),
+        pytest.raises(UserError, match=f"RAY_ADDRESS=10.0.0.1:6379: {says}") as refused,
         runtime.connect([]),
     ):
         pytest.fail("connected")
+    # a cluster that asks for a token looks like none from outside
+    assert ("RAY_AUTH_MODE=token" in str(refused.value)) == hints
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("given", [None, {}, {"runtime_env": {}}, {"runtime_env": None}])
