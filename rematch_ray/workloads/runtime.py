@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ MIN_LOCAL_CPUS = 4
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # where Ray tells a submitted job its own settings
 # Ray sends its token to an address that is named only where this says so
 AUTH_MODE = "RAY_AUTH_MODE"
+# a head that is just being started, or started anew, may take so long until it listens
+LISTENER_PATIENCE_S = 10.0
 MAX_LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -290,19 +294,41 @@ def _worker_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in WORKER_ENVIRONMENT if name not in given}
 
 
+def _await_listener(address: str) -> None:
+    """Wait a little for somebody to listen at an address that has a port; OSError if nobody does.
+
+    Ray tries twenty times a minute long, without a word, and Ctrl-C does not end it.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # "auto" and the like are Ray's to find
+        return
+    ends = time.monotonic() + LISTENER_PATIENCE_S
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), LISTENER_PATIENCE_S):
+                return
+        except OSError:
+            if time.monotonic() >= ends:
+                raise
+        time.sleep(0.5)
+
+
 def _unreachable(address: str, error: Exception) -> str:
     """What a user can do about a cluster that does not take this program in."""
     reason = " ".join(str(error).split())
-    said = (
+    return (
         f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}); start one, or unset "
         "RAY_ADDRESS to run on this machine alone"
     )
+
+
+def _token_hint() -> str:
+    """What may be missing where somebody listens: Ray says in its log alone that it was refused."""
     if os.environ.get(AUTH_MODE) == "token":
-        return said
-    # Ray tells a cluster that refuses apart from one that is not there in its log alone
+        return ""
     return (
-        f"{said}; one that asks for a token, as `ray start` makes it where ~/.ray/auth_token "
-        f"exists, needs {AUTH_MODE}=token here too"
+        "; one that asks for a token, as `ray start` makes it where ~/.ray/auth_token exists, "
+        f"needs {AUTH_MODE}=token here too"
     )
 
 
@@ -317,9 +343,13 @@ def _start(address: str | None) -> None:
     }
     if address:
         try:
+            _await_listener(address)
+        except OSError as silent:
+            raise UserError(_unreachable(address, silent)) from silent
+        try:
             ray.init(address=address, **options)
         except (ray.exceptions.AuthenticationError, ConnectionError, ValueError) as error:
-            raise UserError(_unreachable(address, error)) from error
+            raise UserError(_unreachable(address, error) + _token_hint()) from error
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     ray.init(

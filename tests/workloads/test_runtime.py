@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 from typing import Any
 
@@ -124,16 +125,51 @@ def test_an_address_without_a_cluster_that_takes_us_is_refused_by_name(
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", no_cluster)
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    with (
-        pytest.raises(UserError, match=f"RAY_ADDRESS=10.0.0.1:6379: {says}") as refused,
-        runtime.connect([]),
-    ):
-        pytest.fail("connected")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with (
+            pytest.raises(UserError, match=f"RAY_ADDRESS={address}: {says}") as refused,
+            runtime.connect([]),
+        ):
+            pytest.fail("connected")
     # a cluster that asks for a token looks like none from outside
     assert ("RAY_AUTH_MODE=token" in str(refused.value)) == hints
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_where_nobody_listens_is_refused_before_ray_is_asked(
+    monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = form.format(listener.getsockname()[1])
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray would try for twenty minutes"))
+    monkeypatch.setattr(runtime, "LISTENER_PATIENCE_S", 0.2)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(UserError, match=r"no Ray cluster answers there .*refused") as refused,
+        runtime.connect([]),
+    ):
+        pytest.fail("connected")
+    assert "RAY_AUTH_MODE" not in str(refused.value)
+
+
+def test_an_address_that_ray_finds_itself_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def found(**options: object) -> None:
+        asked.append(options["address"])
+        raise ConnectionError("none here")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", found)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError, match="none here"), runtime.connect([]):
+        pytest.fail("connected")
+    assert asked == ["auto"]
 
 
 @pytest.mark.parametrize("given", [None, {}, {"runtime_env": {}}, {"runtime_env": None}])
@@ -155,13 +191,13 @@ def _asked_of_ray(monkeypatch: pytest.MonkeyPatch, job: object) -> dict[str, str
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(runtime.JOB_CONFIG, json.dumps(job))
     monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
-    runtime._start("127.0.0.1:1")
+    runtime._start("auto")
     return asked["runtime_env"]["env_vars"]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
     ("variables", "is_own"),
-    [({}, True), ({"RAY_ADDRESS": "10.0.0.1:6379"}, False), ({"REMATCH_RAY_DEBUG": "1"}, False)],
+    [({}, True), ({"RAY_ADDRESS": "auto"}, False), ({"REMATCH_RAY_DEBUG": "1"}, False)],
 )
 def test_only_a_cluster_of_this_program_goes_without_what_others_need(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], is_own: bool
