@@ -297,7 +297,7 @@ def _worker_environment() -> dict[str, str]:
 def _await_listener(address: str) -> None:
     """Wait a little for somebody to listen at an address that has a port; OSError if nobody does.
 
-    Ray tries twenty times, up to a minute each, without a word, and Ctrl-C does not end it.
+    Ray tries twenty times, up to a minute each, without a word; Ctrl-C waits for the one under way.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():  # "auto" and the like are Ray's to find
