@@ -295,10 +295,13 @@ def _worker_environment() -> dict[str, str]:
 
 
 def _await_listener(address: str) -> None:
-    """Wait a little for somebody to listen at an address that has a port; OSError if nobody does.
+    """Wait a little for somebody to listen at an address that has a port.
 
-    Ray tries twenty times, up to a minute each, without a word; Ctrl-C waits for the one under way.
+    Raises:
+        OSError: nobody does, or there is no such port.
+        UnicodeError: there can be no such host.
     """
+    # Ray tries twenty times, up to a minute each, without a word, and Ctrl-C waits for a try's end
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():  # "auto" and the like are Ray's to find
         return
@@ -344,7 +347,7 @@ def _start(address: str | None) -> None:
     if address:
         try:
             _await_listener(address)
-        except OSError as silent:
+        except (OSError, UnicodeError) as silent:
             raise UserError(_unreachable(address, silent)) from silent
         try:
             ray.init(address=address, **options)

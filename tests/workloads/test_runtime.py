@@ -139,6 +139,21 @@ def test_an_address_without_a_cluster_that_takes_us_is_refused_by_name(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", f"{'a' * 64}.b:1"])
+def test_an_address_that_cannot_be_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray would try for twenty minutes"))
+    monkeypatch.setattr(runtime, "LISTENER_PATIENCE_S", 0.2)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no Ray cluster"),
+        runtime.connect([]),
+    ):
+        pytest.fail("connected")
+
+
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
 def test_an_address_where_nobody_listens_is_refused_before_ray_is_asked(
     monkeypatch: pytest.MonkeyPatch, form: str
