@@ -27,8 +27,11 @@ help: ## list the targets
 demo: $(INSTALLED) ## train, embed, index, evaluate and search the shipped corpus
 	$(BIN)/rematch-ray demo $(DEMO_FLAGS)
 
+# the whole demo's where there is one, the quick one's otherwise
+SERVED = $(patsubst %/index,%,$(firstword $(wildcard demo-run/index demo-run/quick/index)))
 serve: $(INSTALLED) ## serve what the demo built
-	$(BIN)/rematch-ray serve --index demo-run/index --media-root demo-run/data
+	@test -n "$(SERVED)" || { echo "nothing to serve yet: make demo builds it" >&2; exit 2; }
+	$(BIN)/rematch-ray serve --index $(SERVED)/index --media-root $(SERVED)/data
 
 test: check ## what CI runs: check, then every test that is neither slow, gpu nor browser
 	$(BIN)/python -m pytest -m 'not slow and not gpu and not browser' $(TEST_FLAGS)

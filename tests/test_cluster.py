@@ -112,6 +112,11 @@ def test_a_manifest_runs_the_pinned_ray(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_a_manifest_asks_for_rays_token(path: Path) -> None:
+    assert cluster_of(load(path))["authOptions"] == {"mode": "token"}
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_every_node_has_what_it_asks_for_and_sees_the_storage(path: Path) -> None:
     for group in groups_of(load(path)):
         pod = group["template"]["spec"]
