@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _SIZES = {"ladder", "embedding_dim", "fused_dim", "fuse_k"}
 _FUSED = "fused_projection.weight"
+_SHIPPED = "rematch_ray/assets/"
+_INSTALLED_IN = Path(__file__).resolve().parents[2]
 _log = logging.getLogger(__name__)
 
 
@@ -107,12 +109,24 @@ def check_base(base: str) -> None:
         )
 
 
+def located(base: str | Path) -> str | Path:
+    """Where a shipped model lies: `rematch_ray/assets/NAME` leads to it from any folder.
+
+    The configurations of `jobs/configs` name it so; they run where only the package is, too.
+    """
+    shipped = _INSTALLED_IN / base
+    if str(base).startswith(_SHIPPED) and not Path(base).exists() and shipped.exists():
+        return shipped
+    return base
+
+
 def find_start(base: str | Path) -> Start:
     """The base model that a path or hub id names, or the base of an export or run directory.
 
     Raises:
         UserError: an export that cannot be read.
     """
+    base = located(base)
     export = find_export(Path(base))
     if export is None:
         return Start(base)

@@ -109,7 +109,9 @@ def _write(walk: Walk) -> dict[str, Any]:
 
 def _make_model(walk: Walk, stamps: Stamps, data: dict[str, Any]) -> dict[str, Any]:
     """Train and embed on one cluster, which is started only when one of them is to be done."""
-    weights = Path(walk.run.model.base) / "model.safetensors"
+    from rematch_ray.model.starting import located
+
+    weights = Path(located(walk.run.model.base)) / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{weights} is not there: make the base with rematch-ray pretrain-tiny")
     base = hashlib.sha256(weights.read_bytes()).hexdigest()

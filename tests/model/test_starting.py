@@ -9,7 +9,7 @@ import torch
 from rematch_ray.data.schema import Item
 from rematch_ray.errors import UserError
 from rematch_ray.model.embedder import Embedder
-from rematch_ray.model.starting import check_base, find_start
+from rematch_ray.model.starting import check_base, find_start, located
 from tests.tiny import model_settings, new_embedder
 
 
@@ -101,3 +101,17 @@ def test_what_cannot_is_refused_before_anything_starts(tmp_path: Path) -> None:
 def test_limits_of_pixels_that_contradict_are_refused(tiny_base: Path) -> None:
     with pytest.raises(UserError, match=r"max_pixels 100 .*1024.*processor of the base"):
         new_embedder(tiny_base, max_pixels=100)
+
+
+def test_a_shipped_model_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = "rematch_ray/assets/tiny-base"
+    monkeypatch.chdir(tmp_path)
+    assert (Path(find_start(shipped).backbone) / "model.safetensors").exists()
+    check_base(shipped)
+    with pytest.raises(UserError, match="does not exist"):
+        check_base(f"{shipped}-of-another-name")
+    # what lies under the path that was given comes first
+    Path(shipped).mkdir(parents=True)
+    assert located(shipped) == shipped
