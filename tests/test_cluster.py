@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,17 @@ def test_the_image_has_the_pinned_versions_and_copies_what_exists() -> None:
         *sources, _ = line.split()
         assert all((ROOT / source).exists() for source in sources), line
     assert f"WORKDIR {IMAGE_ROOT}" in text
+
+
+def test_the_image_asks_for_extras_that_there_are() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / "cluster" / "Dockerfile").read_text()
+    [asked] = re.findall(r"rematch-ray\[(.+)\] @", text)
+    [usual] = re.findall(r"^ARG EXTRA=(.+)$", text, re.MULTILINE)
+    [gpu] = re.findall(r"--build-arg EXTRA=(\S+)", text)
+    for extra in (usual, gpu):
+        names = set(asked.replace("${EXTRA}", extra).split(","))
+        assert names <= set(extras["optional-dependencies"])
 
 
 def test_the_image_is_not_built_without_the_kernel() -> None:

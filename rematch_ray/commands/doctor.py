@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Examine; returns the calibration, the advice and the generation that carries it."""
     from rematch_ray.data.readers.judged import read_judgements
     from rematch_ray.evaluation.diagnosis import diagnose
-    from rematch_ray.evaluation.doctor_report import figure_class
+    from rematch_ray.evaluation.figures import figure_class
     from rematch_ray.index.calibration_writer import publish_calibration
     from rematch_ray.index.query_vectors import read_query_vectors
     from rematch_ray.index.search import SearchIndex

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rematch_ray.errors import UserError
+from rematch_ray.evaluation.figures import figure_class
 from rematch_ray.index.calibration import Calibration, Row
 from rematch_ray.index.choice import AUTO_RECALL, Choice, Table, choose_plan
 from rematch_ray.index.wish import Wish
@@ -143,19 +143,6 @@ def _matching_lines(calibration: Calibration) -> list[str]:
         f"matching head: {100 * gain['mean']:+.1f} points of nDCG@{measured['k']} (95 % interval "
         f"{ends}) at lambda {measured['lambda']:g} over the best {measured['candidates']}"
     ]
-
-
-def figure_class() -> Any:
-    """Matplotlib's figure.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as missing:
-        raise UserError("plots need matplotlib: pip install 'rematch-ray[eval]'") from missing
-    return Figure
 
 
 def plot_calibration(calibration: Calibration, ladder: Ladder, out: Path) -> Path:

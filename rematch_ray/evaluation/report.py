@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rematch_ray.errors import UserError
+from rematch_ray.evaluation.figures import figure_class
 from rematch_ray.index.manifest import write_durably
 
 PERCENT_COLUMNS = {
@@ -177,11 +177,7 @@ def plot_cost(
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as missing:
-        raise UserError("plots need matplotlib: pip install 'rematch-ray[eval]'") from missing
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = figure_class()(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for report in reports:
         rungs = {name: line for name, line in report["rungs"].items() if name != "fused"}

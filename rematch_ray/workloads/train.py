@@ -310,8 +310,12 @@ def idle_line(workers: int, plan: Plan) -> str:
 
 
 def start_line(record: dict[str, Any]) -> str:
-    """Return the line that says which processes work, and from which step."""
-    workers = ", ".join(f"rank {w['rank']} pid {w['pid']}" for w in record["workers"])
+    """Return the line that says which processes work, on which nodes, and from which step."""
+    several = len({w.get("node") for w in record["workers"]}) > 1
+    workers = ", ".join(
+        f"rank {w['rank']} pid {w['pid']}" + several * f" on {w.get('node')}"
+        for w in record["workers"]
+    )
     return f"training from step {record['from_step']}: {workers}"
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rematch_ray.errors import UserError
+from rematch_ray.evaluation.figures import figure_class
 from rematch_ray.scoring.budget import Budget
 from rematch_ray.workloads.run_directory import RunDirectory
 
@@ -33,13 +35,13 @@ def plot_run(directory: RunDirectory) -> str:
     if not steps:
         return "no plot: the run has no step yet"
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return f"no plot: {FILE} needs matplotlib (pip install 'rematch-ray[eval]')"
+        figure_of = figure_class()
+    except UserError as missing:
+        return f"no plot: {missing}"
     validations = [r for r in records if r["event"] == "validation" and "metrics" in r]
     panels = [panel for panel in PANELS if panel[2](steps, validations)]
     rows = -(-len(panels) // COLUMNS)
-    figure = Figure(figsize=(4.8 * COLUMNS, 3.4 * rows), layout="constrained")
+    figure = figure_of(figsize=(4.8 * COLUMNS, 3.4 * rows), layout="constrained")
     for place, (title, draw, _) in enumerate(panels):
         axes = figure.add_subplot(rows, COLUMNS, place + 1)
         axes.set_title(title, fontsize=10)

@@ -1,6 +1,7 @@
 """An evaluation reads its tables, restricts the gallery to a source and reports every rung."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,26 @@ def test_every_rung_is_measured_with_costs_slices_and_the_matching_stage(
     assert report["chance"]["recall@1"] == pytest.approx(1 / 16)
     assert report["matching"]["triplets"] == 3
     assert Path(result["files"]["json"]).exists()
+
+
+def test_plots_are_drawn_and_without_matplotlib_the_tables_stand(
+    index: Path,
+    tiny_export: Path,
+    task: TaskSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    drawn = evaluate(config(index, tiny_export, tmp_path / "a", task, plots=True))["files"]
+    assert Path(drawn["bytes_per_document"]).read_bytes().startswith(b"\x89PNG")
+    assert Path(drawn["ms_per_query"]).exists()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    capsys.readouterr()
+    bare = evaluate(config(index, tiny_export, tmp_path / "b", task, plots=True))["files"]
+    assert bare.keys() == drawn.keys() - {"bytes_per_document", "ms_per_query"}
+    said = capsys.readouterr().err
+    assert "4x6" in said
+    assert said.endswith("no plots: plots need matplotlib: pip install 'rematch-ray[eval]'\n")
 
 
 def test_a_model_finds_what_it_was_given_on_the_other_side_of_the_same_bank(

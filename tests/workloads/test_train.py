@@ -363,6 +363,9 @@ def test_progress_names_the_losses_the_speed_and_the_time_left() -> None:
     workers = [{"rank": 0, "pid": 11, "node": "a"}, {"rank": 1, "pid": 12, "node": "a"}]
     line = start_line({"from_step": 4, "workers": workers})
     assert line == "training from step 4: rank 0 pid 11, rank 1 pid 12"
+    apart = [workers[0], {**workers[1], "node": "b"}]
+    line = start_line({"from_step": 4, "workers": apart})
+    assert line == "training from step 4: rank 0 pid 11 on a, rank 1 pid 12 on b"
     metrics = {"loss": 1.23456, "loss/fused": 0.5, "accuracy/1x1": 0.9}
     steps = [
         {"step": i, "epoch": 1, "pairs": 64, "seconds": 2.0, "metrics": metrics} for i in range(40)

@@ -62,4 +62,4 @@ def test_nothing_to_draw_or_to_draw_with_is_a_line(
     assert plot_run(RunDirectory(tmp_path)) == "no plot: the run has no step yet"
     directory = log(tmp_path, {"loss": 1.0}, validated=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "needs matplotlib (pip install 'rematch-ray[eval]')" in plot_run(directory)
+    assert plot_run(directory) == "no plot: plots need matplotlib: pip install 'rematch-ray[eval]'"
